@@ -1,0 +1,6 @@
+"""The seeds: small modules that can be planted in a host."""
+
+from envs.blueprints.base import Blueprint
+from envs.blueprints.conv import CONV_BLUEPRINTS
+
+__all__ = ["CONV_BLUEPRINTS", "Blueprint"]

@@ -1,0 +1,184 @@
+"""Convolutional hosts: blocks of convolution, group norm, ReLU and pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from envs.blueprints import CONV_BLUEPRINTS, Blueprint
+from envs.hosts.base import Segment
+from envs.layers import (
+    EPSILON,
+    conv3x3,
+    global_average,
+    group_norm,
+    linear,
+    max_pool,
+    pointwise_conv,
+)
+from envs.parameters import ParameterLayout, bias, norm, weight
+
+
+class ConvBlock:
+    """Convolution without bias, group norm, 2×2 max pooling where asked for, ReLU.
+
+    Pooling comes before ReLU, which gives the same numbers and gradients for less work.
+
+    Args:
+        in_channels: channels of its input.
+        out_channels: channels of its output.
+        kernel_size: 1 or 3.
+        pool: halve height and width.
+        image_size: set for the first block of a host, which reshapes flat examples.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        pool: bool,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        self.in_channels = in_channels
+        self.kernel_size = kernel_size
+        self.pool = pool
+        self.image_size = image_size
+        kernel = () if kernel_size == 1 else (3, 3)
+        self.layout = ParameterLayout(
+            [weight("conv", out_channels, in_channels, *kernel), *norm("norm", out_channels)]
+        )
+
+    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
+        kernel = params["conv"]
+        if self.image_size is not None:
+            x = x.unflatten(1, (self.in_channels, *self.image_size))
+        if self.kernel_size == 3:
+            x = conv3x3(x, kernel)
+        else:
+            x = pointwise_conv(x.expand(len(kernel), *x.shape[1:]), kernel)
+        x = group_norm(x, params["norm_scale"], params["norm_shift"])
+        return F.relu(max_pool(x) if self.pool else x)
+
+
+class PointwiseStem:
+    """A first 1×1 :class:`ConvBlock` with pooling on one-channel images, in closed form.
+
+    Channel c of its convolution is k_c · pixel, so the norm only needs the image's mean and
+    variance, and the pooled value is an increasing or decreasing function of the pixel: it is
+    reached at the window's largest or smallest pixel. A quarter of the work, exactly the same
+    function (and gradient) of the same parameters.
+
+    Takes examples as :func:`window_extremes` made them.
+    """
+
+    def __init__(self, out_channels: int, image_size: tuple[int, int]) -> None:
+        self.pooled_size = (image_size[0] // 2, image_size[1] // 2)
+        self.layout = ParameterLayout(
+            [weight("conv", out_channels, 1), *norm("norm", out_channels)]
+        )
+
+    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
+        pixels = self.pooled_size[0] * self.pooled_size[1]
+        largest, smallest, mean, variance = x.split([pixels, pixels, 1, 1], dim=1)
+        kernel = params["conv"]  # [n, C, 1]
+        scale, shift = params["norm_scale"].unsqueeze(2), params["norm_shift"].unsqueeze(2)
+        kernel_mean = kernel.mean(1, keepdim=True)
+        kernel_variance = (kernel - kernel_mean).square().mean(1, keepdim=True)
+        # Variance of k·x over channels and pixels, k and x independent: both terms are ≥ 0.
+        spread = kernel.square().mean(1, keepdim=True) * variance + kernel_variance * mean.square()
+        rstd = (spread + EPSILON).rsqrt()  # [n, 1, B]
+        gain = kernel * scale  # [n, C, 1]
+        offset = torch.addcmul(shift, scale, kernel_mean * mean * rstd, value=-1)
+        extreme = torch.where(gain.unsqueeze(3) >= 0, largest.unsqueeze(1), smallest.unsqueeze(1))
+        out = torch.addcmul(offset.unsqueeze(2), extreme, (gain * rstd).unsqueeze(2))
+        return F.relu(out).unflatten(2, self.pooled_size)
+
+
+def window_extremes(images: Tensor) -> Tensor:
+    """Largest and smallest pixel of every 2×2 window, mean and variance of the image.
+
+    Args:
+        images: ``[M, 1, H, W]``, H and W even.
+
+    Returns:
+        ``[M, H·W/2 + 2]``.
+    """
+    largest = F.max_pool2d(images, 2).flatten(1)
+    smallest = -F.max_pool2d(-images, 2).flatten(1)
+    pixels = images.flatten(1)
+    mean, variance = pixels.mean(1, keepdim=True), pixels.var(1, correction=0, keepdim=True)
+    return torch.cat([largest, smallest, mean, variance], dim=1)
+
+
+class Classifier:
+    """Global average and a linear layer: the logits ``[n, classes, B]``."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        self.layout = ParameterLayout(
+            [weight("linear", classes, channels), bias("linear_bias", classes, channels)]
+        )
+
+    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
+        return linear(global_average(x), params["linear"], params["linear_bias"])
+
+
+class ConvHost:
+    """Blocks of convolution with a slot after each, then a linear classifier.
+
+    Args:
+        kernel_size: 1 or 3, of every convolution.
+        image_shape: channels, height and width of the input.
+        channels: output channels of the blocks.
+        pooled: for every block, does 2×2 max pooling follow?
+        classes: number of classes.
+
+    Raises:
+        ValueError: on another kernel size, or an image that can't be halved often enough.
+    """
+
+    blueprints: Mapping[str, Blueprint] = CONV_BLUEPRINTS
+
+    def __init__(
+        self,
+        kernel_size: int,
+        image_shape: tuple[int, int, int] = (1, 8, 8),
+        channels: Sequence[int] = (8, 16, 32),
+        pooled: Sequence[bool] = (True, True, False),
+        classes: int = 10,
+    ) -> None:
+        if kernel_size not in (1, 3):
+            raise ValueError(f"kernel_size must be 1 or 3, got {kernel_size}")
+        in_channels, height, width = image_shape
+        halvings = 2 ** sum(pooled)
+        if height % halvings or width % halvings:
+            raise ValueError(
+                f"image_shape {image_shape} can't be halved {sum(pooled)} times: "
+                f"height and width must be multiples of {halvings}"
+            )
+        self.closed_form_stem = kernel_size == 1 and in_channels == 1 and pooled[0]
+        self.slot_channels: Sequence[int] = tuple(channels)
+        segments: list[Segment] = []
+        sizes = []
+        for i, (out_channels, pool) in enumerate(zip(channels, pooled, strict=True)):
+            if i == 0 and self.closed_form_stem:
+                segments.append(PointwiseStem(out_channels, (height, width)))
+                sizes.append(out_channels * height * width // 4)
+            else:
+                size = (height, width) if i == 0 else None
+                segments.append(ConvBlock(in_channels, out_channels, kernel_size, pool, size))
+                sizes.append(max(out_channels, in_channels * kernel_size**2) * height * width)
+            in_channels, height, width = out_channels, height >> pool, width >> pool
+        segments.append(Classifier(in_channels, classes))
+        self.segments: Sequence[Segment] = tuple(segments)
+        self.activation_size = max(sizes)
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Images ``[M, C, H, W]`` as the first segment wants them: ``[M, features]``."""
+        return window_extremes(inputs) if self.closed_form_stem else inputs.flatten(1)
+
+    def pool(self, h: Tensor) -> Tensor:
+        return global_average(h)

@@ -1,0 +1,196 @@
+"""Layers of many small convolutional networks at once.
+
+Features are ``[n, C, H, W, B]``: n networks, and the B examples of a minibatch **innermost**.
+A 1×1 convolution is then one batched matrix product with a long inner dimension, a row of
+networks is a contiguous block, and every elementwise kernel runs along contiguous memory; on
+CPUs this is faster than grouped convolutions in either memory format. Weights have a leading n.
+No operation mixes networks, so a NaN in one never reaches another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+EPSILON = 1e-5
+"""Added to the variance in normalisation layers, as in torch."""
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        n, channels, batch = x.shape[0], x.shape[1], x.shape[-1]
+        flat = x.reshape(n, -1, batch)
+        centred = flat - flat.mean(1, keepdim=True)
+        rstd = centred.square().mean(1, keepdim=True).add_(EPSILON).rsqrt_()
+        normal = centred.mul_(rstd).view(n, channels, -1, batch)
+        ctx.save_for_backward(normal, rstd, scale)
+        out = torch.addcmul(shift[:, :, None, None], normal, scale[:, :, None, None])
+        return out.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        normal, rstd, scale = ctx.saved_tensors
+        shape = grad.shape
+        grad = grad.reshape(normal.shape)
+        n, channels, pixels, batch = normal.shape
+        grad_sum = grad.sum(2)
+        grad_dot = (grad * normal).sum(2)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            # dx = rstd · (scale·g − mean(scale·g) − x̂ · mean(scale·g·x̂)), means over C, H, W
+            rstd = rstd.view(n, 1, 1, batch)
+            minus_mean = rstd / -(channels * pixels)
+            mean_sum = torch.bmm(scale[:, None], grad_sum).unsqueeze(1) * minus_mean
+            mean_dot = torch.bmm(scale[:, None], grad_dot).unsqueeze(1) * minus_mean
+            grad_x = torch.addcmul(mean_sum, normal, mean_dot)
+            grad_x = grad_x.addcmul_(grad, scale[:, :, None, None] * rstd).view(shape)
+        return grad_x, grad_dot.sum(2), grad_sum.sum(2)
+
+
+def group_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Group normalisation with one group (Wu & He 2018).
+
+    Args:
+        x: features ``[n, C, H, W, B]``.
+        scale: ``[n, C]``.
+        shift: ``[n, C]``.
+    """
+    return _GroupNorm.apply(x, scale, shift)
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        top_left, top_right, low_left, low_right = _windows(x)
+        out = torch.maximum(torch.maximum(top_left, top_right), torch.maximum(low_left, low_right))
+        ctx.save_for_backward(x, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, out = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        # The first of equal pixels takes the gradient, as in torch.
+        for pixel, target in zip(_windows(x), _windows(grad_x), strict=True):
+            torch.mul(grad, pixel == out, out=target)
+            grad = grad - target
+        return grad_x
+
+
+def _windows(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four pixels of every 2×2 window, row by row, as views ``[n, C, H/2, W/2, B]``."""
+    top, low = x[:, :, 0::2], x[:, :, 1::2]
+    return top[:, :, :, 0::2], top[:, :, :, 1::2], low[:, :, :, 0::2], low[:, :, :, 1::2]
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """2×2 max pooling of ``[n, C, H, W, B]``; height and width must be even."""
+    return _MaxPool.apply(x)
+
+
+class _Patches(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        n, channels, height, width, batch = x.shape
+        ctx.shape = x.shape
+        padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [n, C, 3, 3, B, H, W]
+        return windows.permute(0, 1, 2, 3, 5, 6, 4).reshape(n, channels * 9, height * width * batch)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        n, channels, height, width, batch = ctx.shape
+        grad = grad.view(n, channels, 3, 3, height, width, batch)
+        padded = grad.new_zeros(n, channels, height + 2, width + 2, batch)
+        for i in range(3):
+            for j in range(3):
+                padded[:, :, i : i + height, j : j + width] += grad[:, :, i, j]
+        return padded[:, :, 1:-1, 1:-1]
+
+
+def pointwise_conv(x: Tensor, kernel: Tensor) -> Tensor:
+    """1×1 convolution.
+
+    Args:
+        x: features ``[n, C_in, H, W, B]``.
+        kernel: ``[n, C_out, C_in]``.
+    """
+    return torch.bmm(kernel, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+def conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
+    """3×3 convolution with zero padding 1.
+
+    Args:
+        x: features ``[n, C_in, H, W, B]``; n may be 1 where all networks share their input.
+        kernel: ``[n, C_out, C_in, 3, 3]``.
+    """
+    return torch.matmul(kernel.flatten(2), _Patches.apply(x)).unflatten(2, x.shape[2:])
+
+
+def depthwise_conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
+    """3×3 convolution of every channel alone, zero padding 1.
+
+    Args:
+        x: features ``[n, C, H, W, B]``.
+        kernel: ``[n, C, 3, 3]``.
+    """
+    n, channels = x.shape[:2]
+    patches = _Patches.apply(x).view(n * channels, 9, -1)
+    return torch.bmm(kernel.reshape(n * channels, 1, 9), patches).view(x.shape)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A fully connected layer: ``[n, in, B]`` to ``[n, out, B]``, weight ``[n, out, in]``."""
+    return torch.baddbmm(bias.unsqueeze(2), weight, x)
+
+
+def global_average(x: Tensor) -> Tensor:
+    """Mean over the pixels: ``[n, C, H, W, B]`` to ``[n, C, B]``."""
+    return x.mean((2, 3))
+
+
+class _Incubate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, seed: Tensor) -> Tensor:
+        return features.view_as(features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad
+
+
+def incubate(features: Tensor, seed: Tensor) -> Tensor:
+    """``features``, bitwise, while ``seed`` gets the gradient that it would get in their place.
+
+    The seed must have been computed on detached features, so that nothing of it reaches the
+    host. Unlike ``features + (seed - seed.detach())`` this holds for a seed full of inf too.
+    """
+    return _Incubate.apply(features, seed)
+
+
+class _Permute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return x.index_select(0, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return torch.empty_like(grad).index_copy_(0, order, grad), None
+
+
+def permute_rows(x: Tensor, order: Tensor) -> Tensor:
+    """``x[order]`` for a permutation ``order`` of the rows, with a cheap gradient."""
+    return _Permute.apply(x, order)

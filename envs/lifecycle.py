@@ -1,0 +1,367 @@
+"""A seed's life: which ops are legal where, what they do, α ramps and clocks.
+
+All functions work on :class:`Slots`, tensors ``[N, S]`` for N rows of S slots, and replace
+tensors instead of writing into them, so a tensor handed out once never changes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from envs.actions import (
+    ALPHA_SPEED_EPOCHS,
+    ALPHA_TARGETS,
+    HEADS,
+    SIGMOID_STEEPNESS,
+    STYLE_ALGORITHM,
+    STYLE_CURVE,
+    TEMPO_EPOCHS,
+    Algorithm,
+    AlphaCurve,
+    AlphaMode,
+    Op,
+    Stage,
+    Style,
+    head_sizes,
+)
+
+GATES: tuple[str, ...] = ("permissive", "strict", "hidden")
+"""Values of the environment's ``gates``."""
+
+COOL_DOWN_EPOCHS: dict[Stage, int] = {Stage.PRUNED: 1, Stage.EMBARGOED: 5, Stage.RESETTING: 1}
+"""In how many observations each cool-down stage is seen."""
+
+STRICT_GRADIENT_RATIO = 0.10
+"""Strict gate 2: the seed's gradient norm over the host's."""
+
+STRICT_CONTRIBUTION = 1.0
+"""Strict gate 5: accuracy points."""
+
+
+@dataclass
+class Slots:
+    """State of all slots, each tensor ``[N, S]``.
+
+    Attributes:
+        stage: int64, a :class:`~envs.actions.Stage`.
+        clock: int64, epochs in the stage.
+        blueprint: int64, −1 where no module sits.
+        algorithm: int64, an :class:`~envs.actions.Algorithm`.
+        alpha: float32 in [0, 1].
+        alpha_velocity: float32, change of α in the last step.
+        alpha_mode: int64, an :class:`~envs.actions.AlphaMode`.
+        ramp_start, ramp_target: float32, where the ramp begins and ends. Before blending, the
+            target is the one chosen at germination.
+        ramp_epochs, ramp_done: int64, length of the ramp and epochs of it that are over.
+        ramp_curve: int64, an :class:`~envs.actions.AlphaCurve`.
+        removing: bool, the module goes when the ramp arrives.
+        gradient_norm: float32, of the seed, mean over the last epoch's minibatches.
+        contribution: float32, accuracy points, last measured.
+        contribution_change: float32, by the last measurement.
+        contribution_age: int64, epochs since the last measurement, −1 for never.
+    """
+
+    stage: Tensor
+    clock: Tensor
+    blueprint: Tensor
+    algorithm: Tensor
+    alpha: Tensor
+    alpha_velocity: Tensor
+    alpha_mode: Tensor
+    ramp_start: Tensor
+    ramp_target: Tensor
+    ramp_epochs: Tensor
+    ramp_done: Tensor
+    ramp_curve: Tensor
+    removing: Tensor
+    gradient_norm: Tensor
+    contribution: Tensor
+    contribution_change: Tensor
+    contribution_age: Tensor
+
+    @classmethod
+    def dormant(cls, num_rows: int, num_slots: int, device: torch.device) -> Slots:
+        """Slots that hold nothing."""
+        integer = torch.zeros(num_rows, num_slots, dtype=torch.int64, device=device)
+        real = torch.zeros(num_rows, num_slots, device=device)
+        return cls(
+            stage=integer + Stage.DORMANT,
+            clock=integer,
+            blueprint=integer - 1,
+            algorithm=integer,
+            alpha=real,
+            alpha_velocity=real,
+            alpha_mode=integer,
+            ramp_start=real,
+            ramp_target=real,
+            ramp_epochs=integer,
+            ramp_done=integer,
+            ramp_curve=integer,
+            removing=integer.bool(),
+            gradient_norm=real,
+            contribution=real,
+            contribution_change=real,
+            contribution_age=integer - 1,
+        )
+
+    @property
+    def has_module(self) -> Tensor:
+        """Bool ``[N, S]``: does a module sit in the slot?"""
+        return self.blueprint >= 0
+
+    def empty(self, where: Tensor, stage: Stage) -> None:
+        """Take the module out of the slots ``where [N, S]`` and set their stage, clock 0."""
+        num_rows, num_slots = self.stage.shape
+        fresh = Slots.dormant(num_rows, num_slots, self.stage.device)
+        fresh.stage = torch.full_like(self.stage, stage)
+        for field in fields(self):
+            kept, new = getattr(self, field.name), getattr(fresh, field.name)
+            setattr(self, field.name, torch.where(where, new, kept))
+
+    def enter(self, where: Tensor, stage: Stage) -> None:
+        """Set the stage of the slots ``where [N, S]``, clock 0."""
+        self.stage = torch.where(where, stage, self.stage)
+        self.clock = torch.where(where, 0, self.clock)
+
+    def ramp(
+        self, where: Tensor, target: Tensor, epochs: Tensor, curve: Tensor, removing: bool = False
+    ) -> None:
+        """Aim α of the slots ``where [N, S]`` at ``target``.
+
+        A ramp of 0 epochs, or to the α that holds already, is over at once.
+
+        Args:
+            where: bool ``[N, S]``.
+            target, epochs, curve: broadcast with ``where``.
+            removing: the module goes on arrival.
+        """
+        moves = where & (target != self.alpha) & (epochs > 0)
+        mode = torch.where(target > self.alpha, AlphaMode.UP, AlphaMode.DOWN)
+        self.alpha_mode = torch.where(moves, mode, torch.where(where, 0, self.alpha_mode))
+        self.ramp_start = torch.where(where, self.alpha, self.ramp_start)
+        self.ramp_target = torch.where(where, target, self.ramp_target)
+        self.ramp_epochs = torch.where(where, epochs, self.ramp_epochs)
+        self.ramp_done = torch.where(moves, 0, torch.where(where, epochs, self.ramp_done))
+        self.ramp_curve = torch.where(where, curve, self.ramp_curve)
+        self.removing = torch.where(where, moves & removing, self.removing)
+        self.alpha = torch.where(where & ~moves, target, self.alpha)
+
+
+@dataclass
+class Applied:
+    """What became of an action.
+
+    Attributes:
+        success: bool ``[N]``; False where it was refused and the step runs as WAIT.
+        op: int64 ``[N]``, the op that was carried out.
+        germinated: bool ``[N, S]``, slots where a seed was planted.
+        gated: bool ``[N, S]``, slots whose algorithm became GATE.
+        fossilized: bool ``[N, S]``.
+        pruned: bool ``[N, S]``, slots on which PRUNE was carried out.
+    """
+
+    success: Tensor
+    op: Tensor
+    germinated: Tensor
+    gated: Tensor
+    fossilized: Tensor
+    pruned: Tensor
+
+
+def check_action(action: dict[str, Tensor], num_rows: int, num_slots: int) -> None:
+    """Refuse an action that isn't well-formed (an illegal one is).
+
+    Raises:
+        ValueError: a head is missing, has the wrong shape, or an index is out of range.
+        TypeError: a head isn't int64.
+    """
+    sizes = head_sizes(num_slots)
+    for head in HEADS:
+        if head not in action:
+            raise ValueError(f"action lacks the head {head!r}; its heads are {', '.join(HEADS)}")
+        index = action[head]
+        if index.dtype != torch.int64:
+            raise TypeError(f"action head {head!r} has dtype {index.dtype}; int64 is needed")
+        if index.shape != (num_rows,):
+            raise ValueError(
+                f"action head {head!r} has shape {tuple(index.shape)}; ({num_rows},) is needed, "
+                "one index a row"
+            )
+    indices = torch.stack([action[head] for head in HEADS])
+    limits = torch.tensor([sizes[head] for head in HEADS], device=indices.device)[:, None]
+    outside = (indices < 0) | (indices >= limits)
+    if outside.any():
+        place, row = outside.nonzero()[0].tolist()
+        head = HEADS[place]
+        raise ValueError(
+            f"action head {head!r} is {indices[place, row].item()} in row {row}; "
+            f"0 to {sizes[head] - 1} are allowed"
+        )
+
+
+def legal_slots(slots: Slots, host_gradient: Tensor, *, strict: bool) -> Tensor:
+    """Where each op is legal: bool ``[N, 6, S]``.
+
+    Args:
+        slots: the slots.
+        host_gradient: the hosts' gradient norms, float32 ``[N]``.
+        strict: also ask for a healthy gradient (gate 2) and a contribution (gate 5).
+    """
+    stage = slots.stage
+    holds = slots.alpha_mode == AlphaMode.HOLD
+    unmixed = (stage == Stage.GERMINATED) | (stage == Stage.TRAINING)
+    mixed = ((stage == Stage.BLENDING) | (stage == Stage.HOLDING)) & holds
+    trained = (stage == Stage.TRAINING) & (slots.clock >= 1)
+    finished = (stage == Stage.HOLDING) & holds & (slots.alpha > 0)
+    if strict:
+        trained &= slots.gradient_norm >= STRICT_GRADIENT_RATIO * host_gradient[:, None]
+        finished &= (slots.contribution_age >= 0) & (slots.contribution >= STRICT_CONTRIBUTION)
+    by_op = {
+        Op.WAIT: torch.ones_like(holds),
+        Op.GERMINATE: stage == Stage.DORMANT,
+        Op.SET_ALPHA_TARGET: mixed,
+        Op.PRUNE: unmixed | mixed,
+        Op.FOSSILIZE: finished,
+        Op.ADVANCE: (stage == Stage.GERMINATED) | trained | ((stage == Stage.BLENDING) & holds),
+    }
+    return torch.stack([by_op[op] for op in Op], dim=1)
+
+
+def action_masks(legal: Tensor, offered: Tensor) -> dict[str, Tensor]:
+    """Legal choices of every head.
+
+    Args:
+        legal: bool ``[N, 6, S]`` from :func:`legal_slots`.
+        offered: bool ``[13]``, the host's blueprints.
+
+    Returns:
+        ``op`` ``[N, 6]``; ``slot`` ``[N, 6, S]``, by op; the others ``[N, size]``.
+    """
+    num_rows, _, num_slots = legal.shape
+    masks = {
+        head: torch.ones(num_rows, size, dtype=torch.bool, device=legal.device)
+        for head, size in head_sizes(num_slots).items()
+    }
+    masks["op"] = legal.any(2)
+    masks["slot"] = legal
+    masks["blueprint"] = offered.expand(num_rows, -1).clone()
+    return masks
+
+
+def apply_action(
+    slots: Slots, action: dict[str, Tensor], legal: Tensor, offered: Tensor
+) -> Applied:
+    """Carry out the actions that are legal; the others change nothing.
+
+    Args:
+        slots: changed in place.
+        action: int64 ``[N]`` a head, well-formed.
+        legal: bool ``[N, 6, S]``.
+        offered: bool ``[13]``, the host's blueprints.
+    """
+    device = legal.device
+    num_rows, _, num_slots = legal.shape
+    rows = torch.arange(num_rows, device=device)
+    op = action["op"]
+    success = legal[rows, op, action["slot"]] | (op == Op.WAIT)
+    success &= offered[action["blueprint"]] | (op != Op.GERMINATE)
+    op = torch.where(success, op, Op.WAIT)
+    here = torch.arange(num_slots, device=device) == action["slot"][:, None]
+    does = {each: here & (op == each)[:, None] for each in Op}
+
+    def choice(table: tuple, head: str) -> Tensor:
+        """What the head's choice stands for, as a column ``[N, 1]``."""
+        return torch.tensor(table, device=device)[action[head]][:, None]
+
+    style = action["style"][:, None]
+    algorithm = choice(STYLE_ALGORITHM, "style")
+    target = choice(ALPHA_TARGETS, "alpha_target")
+    speed = choice(ALPHA_SPEED_EPOCHS, "alpha_speed")
+    curve = action["alpha_curve"][:, None]
+
+    germinated = does[Op.GERMINATE]
+    slots.enter(germinated, Stage.GERMINATED)
+    slots.blueprint = torch.where(germinated, action["blueprint"][:, None], slots.blueprint)
+    slots.ramp_target = torch.where(germinated, target, slots.ramp_target)
+    slots.ramp_epochs = torch.where(germinated, choice(TEMPO_EPOCHS, "tempo"), slots.ramp_epochs)
+    slots.ramp_curve = torch.where(germinated, choice(STYLE_CURVE, "style"), slots.ramp_curve)
+
+    advanced, stage = does[Op.ADVANCE], slots.stage
+    slots.enter(advanced & (stage == Stage.GERMINATED), Stage.TRAINING)
+    blending = advanced & (stage == Stage.TRAINING)
+    slots.enter(blending, Stage.BLENDING)
+    slots.ramp(blending, slots.ramp_target, slots.ramp_epochs, slots.ramp_curve)
+    slots.enter(advanced & (stage == Stage.BLENDING), Stage.HOLDING)
+
+    retargeted = does[Op.SET_ALPHA_TARGET]
+    slots.ramp(retargeted, target, speed, curve)
+
+    styled = germinated | retargeted
+    gated = styled & (style == Style.GATED_GATE)
+    gated &= germinated | (slots.algorithm != Algorithm.GATE)
+    slots.algorithm = torch.where(styled, algorithm, slots.algorithm)
+
+    fossilized = does[Op.FOSSILIZE]
+    slots.enter(fossilized, Stage.FOSSILIZED)
+
+    pruned = does[Op.PRUNE]
+    fades = pruned & (slots.alpha > 0) & (speed > 0)
+    slots.enter(fades & (slots.stage == Stage.HOLDING), Stage.BLENDING)
+    slots.ramp(fades, torch.zeros_like(target), speed, curve, removing=True)
+    slots.empty(pruned & ~fades, Stage.PRUNED)
+
+    return Applied(success, op, germinated, gated, fossilized, pruned)
+
+
+def advance_alpha(slots: Slots) -> None:
+    """One epoch of every running ramp; a ramp to removal that arrives empties its slot."""
+    running = slots.alpha_mode != AlphaMode.HOLD
+    done = slots.ramp_done + running
+    arrived = running & (done >= slots.ramp_epochs)
+    progress = alpha_curve(slots.ramp_curve, done / slots.ramp_epochs.clamp(min=1))
+    on_the_way = torch.lerp(slots.ramp_start, slots.ramp_target, progress)
+    alpha = torch.where(arrived, slots.ramp_target, on_the_way)
+    slots.alpha = torch.where(running, alpha, slots.alpha)
+    slots.ramp_done = done
+    slots.alpha_mode = torch.where(arrived, AlphaMode.HOLD, slots.alpha_mode)
+    slots.empty(arrived & slots.removing, Stage.PRUNED)
+
+
+def alpha_curve(curve: Tensor, t: Tensor) -> Tensor:
+    """How far a ramp has come, in [0, 1].
+
+    LINEAR t; COSINE (1 − cos πt)/2; SIGMOID the logistic of the curve's steepness around ½,
+    rescaled to run from 0 to 1.
+
+    Args:
+        curve: int64, an :class:`~envs.actions.AlphaCurve` each.
+        t: share of the ramp's epochs that is over, in [0, 1], same shape.
+
+    Examples:
+        >>> alpha_curve(torch.tensor([0, 1, 3]), torch.tensor([0.5, 0.5, 1.0]))
+        tensor([0.5000, 0.5000, 1.0000])
+    """
+    progress = torch.where(curve == AlphaCurve.COSINE, (1 - torch.cos(math.pi * t)) / 2, t)
+    for each, steepness in SIGMOID_STEEPNESS.items():
+        low = 1 / (1 + math.exp(steepness / 2))
+        rescaled = (torch.sigmoid(steepness * (t - 0.5)) - low) / (1 - 2 * low)
+        progress = torch.where(curve == each, rescaled, progress)
+    return progress.clamp(0.0, 1.0)
+
+
+def advance_clocks(slots: Slots) -> None:
+    """Cool-downs that have run their length move on; then every busy slot counts an epoch."""
+    stage = slots.stage
+    following = {
+        Stage.PRUNED: Stage.EMBARGOED,
+        Stage.EMBARGOED: Stage.RESETTING,
+        Stage.RESETTING: Stage.DORMANT,
+    }
+    for cooling, after in following.items():
+        over = (stage == cooling) & (slots.clock >= COOL_DOWN_EPOCHS[cooling])
+        slots.enter(over, after)
+    slots.clock = slots.clock + (slots.stage != Stage.DORMANT)

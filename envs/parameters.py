@@ -1,0 +1,81 @@
+"""Parameters of many networks of one shape, as rows of one matrix.
+
+A network's parameters lie flat in one row of a ``[N, P]`` tensor. So optimizer steps, gradient
+norms, resets and copies of single rows are plain matrix operations, whatever the network is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from envs.randomness import uniform
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One named tensor of a network: ``value + bound · U(−1, 1)`` at creation."""
+
+    name: str
+    shape: tuple[int, ...]
+    bound: float = 0.0
+    value: float = 0.0
+
+
+def weight(name: str, *shape: int) -> Parameter:
+    """A layer's weight ``[out, in, …]`` with torch's usual init, U(−1/√fan_in, 1/√fan_in)."""
+    return Parameter(name, shape, bound=1.0 / math.sqrt(math.prod(shape[1:])))
+
+
+def bias(name: str, size: int, fan_in: int) -> Parameter:
+    """A layer's bias with torch's usual init, U(−1/√fan_in, 1/√fan_in)."""
+    return Parameter(name, (size,), bound=1.0 / math.sqrt(fan_in))
+
+
+def zeros(name: str, *shape: int) -> Parameter:
+    """A tensor that starts at 0."""
+    return Parameter(name, shape)
+
+
+def norm(name: str, channels: int) -> tuple[Parameter, Parameter]:
+    """Scale (1) and shift (0) of a normalisation layer."""
+    return Parameter(f"{name}_scale", (channels,), value=1.0), zeros(f"{name}_shift", channels)
+
+
+class ParameterLayout:
+    """Where each named tensor lies in a flat row of parameters.
+
+    Args:
+        entries: the tensors, in order.
+
+    Examples:
+        >>> layout = ParameterLayout([weight("w", 2, 3), zeros("b", 2)])
+        >>> layout.size, layout.unflatten(torch.zeros(5, 8))["w"].shape
+        (8, torch.Size([5, 2, 3]))
+    """
+
+    def __init__(self, entries: Sequence[Parameter]) -> None:
+        self.entries = tuple(entries)
+        self._sizes = [math.prod(entry.shape) for entry in self.entries]
+        self.size = sum(self._sizes)
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """The named tensors ``[n, *shape]`` in flat rows ``[n, size]``, without a copy."""
+        parts = flat.split(self._sizes, dim=1)
+        return {
+            entry.name: part.unflatten(1, entry.shape)
+            for entry, part in zip(self.entries, parts, strict=True)
+        }
+
+    def draw(self, key: Tensor) -> Tensor:
+        """Fresh parameters for int64 keys ``[n]``: float32 ``[n, size]``."""
+        device = key.device
+        counts = torch.tensor(self._sizes, device=device)
+        bound = torch.tensor([entry.bound for entry in self.entries], device=device)
+        value = torch.tensor([entry.value for entry in self.entries], device=device)
+        noise = uniform(key, self.size)
+        return noise * bound.repeat_interleave(counts) + value.repeat_interleave(counts)

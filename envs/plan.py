@@ -1,0 +1,151 @@
+"""Which rows run together at every slot, worked out once for an epoch.
+
+Rows are sorted so that those with the same blueprint at a slot stand side by side; then a
+blueprint runs once for all of them. One forward pass of a chunk of rows follows one plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from envs.actions import BLUEPRINTS, Algorithm, Stage
+
+
+class Mode(IntEnum):
+    """What a seed does to the features at its slot; incubating rows come first in a group."""
+
+    INCUBATE = 0
+    ADD = 1
+    MULTIPLY = 2
+    GATE = 3
+
+
+PASS = 0
+"""The code of a slot that leaves the features alone."""
+
+NUM_CODES = 1 + len(BLUEPRINTS) * len(Mode)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring lanes with the same blueprint at a slot.
+
+    Attributes:
+        blueprint: its index.
+        rows: int64 ``[n]``, the row of every lane.
+        modes: how many lanes of each mode follow each other.
+    """
+
+    blueprint: int
+    rows: Tensor
+    modes: list[tuple[Mode, int]]
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """What happens at one slot.
+
+    Attributes:
+        order: the permutation of lanes that groups them, or None if they stand right already.
+        num_passing: lanes, all in front, that leave the features alone.
+        groups: the others.
+        ablated: lanes (after ``order``) whose features also go on **without** the seed, as new
+            lanes behind all others; None if there are none.
+    """
+
+    order: Tensor | None
+    num_passing: int
+    groups: list[Group]
+    ablated: Tensor | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A forward pass of some rows through all segments.
+
+    Attributes:
+        slots: one entry a slot.
+        lane_rows: for every segment, int64 ``[lanes]``: the row of every lane.
+        lane_ablated: int64 ``[lanes]`` at the end: the slot whose seed is left out, −1 for none.
+    """
+
+    slots: list[SlotPlan]
+    lane_rows: list[Tensor]
+    lane_ablated: Tensor
+
+
+def slot_codes(stage: Tensor, blueprint: Tensor, algorithm: Tensor, *, training: bool) -> Tensor:
+    """What each slot does, as a number to sort by: int64 ``[N, S]``.
+
+    Args:
+        stage, blueprint, algorithm: int64 ``[N, S]``.
+        training: while validating, an incubated seed need not run.
+    """
+    mixed = (stage >= Stage.BLENDING) & (stage <= Stage.FOSSILIZED)
+    mode = torch.where(mixed, algorithm - Algorithm.ADD + Mode.ADD, Mode.INCUBATE)
+    runs = mixed | (stage == Stage.TRAINING) if training else mixed
+    return torch.where(runs, 1 + blueprint * len(Mode) + mode, PASS)
+
+
+def by_likeness(codes: Tensor) -> Tensor:
+    """An order of the rows of ``codes [N, S]`` in which like rows are neighbours: ``[N]``."""
+    key = torch.zeros_like(codes[:, 0])
+    for code in codes.unbind(1):
+        key = key * NUM_CODES + code
+    return key.argsort()
+
+
+def make_plan(rows: Tensor, codes: Tensor, *, ablate: bool) -> Plan:
+    """The plan of one forward pass.
+
+    Args:
+        rows: int64 ``[n]``, the rows that run.
+        codes: of all rows, from :func:`slot_codes`.
+        ablate: add a lane for every seed that is mixed in, which runs without that seed; lanes
+            share everything before the seed's slot.
+    """
+    slots: list[SlotPlan] = []
+    lane_rows = [rows]
+    ablated_slot = torch.full_like(rows, -1)
+    for slot in range(codes.shape[1]):
+        order: Tensor | None = None
+        lane_codes = codes[rows, slot]
+        if (lane_codes.diff() < 0).any():
+            lane_codes, order = lane_codes.sort(stable=True)
+            rows, ablated_slot = rows[order], ablated_slot[order]
+        num_passing, groups = _groups(lane_codes, rows)
+        ablated = None
+        if ablate:
+            ablated = ((ablated_slot == -1) & (lane_codes != PASS)).nonzero().squeeze(1)
+            if len(ablated) == 0:
+                ablated = None
+            else:
+                rows = torch.cat([rows, rows[ablated]])
+                ablated_slot = torch.cat([ablated_slot, torch.full_like(ablated, slot)])
+        slots.append(SlotPlan(order, num_passing, groups, ablated))
+        lane_rows.append(rows)
+    return Plan(slots, lane_rows, ablated_slot)
+
+
+def _groups(lane_codes: Tensor, rows: Tensor) -> tuple[int, list[Group]]:
+    """Runs of equal blueprint in sorted codes."""
+    values, counts = lane_codes.unique_consecutive(return_counts=True)
+    num_passing = 0
+    spans: dict[int, list[tuple[Mode, int]]] = {}
+    for code, count in torch.stack([values, counts], 1).tolist():
+        if code == PASS:
+            num_passing = count
+        else:
+            blueprint, mode = divmod(code - 1, len(Mode))
+            spans.setdefault(blueprint, []).append((Mode(mode), count))
+    groups = []
+    start = num_passing
+    for blueprint, modes in spans.items():
+        stop = start + sum(count for _, count in modes)
+        groups.append(Group(blueprint, rows[start:stop], modes))
+        start = stop
+    return num_passing, groups
