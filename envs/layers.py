@@ -22,22 +22,26 @@ EPSILON = 1e-5
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
         n, channels, batch = x.shape[0], x.shape[1], x.shape[-1]
         flat = x.reshape(n, -1, batch)
         centred = flat - flat.mean(1, keepdim=True)
         rstd = centred.square().mean(1, keepdim=True).add_(EPSILON).rsqrt_()
         normal = centred.mul_(rstd).view(n, channels, -1, batch)
-        ctx.save_for_backward(normal, rstd, scale)
         out = torch.addcmul(shift[:, :, None, None], normal, scale[:, :, None, None])
+        if relu:
+            out.clamp_(min=0)
+        ctx.save_for_backward(normal, rstd, scale, out if relu else None)
         return out.view(x.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        normal, rstd, scale = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        normal, rstd, scale, out = ctx.saved_tensors
         shape = grad.shape
         grad = grad.reshape(normal.shape)
+        if out is not None:
+            grad = torch.where(out > 0, grad, 0.0)
         n, channels, pixels, batch = normal.shape
         grad_sum = grad.sum(2)
         grad_dot = (grad * normal).sum(2)
@@ -50,7 +54,7 @@ class _GroupNorm(torch.autograd.Function):
             mean_dot = torch.bmm(scale[:, None], grad_dot).unsqueeze(1) * minus_mean
             grad_x = torch.addcmul(mean_sum, normal, mean_dot)
             grad_x = grad_x.addcmul_(grad, scale[:, :, None, None] * rstd).view(shape)
-        return grad_x, grad_dot.sum(2), grad_sum.sum(2)
+        return grad_x, grad_dot.sum(2), grad_sum.sum(2), None
 
 
 def group_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -61,7 +65,12 @@ def group_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         scale: ``[n, C]``.
         shift: ``[n, C]``.
     """
-    return _GroupNorm.apply(x, scale, shift)
+    return _GroupNorm.apply(x, scale, shift, False)
+
+
+def group_norm_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """ReLU of :func:`group_norm`, in fewer passes over memory."""
+    return _GroupNorm.apply(x, scale, shift, True)
 
 
 class _MaxPool(torch.autograd.Function):
@@ -95,25 +104,52 @@ def max_pool(x: Tensor) -> Tensor:
     return _MaxPool.apply(x)
 
 
-class _Patches(torch.autograd.Function):
+def _patches(x: Tensor) -> Tensor:
+    """The 3×3 neighbourhood of every pixel: ``[n, C, H, W, B]`` to ``[n, C·9, H·W·B]``."""
+    n, channels, height, width, batch = x.shape
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [n, C, 3, 3, B, H, W]
+    return windows.permute(0, 1, 2, 3, 5, 6, 4).reshape(n, channels * 9, height * width * batch)
+
+
+class _Conv3x3(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        n, channels, height, width, batch = x.shape
-        ctx.shape = x.shape
-        padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [n, C, 3, 3, B, H, W]
-        return windows.permute(0, 1, 2, 3, 5, 6, 4).reshape(n, channels * 9, height * width * batch)
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        patches = _patches(x)
+        ctx.save_for_backward(patches, kernel)
+        return torch.matmul(kernel.flatten(2), patches).unflatten(2, x.shape[2:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        n, channels, height, width, batch = ctx.shape
-        grad = grad.view(n, channels, 3, 3, height, width, batch)
-        padded = grad.new_zeros(n, channels, height + 2, width + 2, batch)
-        for i in range(3):
-            for j in range(3):
-                padded[:, :, i : i + height, j : j + width] += grad[:, :, i, j]
-        return padded[:, :, 1:-1, 1:-1]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
+        patches, kernel = ctx.saved_tensors
+        grad_kernel = torch.matmul(grad.flatten(2), patches.transpose(1, 2)).view(kernel.shape)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            # The gradient is the convolution of ``grad`` with the turned kernel.
+            turned = kernel.flip(3, 4).transpose(1, 2).flatten(2)
+            grad_x = torch.bmm(turned, _patches(grad)).unflatten(2, grad.shape[2:])
+        return grad_x, grad_kernel
+
+
+class _DepthwiseConv3x3(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        patches = _patches(x).view(x.shape[0] * x.shape[1], 9, -1)
+        ctx.save_for_backward(patches, kernel)
+        return torch.bmm(kernel.reshape(-1, 1, 9), patches).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
+        patches, kernel = ctx.saved_tensors
+        each = grad.reshape(len(patches), 1, -1)
+        grad_kernel = torch.bmm(each, patches.transpose(1, 2)).view(kernel.shape)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            turned = kernel.flip(2, 3).reshape(-1, 1, 9)
+            grad_x = torch.bmm(turned, _patches(grad).view(patches.shape)).view(grad.shape)
+        return grad_x, grad_kernel
 
 
 def pointwise_conv(x: Tensor, kernel: Tensor) -> Tensor:
@@ -133,7 +169,7 @@ def conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
         x: features ``[n, C_in, H, W, B]``; n may be 1 where all networks share their input.
         kernel: ``[n, C_out, C_in, 3, 3]``.
     """
-    return torch.matmul(kernel.flatten(2), _Patches.apply(x)).unflatten(2, x.shape[2:])
+    return _Conv3x3.apply(x, kernel)
 
 
 def depthwise_conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
@@ -143,9 +179,7 @@ def depthwise_conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
         x: features ``[n, C, H, W, B]``.
         kernel: ``[n, C, 3, 3]``.
     """
-    n, channels = x.shape[:2]
-    patches = _Patches.apply(x).view(n * channels, 9, -1)
-    return torch.bmm(kernel.reshape(n * channels, 1, 9), patches).view(x.shape)
+    return _DepthwiseConv3x3.apply(x, kernel)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

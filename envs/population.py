@@ -21,7 +21,7 @@ from envs.parameters import ParameterLayout, zeros
 from envs.plan import Group, Mode, Plan, SlotPlan, by_likeness, make_plan, slot_codes
 from envs.tasks import Task
 
-_CACHE_BYTES = {"cpu": 2**21}
+_CACHE_BYTES = {"cpu": 2**22}
 """Size that the largest activation of a chunk should have; other devices: no limit to speak of."""
 
 _DEVICE_BYTES = 2**29
@@ -262,8 +262,8 @@ class Population:
             ``[N, S]`` (0 where no seed trained).
         """
         codes = slot_codes(growth.stage, growth.blueprint, growth.algorithm, training=True)
-        host_norm = torch.zeros(self.num_rows, device=self.device)
-        seed_norm = torch.zeros(self.num_rows, self.num_slots, device=self.device)
+        host_norm = self.host_params.new_zeros(self.num_rows)
+        seed_norm = self.host_params.new_zeros(self.num_rows, self.num_slots)
         order = by_likeness(codes)
         for rows in order.split(self.rows_at_once(indices.shape[2])):
             plan = make_plan(rows, codes, ablate=False)
@@ -287,7 +287,7 @@ class Population:
             torch.full_like(host[:, :1], self.host_lr),
             *(growth.seed_lr[group.rows, i, None] for i, group in places),
         ]
-        norms = [torch.zeros(len(leaf), device=self.device) for leaf in leaves]
+        norms = [leaf.new_zeros(len(leaf)) for leaf in leaves]
         final_order = _compose([slot.order for slot in plan.slots])
         for batch in range(batches):
             chosen = indices[:, batch]
@@ -339,9 +339,9 @@ class Population:
             ablate: measure ``accuracy_without``.
         """
         codes = slot_codes(growth.stage, growth.blueprint, growth.algorithm, training=False)
-        loss = torch.zeros(self.num_rows, device=self.device)
+        loss = self.host_params.new_zeros(self.num_rows)
         accuracy = torch.zeros_like(loss)
-        without = torch.zeros(self.num_rows, self.num_slots, device=self.device)
+        without = self.host_params.new_zeros(self.num_rows, self.num_slots)
         ablated = torch.zeros(self.num_rows, self.num_slots, dtype=torch.bool, device=self.device)
         order = rows[by_likeness(codes[rows])]
         for chunk in order.split(self.rows_at_once(len(self._validation_targets))):
@@ -349,7 +349,7 @@ class Population:
             logits = self._validate_chunk(plan, growth)
             lanes, slots = plan.lane_rows[-1], plan.lane_ablated
             targets = self._validation_targets.expand(len(logits), -1)
-            lane_accuracy = (logits.argmax(1) == targets).float().mean(1) * 100
+            lane_accuracy = (logits.argmax(1) == targets).to(loss.dtype).mean(1) * 100
             whole = slots == -1
             loss[lanes[whole]] = F.cross_entropy(
                 logits[whole], targets[whole], reduction="none"

@@ -12,6 +12,7 @@ from envs.layers import (
     depthwise_conv3x3,
     global_average,
     group_norm,
+    group_norm_relu,
     linear,
     pointwise_conv,
 )
@@ -19,7 +20,7 @@ from envs.parameters import ParameterLayout, bias, norm, weight, zeros
 
 
 def _norm_relu(params: dict[str, Tensor], name: str, h: Tensor) -> Tensor:
-    return F.relu(group_norm(h, params[f"{name}_scale"], params[f"{name}_shift"]))
+    return group_norm_relu(h, params[f"{name}_scale"], params[f"{name}_shift"])
 
 
 class Norm:

@@ -15,6 +15,7 @@ from envs.layers import (
     conv3x3,
     global_average,
     group_norm,
+    group_norm_relu,
     linear,
     max_pool,
     pointwise_conv,
@@ -60,8 +61,10 @@ class ConvBlock:
             x = conv3x3(x, kernel)
         else:
             x = pointwise_conv(x.expand(len(kernel), *x.shape[1:]), kernel)
-        x = group_norm(x, params["norm_scale"], params["norm_shift"])
-        return F.relu(max_pool(x) if self.pool else x)
+        scale, shift = params["norm_scale"], params["norm_shift"]
+        if not self.pool:
+            return group_norm_relu(x, scale, shift)
+        return F.relu(max_pool(group_norm(x, scale, shift)))
 
 
 class PointwiseStem:

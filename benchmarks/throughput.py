@@ -1,0 +1,231 @@
+"""Env-steps per second, beside a plain loop that trains the same networks one by one.
+
+    python benchmarks/throughput.py [--task digits] [--rows 1 8 64 256]
+
+Two situations: ``empty`` (no seeds) and ``mixed`` (one or two live seeds in every row, all
+blueprints, slots and stages). The plain loop (benchmarks/plain.py) takes the same networks, the
+same number of minibatches of the same size, the same validation, with one more validation for
+every seed whose contribution is measured. Both run by turns in this process; medians are shown.
+Results go to benchmarks/results/throughput.json and throughput.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from plain import PlainNetwork, PlainSlot, plain_network
+from tensordict import TensorDict, TensorDictBase
+from tqdm import tqdm
+
+from envs import MorphogenesisEnv
+from envs.actions import BLUEPRINTS, HEADS, Op, Style
+from envs.tasks import Task, make_task
+
+RESULTS = Path(__file__).parent / "results"
+MOST_PLAIN_ROWS = 32
+"""The plain loop's time a row doesn't depend on their number."""
+
+
+def waiting(env: MorphogenesisEnv) -> dict[str, torch.Tensor]:
+    return {head: torch.zeros(env.num_envs, dtype=torch.int64) for head in HEADS}
+
+
+def step(env: MorphogenesisEnv, action: dict[str, torch.Tensor]) -> TensorDictBase:
+    data = TensorDict({"action": action}, batch_size=env.batch_size)
+    return env.step(data)["next"]
+
+
+def grow_mixed(env: MorphogenesisEnv) -> None:
+    """Put a seed in every row and a second one in half of them, in all stages of life."""
+    rows = torch.arange(env.num_envs)
+    offered = env.full_observation_spec["action_mask", "blueprint"].shape[-1]
+    assert offered == len(BLUEPRINTS)
+    names = list(make_task(env.task).host.blueprints)
+    indices = torch.tensor([BLUEPRINTS.index(name) for name in names])
+    for round_ in range(2):
+        plants = torch.ones_like(rows, dtype=torch.bool) if round_ == 0 else rows % 2 == 0
+        action = waiting(env)
+        action["slot"] = (rows + round_) % env.num_slots
+        action["blueprint"] = indices[(rows // env.num_slots + 3 * round_) % len(indices)]
+        action["style"] = (rows + round_) % len(Style)
+        action["alpha_target"] += 2
+        action["op"] = torch.where(plants, Op.GERMINATE, Op.WAIT)
+        step(env, action)
+        for advances in (rows % 8 != 0, rows % 4 != 1, rows % 4 > 1):
+            action["op"] = torch.where(plants & advances, Op.ADVANCE, Op.WAIT)
+            step(env, action)
+
+
+def train_plain(networks: list[PlainNetwork], env: MorphogenesisEnv, task: Task) -> None:
+    """One epoch and one validation of every network, one after the other."""
+    examples = len(task.train_targets)
+    inputs = task.validation_inputs[: env.validation_size]
+    targets = task.validation_targets[: env.validation_size]
+    for network in networks:
+        optimizer = torch.optim.SGD(network.parameters(), lr=task.host_lr, momentum=task.momentum)
+        order = torch.randperm(examples)
+        for batch in range(env.batches_per_epoch):
+            chosen = order[batch * env.minibatch_size : (batch + 1) * env.minibatch_size]
+            loss = F.cross_entropy(network(task.train_inputs[chosen]), task.train_targets[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            logits = network(inputs)
+            F.cross_entropy(logits, targets)
+            (logits.argmax(1) == targets).float().mean()
+            for slot, seed in enumerate(network.slots):
+                if isinstance(seed, PlainSlot) and seed.alpha > 0:
+                    (network(inputs, without=slot).argmax(1) == targets).float().mean()
+
+
+def timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def clock_phases(env: MorphogenesisEnv) -> dict[str, float]:
+    """Make the environment add up the seconds of its phases."""
+    seconds: dict[str, float] = defaultdict(float)
+    phases = {
+        "_train": "train",
+        "_validate": "validate",
+        "_act": "lifecycle",
+        "_observe": "observation",
+    }
+    for method, phase in phases.items():
+
+        def clocked(
+            *args: object, run: Callable = getattr(env, method), phase: str = phase
+        ) -> object:
+            start = time.perf_counter()
+            result = run(*args)
+            seconds[phase] += time.perf_counter() - start
+            return result
+
+        setattr(env, method, clocked)
+    return seconds
+
+
+def measure(
+    task_name: str, num_envs: int, mixed: bool, repeats: int, bar: tqdm
+) -> dict[str, object]:
+    """Medians over ``repeats`` turns of the environment and the plain loop."""
+    task = make_task(task_name)
+    env = MorphogenesisEnv(task_name, num_envs=num_envs, max_epochs=1000)
+    env.reset()
+    if mixed:
+        grow_mixed(env)
+    action = waiting(env)
+    step(env, action)
+    growth = env._growth()
+    kernel_size = 1 if task_name == "digits" else 3
+    networks = [
+        plain_network(env._population, growth, row, kernel_size)
+        for row in range(min(num_envs, MOST_PLAIN_ROWS))
+    ]
+    train_plain(networks[:2], env, task)
+    seconds = clock_phases(env)
+    batched, plain = [], []
+    for _ in range(repeats):
+        batched.append(timed(lambda: step(env, action)) / num_envs)
+        plain.append(timed(lambda: train_plain(networks, env, task)) / len(networks))
+        bar.update()
+    total = sum(batched) * num_envs
+    shares = {phase: spent / total for phase, spent in seconds.items()}
+    shares["rest"] = 1 - sum(shares.values())
+    return {
+        "rows": num_envs,
+        "seeds": "mixed" if mixed else "empty",
+        "env_steps_per_second": 1 / median(batched),
+        "plain_steps_per_second": 1 / median(plain),
+        "ratio": median(p / b for p, b in zip(plain, batched, strict=True)),
+        "share_of_step": shares,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "state_mb": state_bytes(env) / 2**20,
+    }
+
+
+def state_bytes(env: MorphogenesisEnv) -> int:
+    """Memory of all rows' parameters and optimizer state."""
+    population = env._population
+    tensors = [population.host_params, population.host_velocity]
+    tensors += population.seed_params + population.seed_velocity
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """Steps per second against rows, batched and plain."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for axis, seeds in zip(axes, ("empty", "mixed"), strict=True):
+        here = [result for result in results if result["seeds"] == seeds]
+        rows = [result["rows"] for result in here]
+        axis.loglog(rows, [r["env_steps_per_second"] for r in here], "o-", label="MorphogenesisEnv")
+        axis.loglog(rows, [r["plain_steps_per_second"] for r in here], "s--", label="plain loop")
+        for result in here:
+            place = (result["rows"], result["env_steps_per_second"])
+            axis.annotate(
+                f"×{result['ratio']:.1f}", place, (0, 7), textcoords="offset points", ha="center"
+            )
+        axis.set_xticks(rows, [str(n) for n in rows], minor=False)
+        axis.minorticks_off()
+        axis.set(xlabel="rows", title="no seeds" if seeds == "empty" else "mixed live seeds")
+        axis.margins(y=0.2)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("env-steps per second")
+    axes[0].legend()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", default="digits", choices=("digits", "digits_full"))
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each (default 7)")
+    args = parser.parse_args()
+    results = []
+    cases = [(rows, mixed) for mixed in (False, True) for rows in args.rows]
+    with tqdm(total=len(cases) * args.repeats, unit="turn") as bar:
+        for rows, mixed in cases:
+            results.append(measure(args.task, rows, mixed, args.repeats, bar))
+    print(
+        f"{'rows':>5} {'seeds':>6} {'steps/s':>8} {'plain':>7} {'ratio':>6} {'state MB':>9}   share of a step"
+    )
+    for r in results:
+        shares = ", ".join(f"{phase} {share:.1%}" for phase, share in r["share_of_step"].items())
+        print(
+            f"{r['rows']:>5} {r['seeds']:>6} {r['env_steps_per_second']:>8.0f} "
+            f"{r['plain_steps_per_second']:>7.0f} {r['ratio']:>6.1f} {r['state_mb']:>9.1f}   {shares}"
+        )
+    name = "throughput" if args.task == "digits" else f"throughput_{args.task}"
+    RESULTS.mkdir(exist_ok=True)
+    report = {
+        "task": args.task,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "results": results,
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(results, RESULTS / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

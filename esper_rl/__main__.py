@@ -1,0 +1,7 @@
+"""``python -m esper_rl`` is the command ``esper-rl``."""
+
+import sys
+
+from esper_rl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,133 @@
+"""The command ``esper-rl``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from envs import list_tasks
+from esper_rl.evaluation import evaluate_run
+from esper_rl.report.tables import format_evaluations
+from esper_rl.training.checkpoint import CheckpointError
+from esper_rl.training.config import ConfigError, describe_options, parse_overrides
+from esper_rl.training.trainer import TrainingInterrupted, train
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after ``esper-rl``; by default those of the command line.
+
+    Returns:
+        The exit code: 0, 1 when training failed, 2 for bad input, 130 after Ctrl-C.
+    """
+    arguments = _build_parser().parse_args(argv)
+    try:
+        arguments.run_command(arguments)
+    except (ConfigError, CheckpointError, FileExistsError, FileNotFoundError) as error:
+        return _fail(str(error), EXIT_BAD_INPUT)
+    except FloatingPointError as error:
+        return _fail(str(error), EXIT_FAILED)
+    except TrainingInterrupted as interrupt:
+        return _fail(
+            f"interrupted; the policy so far is in {interrupt.run}: "
+            f"`esper-rl evaluate {interrupt.run}` plays it",
+            EXIT_INTERRUPTED,
+        )
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"esper-rl: {message}", file=sys.stderr)
+    return code
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="esper-rl",
+        description="Teach an agent to grow neural networks while they train.",
+        epilog="`esper-rl COMMAND --help` tells more about a command.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    training = commands.add_parser(
+        "train",
+        help="train a policy, then evaluate it",
+        description=(
+            "Train a policy with PPO, then play it beside the baselines. A run leaves in its folder\n"
+            "config.yaml, metrics.csv, checkpoint.pt, learning_curve.png and evaluation.json.\n"
+            "Ctrl-C ends a run early; its policy is kept."
+        ),
+        epilog=_describe_fields(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    training.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="fields that differ from the defaults"
+    )
+    training.set_defaults(run_command=_train)
+
+    evaluation = commands.add_parser(
+        "evaluate",
+        help="play a trained policy beside the baselines",
+        description=(
+            "Play the policy of a run, greedy and sampled, and the baselines wait, random and "
+            "fixed-schedule (conv_heavy at slot 0 as early as possible) on the same episodes. "
+            "Prints a table and writes it to evaluation.json in the run's folder."
+        ),
+    )
+    evaluation.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+    evaluation.add_argument(
+        "--episodes",
+        type=_positive,
+        default=64,
+        help="episodes of each policy (default %(default)s)",
+    )
+    evaluation.set_defaults(run_command=_evaluate)
+
+    tasks = commands.add_parser("tasks", help="list what hosts can be trained on")
+    tasks.set_defaults(run_command=_list_tasks)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config = parse_overrides(arguments.overrides)
+    run = train(config)
+    print(f"run folder: {run}")
+    if config.eval_episodes:
+        print(format_evaluations(evaluate_run(run, config.eval_episodes)))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    print(format_evaluations(evaluate_run(arguments.run, arguments.episodes)))
+
+
+def _list_tasks(arguments: argparse.Namespace) -> None:
+    print("\n".join(list_tasks()))
+
+
+def _describe_fields() -> str:
+    options = describe_options()
+    keys = max(len(f"{key}={default}") for key, default, _ in options)
+    lines = [f"  {f'{key}={default}'.ljust(keys)}  {text}" for key, default, text in options]
+    return "\n".join(
+        [
+            "fields and their defaults:",
+            *lines,
+            "",
+            "example: esper-rl train total_steps=8000 ppo.lr=1e-3 run_dir=runs/first",
+        ]
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {number}, allowed are whole numbers from 1")
+    return number

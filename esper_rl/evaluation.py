@@ -1,0 +1,149 @@
+"""Playing whole episodes with a policy, and the table of a run beside the baselines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import Compose, EnvBase, TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from tqdm import tqdm
+
+from envs.actions import Stage
+from esper_rl.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
+from esper_rl.training.checkpoint import load_policy
+from esper_rl.training.environment import make_env
+from esper_rl.training.run_folder import RunFolder
+
+EVALUATION_SEED = 20_000_003
+"""Episodes of an evaluation are the same for every policy and differ from those of training."""
+
+Mode = Literal["sampled", "greedy"]
+
+_EXPLORATION = {
+    "sampled": ExplorationType.RANDOM,
+    "greedy": ExplorationType.DETERMINISTIC,
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What each of E episodes came to; every field is a float tensor ``[E]`` on the CPU.
+
+    Attributes:
+        returns: undiscounted sum of rewards.
+        final_accuracy: validation accuracy after the last epoch, in percent.
+        seed_params: parameters of the seeds that are in the host at the end.
+        fossilized: slots with a fossilized seed at the end.
+    """
+
+    returns: Tensor
+    final_accuracy: Tensor
+    seed_params: Tensor
+    fossilized: Tensor
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Mean and half width of the 95 % confidence interval (normal) of every field."""
+        return {name: _mean_and_ci(values) for name, values in vars(self).items()}
+
+
+def _mean_and_ci(values: Tensor) -> dict[str, float]:
+    spread = values.std().item() if len(values) > 1 else math.nan
+    return {"mean": values.mean().item(), "ci95": 1.96 * spread / math.sqrt(len(values))}
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Callable[[TensorDictBase], TensorDictBase],
+    env: EnvBase,
+    episodes: int,
+    mode: Mode = "sampled",
+) -> Evaluation:
+    """Plays whole episodes, one on each row of the world.
+
+    The policy starts from whatever state the world's random numbers are in: call
+    ``env.set_seed`` and ``torch.manual_seed`` before, to play the same episodes again.
+
+    Args:
+        policy: reads the world's TensorDict and writes ``("action", head)``.
+        env: a world with batch size ``[E]``, with the transforms that the policy needs.
+        episodes: E. It has to be the world's number of rows.
+        mode: ``"sampled"`` draws actions, ``"greedy"`` takes the most probable one of each head.
+
+    Raises:
+        ValueError: when ``episodes`` isn't the number of rows, or for an unknown mode.
+    """
+    if env.batch_size != torch.Size([episodes]):
+        raise ValueError(
+            f"episodes: got {episodes}, allowed is env's number of rows, {list(env.batch_size)}"
+        )
+    if mode not in _EXPLORATION:
+        raise ValueError(f"mode: got {mode!r}, allowed are {sorted(_EXPLORATION)}")
+
+    returns = torch.zeros(episodes, device=env.device)
+    playing = torch.ones(episodes, dtype=torch.bool, device=env.device)
+    results = {name: torch.zeros_like(returns) for name in _FINAL}
+    with set_exploration_type(_EXPLORATION[mode]):
+        state = env.reset()
+        while playing.any():
+            # A row whose episode is over starts another one, which doesn't count.
+            step, state = env.step_and_maybe_reset(policy(state))
+            outcome = step["next"]
+            returns += outcome["reward"].squeeze(-1) * playing
+            ending = outcome["done"].squeeze(-1) & playing
+            for name, measure in _FINAL.items():
+                results[name][ending] = measure(outcome)[ending]
+            playing &= ~ending
+    return Evaluation(returns=returns.cpu(), **{key: value.cpu() for key, value in results.items()})
+
+
+_FINAL: Mapping[str, Callable[[TensorDictBase], Tensor]] = {
+    "final_accuracy": lambda outcome: outcome["metrics", "val_accuracy"].squeeze(-1).float(),
+    "seed_params": lambda outcome: outcome["metrics", "seed_params"].squeeze(-1).float(),
+    "fossilized": lambda outcome: (outcome["metrics", "stage"] == Stage.FOSSILIZED).sum(-1).float(),
+}
+
+
+def evaluate_run(run: str | Path, episodes: int = 64) -> dict[str, Evaluation]:
+    """Plays the policy of a run and the baselines on the same episodes; writes evaluation.json.
+
+    Args:
+        run: folder of a training run.
+        episodes: episodes of each policy, all at once.
+
+    Returns:
+        An :class:`Evaluation` for each of greedy, sampled, wait, random and fixed-schedule.
+
+    Raises:
+        FileNotFoundError: when there is no such run.
+        CheckpointError: when its policy can't be loaded.
+    """
+    folder = RunFolder.open(run)
+    config = folder.read_config()
+    env = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
+    actor_critic = load_policy(run, env)
+    recurrent_env = TransformedEnv(env, Compose(*actor_critic.transforms()))
+    players: dict[str, tuple[Callable[[TensorDictBase], TensorDictBase], EnvBase, Mode]] = {
+        "greedy": (actor_critic.actor, recurrent_env, "greedy"),
+        "sampled": (actor_critic.actor, recurrent_env, "sampled"),
+        "wait": (WaitPolicy(), env, "sampled"),
+        "random": (RandomPolicy(), env, "sampled"),
+        "fixed-schedule": (FixedSchedulePolicy(), env, "sampled"),
+    }
+    results = {}
+    for name in tqdm(players, desc="evaluate", unit="policy", leave=False, delay=5):
+        policy, world, mode = players[name]
+        world.set_seed(EVALUATION_SEED)
+        torch.manual_seed(EVALUATION_SEED)
+        results[name] = evaluate(policy, world, episodes, mode)
+    summaries = {name: result.summary() for name, result in results.items()}
+    content = {"episodes": episodes, "seed": EVALUATION_SEED, "policies": summaries}
+    folder.evaluation.write_text(json.dumps(content, indent=2) + "\n")
+    return results

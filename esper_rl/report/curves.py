@@ -1,0 +1,73 @@
+"""Pictures of a training run."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with every kind of colour vision.
+_BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+
+
+def plot_learning_curve(metrics: Path, picture: Path) -> None:
+    """Draws return, final accuracy and entropies against environment steps.
+
+    Args:
+        metrics: the CSV file of a run, one line an iteration; it need not exist yet.
+        picture: the PNG file to write.
+    """
+    lines = []
+    if metrics.exists():
+        with metrics.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+    columns = {
+        name: [float(line[name]) for line in lines]
+        for name in ("steps", "return", "final_accuracy", "entropy/op", "entropy/blueprint")
+    }
+    # The object-oriented interface leaves pyplot's global state to the caller.
+    figure = Figure(figsize=(7, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    returns, accuracy, entropy = figure.subplots(3, 1, sharex=True)
+    _draw(returns, columns, "return", _BLUE)
+    returns.set_ylabel("return of an episode")
+    _draw(accuracy, columns, "final_accuracy", _ORANGE)
+    accuracy.set_ylabel("final validation accuracy (%)")
+    _draw(entropy, columns, "entropy/op", _GREEN, label="op")
+    _draw(entropy, columns, "entropy/blueprint", _PURPLE, label="blueprint", style="--")
+    entropy.set_ylabel("entropy of the policy (nats)")
+    entropy.set_ylim(bottom=0)
+    entropy.legend(frameon=False)
+    entropy.set_xlabel("environment steps (host epochs over all rows)")
+    state = "" if lines else ": no iteration finished yet"
+    returns.set_title(f"Learning curve of {metrics.parent.name}{state}")
+    figure.savefig(picture, dpi=120)
+
+
+def _draw(
+    axes: Axes,
+    columns: dict[str, list[float]],
+    name: str,
+    colour: str,
+    label: str | None = None,
+    style: str = "-",
+) -> None:
+    """One line; iterations in which no episode ended have no point."""
+    points = zip(columns["steps"], columns[name], strict=True)
+    known = [(step, value) for step, value in points if math.isfinite(value)]
+    marker = "o" if len(known) < 60 else ""
+    axes.plot(
+        [step for step, _ in known],
+        [value for _, value in known],
+        style,
+        color=colour,
+        marker=marker,
+        markersize=3,
+        label=label,
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,1 @@
+"""Training runs: configuration, loop, and what they leave behind."""

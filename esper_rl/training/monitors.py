@@ -1,0 +1,64 @@
+"""The numbers that a training run watches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from envs.actions import Op
+
+
+def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
+    """What happened in the world.
+
+    Args:
+        batch: steps ``[N, T]`` of a collector, with ``("next", "episode_reward")``.
+
+    Returns:
+        Number of episodes that ended in the batch and the means over them of return, final
+        accuracy (percent) and seed parameters (nan when none ended); over all steps, the
+        fraction of refused actions and of each op.
+    """
+    outcome = batch["next"]
+    done = outcome["done"].squeeze(-1)
+
+    def at_the_end(values: Tensor) -> float:
+        return values.squeeze(-1)[done].float().mean().item()
+
+    chosen = torch.bincount(batch["action", "op"].flatten(), minlength=len(Op)) / done.numel()
+    refused = ~outcome["last_action_success"]
+    return {
+        "episodes": int(done.sum()),
+        "return": at_the_end(outcome["episode_reward"]),
+        "final_accuracy": at_the_end(outcome["metrics", "val_accuracy"]),
+        "seed_params": at_the_end(outcome["metrics", "seed_params"]),
+        "refused_rate": refused.float().mean().item(),
+        **{f"op/{op.name}": chosen[op].item() for op in Op},
+    }
+
+
+class ModuleTimer:
+    """Adds up the seconds spent in a module's forward, for as long as the module lives."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.seconds = 0.0
+        self._start = 0.0
+        module.register_forward_pre_hook(self._begin)
+        module.register_forward_hook(self._end)
+
+    def _begin(self, *_: Any) -> None:
+        self._start = perf_counter()
+
+    def _end(self, *_: Any) -> None:
+        self.seconds += perf_counter() - self._start
+
+
+def update_metrics(updates: Sequence[TensorDictBase]) -> dict[str, float]:
+    """Means over the updates of an iteration of every scalar that the loss has written."""
+    stacked = TensorDict.stack(list(updates)).flatten_keys("/")
+    return {name: stacked[name].float().mean().item() for name in sorted(stacked.keys())}

@@ -1,0 +1,157 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs import Compose, RewardSum, TransformedEnv
+from torchrl.envs.utils import ExplorationType
+from tqdm import tqdm
+
+from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages
+from esper_rl.policy import make_actor_critic
+from esper_rl.report.curves import plot_learning_curve
+from esper_rl.training.checkpoint import save_checkpoint
+from esper_rl.training.config import TrainConfig
+from esper_rl.training.environment import make_env
+from esper_rl.training.loggers import append_row
+from esper_rl.training.monitors import ModuleTimer, rollout_metrics, update_metrics
+from esper_rl.training.run_folder import RunFolder
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during training; the run folder holds the policy as it was then.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(f"interrupted; the policy so far is in {run}")
+        self.run = run
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains a policy with PPO.
+
+    Args:
+        config: what to train, where and for how long.
+
+    Returns:
+        The run folder, with ``config.yaml``, ``metrics.csv`` (one line an iteration),
+        ``checkpoint.pt`` and ``learning_curve.png``. See :func:`esper_rl.load_policy`.
+
+    Raises:
+        ConfigError: when the world refuses a value.
+        FileExistsError: when ``config.run_dir`` exists.
+        FloatingPointError: when a loss or gradient isn't finite. The step isn't taken: the
+            checkpoint holds the weights before it.
+        TrainingInterrupted: on Ctrl-C, after checkpoint and picture have been written.
+
+    Examples:
+        >>> run = train(TrainConfig(total_steps=1600, run_dir="runs/first"))  # doctest: +SKIP
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+
+    env = make_env(config, seed=config.seed)
+    actor_critic = make_actor_critic(config.policy, env)
+    loss_module = FactoredClipPPOLoss(
+        actor_critic.actor,
+        actor_critic.critic,
+        clip_epsilon=config.ppo.clip_epsilon,
+        critic_coeff=config.ppo.critic_coeff,
+        entropy_coeff=config.ppo.entropy_coeff,
+    )
+    optimizer = torch.optim.Adam(loss_module.parameters(), lr=config.ppo.lr)
+    collector = Collector(
+        TransformedEnv(env, Compose(*actor_critic.transforms(), RewardSum())),
+        actor_critic.actor,
+        frames_per_batch=config.steps_per_iteration,
+        total_frames=config.iterations * config.steps_per_iteration,
+        exploration_type=ExplorationType.RANDOM,
+        use_buffers=False,
+        track_traj_ids=False,
+    )
+    policy_timer = ModuleTimer(actor_critic.actor)
+
+    run = RunFolder.create(config)
+    steps = 0
+    progress = tqdm(total=config.iterations * config.steps_per_iteration, unit="step")
+    try:
+        save_checkpoint(run.checkpoint, actor_critic, config, steps)
+        batches = iter(collector)
+        for _ in range(config.iterations):
+            start, policy_seconds_before = perf_counter(), policy_timer.seconds
+            batch = next(batches)  # [N, T]
+            collect_seconds = perf_counter() - start
+            policy_seconds = policy_timer.seconds - policy_seconds_before
+
+            start = perf_counter()
+            batch = compute_advantages(
+                batch, actor_critic, gamma=config.ppo.gamma, lmbda=config.ppo.lmbda
+            )
+            updates = []
+            for _ in range(config.ppo.epochs):
+                for rows in torch.randperm(config.env.num_envs).chunk(config.ppo.minibatches):
+                    losses = loss_module(batch[rows])
+                    optimizer.zero_grad()
+                    loss = sum(
+                        losses[key] for key in ("loss_objective", "loss_critic", "loss_entropy")
+                    )
+                    loss.backward()
+                    grad_norm = torch.nn.utils.clip_grad_norm_(
+                        loss_module.parameters(), config.ppo.max_grad_norm
+                    )
+                    _require_finite(loss, grad_norm, steps)
+                    optimizer.step()
+                    updates.append(losses.detach().set("grad_norm", grad_norm))
+            update_seconds = perf_counter() - start
+
+            steps += batch.numel()
+            row = {
+                "steps": steps,
+                **rollout_metrics(batch),
+                **update_metrics(updates),
+                "seconds/env": collect_seconds - policy_seconds,
+                "seconds/policy": policy_seconds,
+                "seconds/update": update_seconds,
+                "steps_per_second": batch.numel() / (collect_seconds + update_seconds),
+            }
+            append_row(run.metrics, row)
+            save_checkpoint(run.checkpoint, actor_critic, config, steps)
+            progress.set_postfix(_headline(row), refresh=False)
+            progress.update(batch.numel())
+    except KeyboardInterrupt as interrupt:
+        raise TrainingInterrupted(run.path) from interrupt
+    finally:
+        progress.close()
+        save_checkpoint(run.checkpoint, actor_critic, config, steps)
+        plot_learning_curve(run.metrics, run.learning_curve)
+        collector.shutdown()
+    return run.path
+
+
+def _require_finite(loss: Tensor, grad_norm: Tensor, steps: int) -> None:
+    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+        if not torch.isfinite(value):
+            raise FloatingPointError(
+                f"the {name} became {value.item()} after {steps} steps; this update wasn't made, "
+                "the checkpoint holds the weights before it; a smaller ppo.lr may help"
+            )
+
+
+def _headline(row: Mapping[str, float]) -> dict[str, str]:
+    """What the progress bar shows beside steps, steps per second and time left."""
+    return {
+        "return": f"{row['return']:.2f}",
+        "accuracy": f"{row['final_accuracy']:.1f}%",
+        "H(op)": f"{row['entropy/op']:.2f}",
+        "H(blueprint)": f"{row['entropy/blueprint']:.2f}",
+    }

@@ -1,0 +1,122 @@
+"""The baselines over whole episodes of the real world."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDictBase
+
+from envs import MorphogenesisEnv
+from envs.actions import BLUEPRINTS, HEADS, Op, Stage, head_sizes
+from esper_rl.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
+
+EPOCHS = 14
+
+
+@pytest.fixture
+def env() -> MorphogenesisEnv:
+    return MorphogenesisEnv(
+        num_envs=6, max_epochs=EPOCHS, batches_per_epoch=1, minibatch_size=8, validation_size=20
+    )
+
+
+def ops(rollout: TensorDictBase) -> list[list[int]]:
+    return rollout["action", "op"].tolist()
+
+
+@pytest.mark.parametrize("policy", [WaitPolicy(), RandomPolicy(), FixedSchedulePolicy()])
+def test_actions_fit_the_spec_and_are_never_refused(
+    env: MorphogenesisEnv, policy: torch.nn.Module
+) -> None:
+    rollout = env.rollout(2 * EPOCHS, policy, break_when_any_done=False)
+    assert rollout["next", "last_action_success"].all()
+    assert (rollout["next", "metrics", "executed_op"] == rollout["action", "op"]).all()
+    for head, size in head_sizes(3).items():
+        choices = rollout["action", head]
+        assert choices.dtype == torch.int64
+        assert choices.shape == (6, 2 * EPOCHS)
+        assert choices.min() >= 0
+        assert choices.max() < size
+
+
+def test_wait_never_touches_the_host(env: MorphogenesisEnv) -> None:
+    rollout = env.rollout(EPOCHS, WaitPolicy())
+    assert ops(rollout) == [[Op.WAIT] * EPOCHS] * 6
+    assert (rollout["next", "metrics", "stage"] == Stage.DORMANT).all()
+    assert (rollout["next", "metrics", "seed_params"] == 0).all()
+
+
+def test_random_draws_uniformly_what_is_legal(env: MorphogenesisEnv) -> None:
+    torch.manual_seed(0)
+    state = env.reset()
+    rows = 20_000
+    state = state[:1].expand(rows).clone()
+    state["action_mask", "op"][:] = torch.tensor([True, True, False, False, False, True])
+    state["action_mask", "slot"][:, Op.GERMINATE] = torch.tensor([True, False, True])
+    state["action_mask", "slot"][:, Op.ADVANCE] = torch.tensor([False, True, False])
+    action = RandomPolicy()(state)["action"]
+
+    share = torch.bincount(action["op"], minlength=len(Op)) / rows
+    wanted = torch.tensor([1, 1, 0, 0, 0, 1]) / 3
+    torch.testing.assert_close(share, wanted, atol=0.02, rtol=0)
+    planted = action["slot"][action["op"] == Op.GERMINATE]
+    slots = torch.bincount(planted, minlength=3) / len(planted)
+    torch.testing.assert_close(slots, torch.tensor([0.5, 0, 0.5]), atol=0.02, rtol=0)
+    assert (action["slot"][action["op"] == Op.ADVANCE] == 1).all()
+    blueprints = torch.bincount(action["blueprint"], minlength=len(BLUEPRINTS)) > 0
+    assert (blueprints == state["action_mask", "blueprint"][0]).all()
+
+
+def test_fixed_schedule_walks_one_seed_through_its_life(env: MorphogenesisEnv) -> None:
+    rollout = env.rollout(EPOCHS, FixedSchedulePolicy(slot=1, blueprint="conv_small"))
+    # Plant, start training, start blending; the fast ramp takes three epochs, the first of
+    # which is the one in which blending starts.
+    life = [Op.GERMINATE, Op.ADVANCE, Op.ADVANCE, Op.WAIT, Op.WAIT, Op.ADVANCE, Op.FOSSILIZE]
+    assert ops(rollout) == [life + [Op.WAIT] * (EPOCHS - len(life))] * 6
+    stage, alpha = (rollout["next", "metrics", name][:, -1] for name in ("stage", "alpha"))
+    assert (stage == torch.tensor([Stage.DORMANT, Stage.FOSSILIZED, Stage.DORMANT])).all()
+    assert (alpha == torch.tensor([0.0, 1.0, 0.0])).all()
+    planted = rollout["next", "blueprint_indices"][:, -1, 1]
+    assert (planted == BLUEPRINTS.index("conv_small")).all()
+
+
+def test_fixed_schedule_plants_again_in_the_next_episode_only(env: MorphogenesisEnv) -> None:
+    rollout = env.rollout(2 * EPOCHS, FixedSchedulePolicy(), break_when_any_done=False)
+    planted = (rollout["action", "op"] == Op.GERMINATE).nonzero()
+    assert planted.tolist() == [[row, epoch] for row in range(6) for epoch in (0, EPOCHS)]
+
+
+def test_fixed_schedule_does_not_replace_a_lost_seed(env: MorphogenesisEnv) -> None:
+    policy = FixedSchedulePolicy()
+    state = env.reset()
+    state["observation"][:, 0] = 0.5
+    assert (policy(state)["action", "op"] == Op.WAIT).all()
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ({"blueprint": "conv_huge"}, "blueprint: got 'conv_huge', allowed are"),
+        ({"tempo_epochs": 4}, "tempo_epochs: got 4"),
+        ({"alpha_target": 0.9}, "alpha_target: got 0.9"),
+    ],
+)
+def test_fixed_schedule_refuses_choices_that_do_not_exist(choice: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        FixedSchedulePolicy(**choice)
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [({"slot": 3}, "slot: got 3, allowed are 0 to 2"), ({"blueprint": "mlp"}, "got 'mlp'")],
+)
+def test_fixed_schedule_refuses_what_the_world_does_not_have(
+    env: MorphogenesisEnv, choice: dict, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        FixedSchedulePolicy(**choice)(env.reset())
+
+
+def test_every_head_is_written(env: MorphogenesisEnv) -> None:
+    for policy in (WaitPolicy(), RandomPolicy(), FixedSchedulePolicy()):
+        assert set(policy(env.reset())["action"].keys()) == set(HEADS)

@@ -1,0 +1,230 @@
+"""Training runs: what they leave behind, how they end, that they learn."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import esper_rl.training.trainer as trainer
+from envs import MorphogenesisEnv
+from esper_rl import load_policy, train
+from esper_rl.training.checkpoint import CheckpointError
+from esper_rl.training.config import ConfigError, TrainConfig, load_config
+from esper_rl.training.run_folder import RunFolder
+
+Configure = Callable[..., TrainConfig]
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [
+            {name: float(value) for name, value in line.items()} for line in csv.DictReader(file)
+        ]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_policy(run).network.state_dict()
+
+
+def test_a_run_leaves_config_metrics_checkpoint_and_picture(tiny_config: Configure) -> None:
+    config = tiny_config()
+    run = train(config)
+    assert {file.name for file in run.iterdir()} == {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoint.pt",
+        "learning_curve.png",
+    }
+    assert load_config((run / "config.yaml").read_text()) == config
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_have_one_line_an_iteration_within_their_ranges(tiny_config: Configure) -> None:
+    lines = read_metrics(train(tiny_config("total_steps=50")))
+    assert [line["steps"] for line in lines] == [20, 40, 60]
+    for line in lines:
+        assert line["episodes"] == 4
+        assert 0 <= line["final_accuracy"] <= 100
+        assert line["refused_rate"] == 0
+        assert sum(line[name] for name in line if name.startswith("op/")) == pytest.approx(1)
+        assert 0 < line["entropy/op"] < torch.tensor(6.0).log()
+        assert 0 < line["entropy/blueprint"] < torch.tensor(13.0).log()
+        assert line["steps_per_second"] > 0
+        assert all(line[f"seconds/{part}"] > 0 for part in ("env", "policy", "update"))
+
+
+def test_iterations_without_a_finished_episode_have_no_return(tiny_config: Configure) -> None:
+    config = tiny_config("env.max_epochs=7", "total_steps=60")
+    lines = read_metrics(train(config))
+    assert [line["episodes"] for line in lines] == [0, 4, 4]
+    assert [line["return"] == line["return"] for line in lines] == [False, True, True]
+
+
+def test_the_same_seed_gives_the_same_metrics(tiny_config: Configure, tmp_path: Path) -> None:
+    first = train(tiny_config())
+    second = train(tiny_config(f"run_dir={tmp_path / 'second'}"))
+    other = train(tiny_config(f"run_dir={tmp_path / 'other'}", "seed=1"))
+
+    def untimed(run: Path) -> list[dict[str, float]]:
+        return [
+            {name: value for name, value in line.items() if "second" not in name}
+            for line in read_metrics(run)
+        ]
+
+    assert untimed(first) == untimed(second)
+    assert untimed(first) != untimed(other)
+    for name, tensor in weights(first).items():
+        assert torch.equal(tensor, weights(second)[name])
+
+
+def test_a_run_folder_is_never_overwritten(tiny_config: Configure, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("data")
+    with pytest.raises(FileExistsError, match=r"run_dir: got .* exists already"):
+        train(tiny_config())
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["precious"]
+
+
+def test_runs_without_a_name_get_different_ones(
+    tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {RunFolder.create(tiny_config("run_dir=null")).path for _ in range(3)}
+    assert len(folders) == 3
+    assert all(path.parent == Path("runs") for path in folders)
+    assert all(path.name.startswith("digits-") for path in folders)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("env.task=digit", "'digit'"),
+        ("env.num_slots=9", "num_slots"),
+        ("env.gates=loose", "gates"),
+        ("env.time_limit=stop", "time_limit"),
+    ],
+)
+def test_what_the_world_refuses_leaves_no_folder(
+    tiny_config: Configure, tmp_path: Path, override: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        train(tiny_config(override))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("spoiled", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_raises_and_keeps_the_weights(
+    tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: str
+) -> None:
+    good = []
+    forward = trainer.FactoredClipPPOLoss.forward
+
+    def spoil_the_fourth(self: torch.nn.Module, tensordict: object) -> object:
+        losses = forward(self, tensordict)
+        good.append({name: value.clone() for name, value in self.state_dict().items()})
+        if len(good) == 4 and spoiled == "loss":
+            losses["loss_critic"] = losses["loss_critic"] * float("nan")
+        elif len(good) == 4:
+            losses["loss_critic"].register_hook(lambda gradient: gradient * float("inf"))
+        return losses
+
+    monkeypatch.setattr(trainer.FactoredClipPPOLoss, "forward", spoil_the_fourth)
+    with pytest.raises(FloatingPointError, match="after 20 steps"):
+        train(tiny_config())
+    assert len(good) == 4
+    kept = weights(tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+    norms = {tensor.norm().item() for tensor in good[-1].values() if tensor.is_floating_point()}
+    assert {tensor.norm().item() for tensor in kept.values()} <= norms
+    assert [line["steps"] for line in read_metrics(tmp_path / "run")] == [20]
+
+
+def test_a_policy_plays_the_same_after_loading(tiny_config: Configure) -> None:
+    run = train(tiny_config())
+    first, second = load_policy(run), load_policy(str(run))
+    for name, tensor in first.network.state_dict().items():
+        assert torch.equal(tensor, second.network.state_dict()[name])
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert saved["steps"] == 40
+    assert saved["weights"].keys() == first.network.state_dict().keys()
+
+
+def test_training_changes_every_part_of_the_policy(tiny_config: Configure, tmp_path: Path) -> None:
+    trained = weights(train(tiny_config("total_steps=200", "env.max_epochs=10")))
+    torch.manual_seed(tiny_config().seed)
+    config = tiny_config(f"run_dir={tmp_path / 'short'}", "total_steps=20", "ppo.lr=1e-12")
+    untrained = weights(train(config))
+    for name, tensor in untrained.items():
+        assert not torch.allclose(tensor, trained[name], atol=1e-7), name
+
+
+def test_load_policy_refuses_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"run: got .*nothing"):
+        load_policy(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_load_policy_refuses_a_damaged_file(tiny_config: Configure, damage: bytes | None) -> None:
+    run = train(tiny_config("total_steps=20"))
+    file = run / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:5000] if damage is None else damage)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is not a checkpoint"):
+        load_policy(run)
+
+
+def test_load_policy_refuses_a_world_with_other_slots(tiny_config: Configure) -> None:
+    run = train(tiny_config("total_steps=20"))
+    env = MorphogenesisEnv(num_envs=1, num_slots=2, max_epochs=5)
+    with pytest.raises(
+        CheckpointError, match="for 3 slots of the task 'digits', which doesn't fit"
+    ):
+        load_policy(run, env)
+
+
+def test_ctrl_c_leaves_a_policy_and_a_picture(tiny_overrides: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "esper_rl", "train", *tiny_overrides, "total_steps=1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A process that is started in the background inherits an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    patience = time.monotonic() + 60
+    while not (run / "metrics.csv").exists() and process.poll() is None:
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    last_line = errors.strip().splitlines()[-1]
+    assert f"esper-rl evaluate {run}" in last_line
+    assert "Traceback" not in errors
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(run.glob("*.tmp"))
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
+def test_ctrl_c_before_the_first_iteration_ends(
+    tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "compute_advantages", interrupt)
+    with pytest.raises(trainer.TrainingInterrupted) as interrupted:
+        train(tiny_config())
+    assert interrupted.value.run == tmp_path / "run"
+    assert weights(tmp_path / "run")
+    assert (tmp_path / "run" / "learning_curve.png").exists()
