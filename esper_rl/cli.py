@@ -61,9 +61,9 @@ def _build_parser() -> argparse.ArgumentParser:
         "train",
         help="train a policy, then evaluate it",
         description=(
-            "Train a policy with PPO, then play it beside the baselines. A run leaves in its folder\n"
-            "config.yaml, metrics.csv, checkpoint.pt, learning_curve.png and evaluation.json.\n"
-            "Ctrl-C ends a run early; its policy is kept."
+            "Train a policy with PPO, then play it beside the baselines. A run\n"
+            "leaves config.yaml, metrics.csv, checkpoint.pt, learning_curve.png and\n"
+            "evaluation.json in its folder. Ctrl-C ends it early; its policy is kept."
         ),
         epilog=_describe_fields(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

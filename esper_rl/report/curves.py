@@ -27,7 +27,13 @@ def plot_learning_curve(metrics: Path, picture: Path) -> None:
             lines = list(csv.DictReader(file))
     columns = {
         name: [float(line[name]) for line in lines]
-        for name in ("steps", "return", "final_accuracy", "entropy/op", "entropy/blueprint")
+        for name in (
+            "steps",
+            "return",
+            "final_accuracy",
+            "head_entropy/op",
+            "head_entropy/blueprint",
+        )
     }
     # The object-oriented interface leaves pyplot's global state to the caller.
     figure = Figure(figsize=(7, 8), layout="constrained")
@@ -37,8 +43,8 @@ def plot_learning_curve(metrics: Path, picture: Path) -> None:
     returns.set_ylabel("return of an episode")
     _draw(accuracy, columns, "final_accuracy", _ORANGE)
     accuracy.set_ylabel("final validation accuracy (%)")
-    _draw(entropy, columns, "entropy/op", _GREEN, label="op")
-    _draw(entropy, columns, "entropy/blueprint", _PURPLE, label="blueprint", style="--")
+    _draw(entropy, columns, "head_entropy/op", _GREEN, label="op")
+    _draw(entropy, columns, "head_entropy/blueprint", _PURPLE, label="blueprint", style="--")
     entropy.set_ylabel("entropy of the policy (nats)")
     entropy.set_ylim(bottom=0)
     entropy.legend(frameon=False)

@@ -110,6 +110,11 @@ class TrainConfig:
                 f"steps_per_iteration: got {self.steps_per_iteration}, allowed are multiples of "
                 f"env.num_envs = {self.env.num_envs}, so that every row takes the same steps"
             )
+        if self.policy.num_slots != self.env.num_slots:
+            raise ConfigError(
+                f"policy.num_slots: got {self.policy.num_slots}, allowed is env.num_slots = "
+                f"{self.env.num_slots}; set both"
+            )
         if self.ppo.minibatches > self.env.num_envs:
             raise ConfigError(
                 f"ppo.minibatches: got {self.ppo.minibatches}, allowed are 1 to env.num_envs = "
@@ -195,7 +200,7 @@ def _walk(config: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
             yield from _walk(value, key + ".")
         else:
             default = "null" if value is None else str(value)
-            yield key, default, entry.metadata.get("help", "")
+            yield key, default, entry.metadata.get("help", f"see {type(config).__name__}")
 
 
 def _to_config(config: Any) -> TrainConfig:

@@ -59,6 +59,6 @@ class ModuleTimer:
 
 
 def update_metrics(updates: Sequence[TensorDictBase]) -> dict[str, float]:
-    """Means over the updates of an iteration of every scalar that the loss has written."""
+    """Means over the updates of an iteration of all scalars of the loss (nan: never defined)."""
     stacked = TensorDict.stack(list(updates)).flatten_keys("/")
-    return {name: stacked[name].float().mean().item() for name in sorted(stacked.keys())}
+    return {name: stacked[name].float().nanmean().item() for name in sorted(stacked.keys())}

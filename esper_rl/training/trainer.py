@@ -13,8 +13,9 @@ from torchrl.envs import Compose, RewardSum, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 from tqdm import tqdm
 
+from envs.actions import CAUSAL_RELEVANCE
 from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages
-from esper_rl.policy import make_actor_critic
+from esper_rl.policy import ENTROPY_WEIGHTS, make_actor_critic
 from esper_rl.report.curves import plot_learning_curve
 from esper_rl.training.checkpoint import save_checkpoint
 from esper_rl.training.config import TrainConfig
@@ -65,6 +66,9 @@ def train(config: TrainConfig) -> Path:
     loss_module = FactoredClipPPOLoss(
         actor_critic.actor,
         actor_critic.critic,
+        heads=actor_critic.heads,
+        relevance=CAUSAL_RELEVANCE,
+        entropy_weights=ENTROPY_WEIGHTS,
         clip_epsilon=config.ppo.clip_epsilon,
         critic_coeff=config.ppo.critic_coeff,
         entropy_coeff=config.ppo.entropy_coeff,
@@ -152,6 +156,6 @@ def _headline(row: Mapping[str, float]) -> dict[str, str]:
     return {
         "return": f"{row['return']:.2f}",
         "accuracy": f"{row['final_accuracy']:.1f}%",
-        "H(op)": f"{row['entropy/op']:.2f}",
-        "H(blueprint)": f"{row['entropy/blueprint']:.2f}",
+        "H(op)": f"{row['head_entropy/op']:.2f}",
+        "H(blueprint)": f"{row['head_entropy/blueprint']:.2f}",
     }

@@ -67,6 +67,7 @@ def test_a_bad_override_is_named(override: str, says: str) -> None:
         ("eval_episodes=-1", "eval_episodes"),
         ("steps_per_iteration=801", "steps_per_iteration"),
         ("ppo.minibatches=17", "ppo.minibatches"),
+        ("env.num_slots=2", "policy.num_slots"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_allowed(override: str, field: str) -> None:

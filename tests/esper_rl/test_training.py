@@ -56,8 +56,8 @@ def test_metrics_have_one_line_an_iteration_within_their_ranges(tiny_config: Con
         assert 0 <= line["final_accuracy"] <= 100
         assert line["refused_rate"] == 0
         assert sum(line[name] for name in line if name.startswith("op/")) == pytest.approx(1)
-        assert 0 < line["entropy/op"] < torch.tensor(6.0).log()
-        assert 0 < line["entropy/blueprint"] < torch.tensor(13.0).log()
+        assert 0 < line["head_entropy/op"] < torch.tensor(6.0).log()
+        assert 0 < line["head_entropy/blueprint"] < torch.tensor(13.0).log()
         assert line["steps_per_second"] > 0
         assert all(line[f"seconds/{part}"] > 0 for part in ("env", "policy", "update"))
 
@@ -108,7 +108,6 @@ def test_runs_without_a_name_get_different_ones(
     ("override", "says"),
     [
         ("env.task=digit", "'digit'"),
-        ("env.num_slots=9", "num_slots"),
         ("env.gates=loose", "gates"),
         ("env.time_limit=stop", "time_limit"),
     ],

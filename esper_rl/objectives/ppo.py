@@ -1,0 +1,289 @@
+"""Clipped PPO for factored discrete actions whose later heads may depend on the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+    TensorDictModuleBase,
+    dispatch,
+)
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.modules import set_recurrent_mode
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.utils import distance_loss
+
+_REFUSED = {
+    "functional": "the loss runs actor and critic as they are, so that both share one trunk pass",
+    "delay_actor": "it needs functionalised modules",
+    "separate_losses": "value gradients may reach the shared trunk",
+    "samples_mc_entropy": "entropies are exact",
+    "clip_value": "the value isn't clipped",
+    "max_importance_ratio": "the ratio is that of the stored policy",
+}
+
+
+@dataclass
+class _Evaluation:
+    """The current policy on a batch's stored actions; everything is ``[..., heads]``."""
+
+    log_prob: Tensor
+    old_log_prob: Tensor
+    entropy: Tensor
+    relevant: Tensor
+
+
+class FactoredClipPPOLoss(ClipPPOLoss):
+    """Clipped PPO whose ratio is that of the heads that mattered.
+
+    The action has several discrete heads. The first, the **op**, decides which of the others
+    have any effect (the relevance table). The ratio is exp(Σ over relevant heads of new − old
+    log-probability): exactly that of the action that was carried out. Log-probabilities are those
+    of the stored actions, with masks of the stored op. One pass of the actor's trunk serves
+    log-probabilities, entropies and value.
+
+    The entropy bonus is −``entropy_coeff`` · Σ_head weight · mean entropy over all steps.
+
+    With one head, or a table of all True over independent heads, it equals
+    :class:`~torchrl.objectives.ClipPPOLoss`. Nothing in it depends on what the heads mean.
+
+    Args:
+        actor: deterministic modules and one ``ProbabilisticTensorDictModule`` a head, in order;
+            each with its log-probability key.
+        critic: writes the value; modules that it begins with and the actor has too run once.
+        heads: names of the heads, the op first; the last part of each action key.
+        relevance: bool ``[ops, heads]``: does the head matter when the op is taken?
+        entropy_weights: by head; default: 1 for each.
+        clip_epsilon: of the ratio, one number or (low, high).
+        entropy_coeff: base of the entropy bonus; a buffer, so it can be scheduled.
+        critic_coeff: weight of the value loss; a buffer too.
+        loss_critic_type: ``"l2"``, ``"l1"`` or ``"smooth_l1"``.
+        **kwargs: of the parent: ``entropy_bonus``, ``normalize_advantage``, ``reduction``,
+            ``log_explained_variance``, ``device`` …
+
+    The output has the parent's entries, as scalars over all valid steps, ``loss_objective``,
+    ``loss_critic``, ``loss_entropy``, ``entropy``, ``kl_approx``, ``clip_fraction``, ``ESS``,
+    ``max_ratio``, ``mean_ratio``, ``explained_variance``, and
+
+    - ``("head_entropy", head)``: mean over all steps, nats;
+    - ``("relevant_entropy", head)``, ``("head_kl", head)``, ``("head_clip_fraction", head)``: over
+      the steps where the head mattered (nan where there was none);
+    - ``("op_critic_loss", index)``: squared value error over the steps with that op;
+    - ``explained_variance_soft``: of the value that the rollout stored.
+
+    Raises:
+        ValueError: if heads, table or weights don't fit the actor.
+        TypeError: if the table isn't bool.
+        NotImplementedError: for options of the parent that can't work here.
+        KeyError: in ``forward``, naming an entry that the batch lacks.
+
+    Examples:
+        >>> from envs import MorphogenesisEnv
+        >>> from envs.actions import CAUSAL_RELEVANCE
+        >>> from esper_rl import PolicyConfig, make_actor_critic
+        >>> env = MorphogenesisEnv(num_envs=2, max_epochs=3)
+        >>> ac = make_actor_critic(PolicyConfig.v2(), env)
+        >>> loss = FactoredClipPPOLoss(
+        ...     ac.actor, ac.critic, heads=ac.heads, relevance=CAUSAL_RELEVANCE
+        ... )
+    """
+
+    def __init__(
+        self,
+        actor: ProbabilisticTensorDictSequential,
+        critic: TensorDictModuleBase,
+        *,
+        heads: Sequence[str],
+        relevance: Tensor,
+        entropy_weights: Mapping[str, float] | None = None,
+        clip_epsilon: float | tuple[float, float] = 0.2,
+        entropy_coeff: float = 0.01,
+        critic_coeff: float = 0.5,
+        loss_critic_type: str = "l2",
+        **kwargs: object,
+    ) -> None:
+        for option, reason in _REFUSED.items():
+            if option in kwargs:
+                raise NotImplementedError(
+                    f"FactoredClipPPOLoss doesn't take {option!r}: {reason}; leave it out"
+                )
+        if isinstance(entropy_coeff, Mapping):
+            raise TypeError(
+                "entropy_coeff must be one number, the base; give weights of the heads as "
+                "entropy_weights"
+            )
+        super().__init__(
+            actor,
+            critic,
+            clip_epsilon=clip_epsilon,
+            entropy_coeff=entropy_coeff,
+            critic_coeff=critic_coeff,
+            loss_critic_type=loss_critic_type,
+            functional=False,
+            **kwargs,
+        )
+        self.heads = tuple(heads)
+        self._draws = [m for m in actor.module if isinstance(m, ProbabilisticTensorDictModule)]
+        found = tuple(_last(draw.out_keys[0]) for draw in self._draws)
+        if found != self.heads:
+            raise ValueError(f"heads is {self.heads}, but the actor draws {found}; give those")
+        if relevance.dtype != torch.bool:
+            raise TypeError(f"relevance must be a bool tensor, got {relevance.dtype}")
+        if relevance.dim() != 2 or relevance.shape[1] != len(self.heads):
+            raise ValueError(
+                f"relevance has shape {tuple(relevance.shape)}; one row an op and one column a "
+                f"head is needed: (ops, {len(self.heads)})"
+            )
+        weights = dict.fromkeys(self.heads, 1.0) if entropy_weights is None else entropy_weights
+        if set(weights) != set(self.heads):
+            unknown = sorted(set(weights) - set(self.heads))
+            missing = sorted(set(self.heads) - set(weights))
+            raise ValueError(
+                f"entropy_weights must name each of the heads {self.heads} once; "
+                f"unknown: {unknown}, missing: {missing}"
+            )
+        device = self.entropy_coeff.device
+        self.register_buffer("relevance", relevance.to(device))
+        self.register_buffer(
+            "entropy_weights", torch.tensor([weights[head] for head in self.heads], device=device)
+        )
+        self._critic_tail = _without_shared(critic, actor)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The loss terms and diagnostics of a batch ``[N]`` or ``[N, T]``."""
+        tensordict = tensordict.clone(False)
+        advantage = tensordict.get(self.tensor_keys.advantage, None)
+        if advantage is None:
+            self.value_estimator(tensordict)
+            advantage = tensordict.get(self.tensor_keys.advantage)
+            update_norm = True
+        else:
+            update_norm = False
+        advantage = self._maybe_normalize_advantage(
+            advantage, tensordict, update_norm=update_norm
+        ).squeeze(-1)
+        valid = self._valid(tensordict, advantage)
+
+        now = self._evaluate(tensordict)
+        log_ratios = torch.where(now.relevant, now.log_prob - now.old_log_prob, 0.0)
+        log_ratio = log_ratios.sum(-1)
+        clipped = log_ratio.clamp(*self._clip_bounds)
+        gain = torch.minimum(log_ratio.exp() * advantage, clipped.exp() * advantage)
+        out = TensorDict({"loss_objective": self._reduce_loss(-gain, tensordict)})
+        if self.entropy_bonus:
+            bonus = (self.entropy_weights * now.entropy).sum(-1)
+            out.set("loss_entropy", self._reduce_loss(-self.entropy_coeff * bonus, tensordict))
+        self._add_critic(out, tensordict, valid)
+        with torch.no_grad():
+            self._add_diagnostics(out, now, log_ratios[valid], valid)
+        return out
+
+    def _evaluate(self, tensordict: TensorDictBase) -> _Evaluation:
+        """Log-probabilities of the stored actions; leaves the trunk's output in the batch."""
+        for key in (*self.tensor_keys.action, *self.tensor_keys.sample_log_prob):
+            if key not in tensordict.keys(True):
+                raise KeyError(f"the batch lacks the entry {key!r}, which the loss needs")
+        new, old, entropy = [], [], []
+        with set_recurrent_mode(tensordict.ndim > 1):
+            for module in self.actor_network.module:
+                if not isinstance(module, ProbabilisticTensorDictModule):
+                    module(tensordict)
+                    continue
+                # The stored action stays in place, so masks that depend on it are its own.
+                distribution = module.get_dist(tensordict)
+                new.append(distribution.log_prob(tensordict.get(module.out_keys[0])))
+                old.append(tensordict.get(module.log_prob_key).detach())
+                entropy.append(distribution.entropy())
+        op = tensordict.get(self._draws[0].out_keys[0])
+        return _Evaluation(
+            torch.stack(new, -1), torch.stack(old, -1), torch.stack(entropy, -1), self.relevance[op]
+        )
+
+    def _add_critic(self, out: TensorDict, tensordict: TensorDictBase, valid: Tensor) -> None:
+        target = tensordict.get(self.tensor_keys.value_target, None)
+        if target is None:
+            raise KeyError(
+                f"the batch lacks the entry {self.tensor_keys.value_target!r}; compute "
+                "advantages first"
+            )
+        stored = tensordict.get(self.tensor_keys.value, None)
+        with set_recurrent_mode(tensordict.ndim > 1):
+            for module in self._critic_tail:
+                module(tensordict)
+        value = tensordict.get(self.tensor_keys.value)
+        error = distance_loss(target, value, loss_function=self.loss_critic_type).squeeze(-1)
+        out.set("loss_critic", self._reduce_loss(self.critic_coeff * error, tensordict))
+        target, value = target.detach().squeeze(-1)[valid], value.detach().squeeze(-1)[valid]
+        if self.log_explained_variance:
+            out.set("explained_variance", _explained_variance(value, target))
+            if stored is not None:
+                stored = stored.squeeze(-1)[valid]
+                out.set("explained_variance_soft", _explained_variance(stored, target))
+        op = tensordict.get(self._draws[0].out_keys[0])[valid]
+        squared = (target - value).square()
+        for index in range(len(self.relevance)):
+            out.set(("op_critic_loss", str(index)), squared[op == index].mean())
+
+    def _add_diagnostics(
+        self, out: TensorDict, now: _Evaluation, log_ratios: Tensor, valid: Tensor
+    ) -> None:
+        """Scalars over the valid steps, from ``log_ratios [steps, heads]``."""
+        log_ratio = log_ratios.sum(-1)
+        ratio = log_ratio.exp()
+        low, high = self._clip_bounds
+        out.set("kl_approx", -log_ratio.mean())
+        out.set("clip_fraction", ((log_ratio < low) | (log_ratio > high)).float().mean())
+        effective = 2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)
+        out.set("ESS", effective.exp() / len(log_ratio))
+        out.set("max_ratio", ratio.max())
+        out.set("mean_ratio", ratio.mean())
+        entropies, relevant = now.entropy[valid], now.relevant[valid]
+        out.set("entropy", entropies.sum(-1).mean())
+        for i, head in enumerate(self.heads):
+            here = relevant[:, i]
+            changes = log_ratios[here, i]
+            out.set(("head_entropy", head), entropies[:, i].mean())
+            out.set(("relevant_entropy", head), entropies[here, i].mean())
+            out.set(("head_kl", head), -changes.mean())
+            outside = (changes < low) | (changes > high)
+            out.set(("head_clip_fraction", head), outside.float().mean())
+
+    def _valid(self, tensordict: TensorDictBase, like: Tensor) -> Tensor:
+        """Bool, shaped like the batch: which steps count (see the parent's loss masks)."""
+        valid = torch.ones_like(like, dtype=torch.bool)
+        for key in self._loss_mask_keys():
+            mask = tensordict.get(key, None)
+            if mask is not None:
+                valid &= self._expand_loss_mask(mask, like)
+        return valid
+
+
+def _last(key: NestedKey) -> str:
+    return key if isinstance(key, str) else key[-1]
+
+
+def _without_shared(
+    critic: TensorDictModuleBase, actor: ProbabilisticTensorDictSequential
+) -> list[TensorDictModule]:
+    """The critic's modules less those, at its beginning, that the actor runs too."""
+    modules = list(getattr(critic, "module", [critic]))
+    if not all(isinstance(module, TensorDictModuleBase) for module in modules):
+        return [critic]
+    shared = {id(module) for module in actor.module}
+    while modules and id(modules[0]) in shared:
+        modules.pop(0)
+    return modules
+
+
+def _explained_variance(value: Tensor, target: Tensor) -> Tensor:
+    """1 − Var(target − value) / Var(target)."""
+    spread = target.var(correction=0)
+    return 1 - (target - value).var(correction=0) / (spread + torch.finfo(target.dtype).eps)
