@@ -250,6 +250,7 @@ class Population:
 
     # -- training ---------------------------------------------------------------------------
 
+    @torch.enable_grad()  # collectors step environments without gradients
     def train_epoch(self, growth: Growth, indices: Tensor) -> tuple[Tensor, Tensor]:
         """One host epoch of SGD with momentum for every row.
 

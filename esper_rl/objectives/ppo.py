@@ -76,7 +76,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     - ``("relevant_entropy", head)``, ``("head_kl", head)``, ``("head_clip_fraction", head)``: over
       the steps where the head mattered (nan where there was none);
     - ``("op_critic_loss", index)``: squared value error over the steps with that op;
-    - ``explained_variance_soft``: of the value that the rollout stored.
+    - ``explained_variance_soft``: of the soft value, where the actor writes one.
 
     Raises:
         ValueError: if heads, table or weights don't fit the actor.
@@ -225,7 +225,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         if self.log_explained_variance:
             out.set("explained_variance", _explained_variance(value, target))
             if stored is not None:
-                stored = stored.squeeze(-1)[valid]
+                stored = stored.detach().squeeze(-1)[valid]
                 out.set("explained_variance_soft", _explained_variance(stored, target))
         op = tensordict.get(self._draws[0].out_keys[0])[valid]
         squared = (target - value).square()

@@ -33,8 +33,6 @@ def save_checkpoint(file: Path, actor_critic: ActorCritic, config: TrainConfig, 
     """
     content = {
         "policy": asdict(config.policy),
-        "task": config.env.task,
-        "num_slots": config.env.num_slots,
         "steps": steps,
         "weights": actor_critic.network.state_dict(),
     }
@@ -58,15 +56,18 @@ def load_policy(run: str | Path, env: EnvBase | None = None) -> ActorCritic:
     config = folder.read_config()
     if env is None:
         env = make_env(config, num_envs=1, seed=config.seed)
-    actor_critic = make_actor_critic(config.policy, env)
+    try:
+        actor_critic = make_actor_critic(config.policy, env)
+    except ValueError as error:
+        raise CheckpointError(f"the policy of {folder.path} doesn't fit env: {error}") from error
     content = _read(folder.checkpoint, device=config.device)
     network = actor_critic.network
     difference = _first_difference(content["weights"], network.state_dict())
     if difference:
         raise CheckpointError(
-            f"{folder.checkpoint} holds a policy for {content['num_slots']} slots of the task "
-            f"{content['task']!r}, which doesn't fit here: {difference}; load it for a world with "
-            "as many slots as it was trained with, or train a policy for this one"
+            f"{folder.checkpoint} was saved by a policy of {content['policy']}, which doesn't fit "
+            f"one of {asdict(config.policy)} in this world: {difference}; load it with the "
+            "configuration and kind of world that it was trained with, or train a new one"
         )
     network.load_state_dict(content["weights"])
     return actor_critic

@@ -59,6 +59,17 @@ class ModuleTimer:
 
 
 def update_metrics(updates: Sequence[TensorDictBase]) -> dict[str, float]:
-    """Means over the updates of an iteration of all scalars of the loss (nan: never defined)."""
-    stacked = TensorDict.stack(list(updates)).flatten_keys("/")
-    return {name: stacked[name].float().nanmean().item() for name in sorted(stacked.keys())}
+    """What the loss has written, scalar by scalar.
+
+    Args:
+        updates: outputs of the loss, one for each update of an iteration.
+
+    Returns:
+        Means over the updates. What is about steps with a certain op or head leaves out the
+        updates without such a step, and is nan when there was none at all.
+    """
+    scalars = TensorDict.stack(list(updates)).flatten_keys("/")
+    means = {name: scalars[name].float().nanmean().item() for name in sorted(scalars.keys())}
+    for op in Op:
+        means[f"op_critic_loss/{op.name}"] = means.pop(f"op_critic_loss/{op:d}")
+    return means

@@ -73,7 +73,8 @@ def train(config: TrainConfig) -> Path:
         critic_coeff=config.ppo.critic_coeff,
         entropy_coeff=config.ppo.entropy_coeff,
     )
-    optimizer = torch.optim.Adam(loss_module.parameters(), lr=config.ppo.lr)
+    parameters = list(actor_critic.network.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=config.ppo.lr)
     collector = Collector(
         TransformedEnv(env, Compose(*actor_critic.transforms(), RewardSum())),
         actor_critic.actor,
@@ -110,9 +111,7 @@ def train(config: TrainConfig) -> Path:
                         losses[key] for key in ("loss_objective", "loss_critic", "loss_entropy")
                     )
                     loss.backward()
-                    grad_norm = torch.nn.utils.clip_grad_norm_(
-                        loss_module.parameters(), config.ppo.max_grad_norm
-                    )
+                    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.ppo.max_grad_norm)
                     _require_finite(loss, grad_norm, steps)
                     optimizer.step()
                     updates.append(losses.detach().set("grad_norm", grad_norm))
