@@ -20,41 +20,54 @@ EPSILON = 1e-5
 """Added to the variance in normalisation layers, as in torch."""
 
 
+def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` less its mean over C, H, W as ``[n, C·H·W, B]``, and 1/σ as ``[n, 1, B]``."""
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    centred = flat - flat.mean(1, keepdim=True)
+    return centred, centred.square().mean(1, keepdim=True).add_(EPSILON).rsqrt_()
+
+
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
-        n, channels, batch = x.shape[0], x.shape[1], x.shape[-1]
-        flat = x.reshape(n, -1, batch)
-        centred = flat - flat.mean(1, keepdim=True)
-        rstd = centred.square().mean(1, keepdim=True).add_(EPSILON).rsqrt_()
-        normal = centred.mul_(rstd).view(n, channels, -1, batch)
-        out = torch.addcmul(shift[:, :, None, None], normal, scale[:, :, None, None])
+        centred, rstd = _centred(x)
+        centred = centred.view(*x.shape[:2], -1, x.shape[-1])
+        rstd = rstd.unsqueeze(2)
+        out = torch.addcmul(shift[:, :, None, None], centred, scale[:, :, None, None] * rstd)
         if relu:
             out.clamp_(min=0)
-        ctx.save_for_backward(normal, rstd, scale, out if relu else None)
+        ctx.save_for_backward(centred, rstd, scale, out if relu else None)
         return out.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        normal, rstd, scale, out = ctx.saved_tensors
+        centred, rstd, scale, out = ctx.saved_tensors
         shape = grad.shape
-        grad = grad.reshape(normal.shape)
+        grad = grad.reshape(centred.shape)
         if out is not None:
-            grad = torch.where(out > 0, grad, 0.0)
-        n, channels, pixels, batch = normal.shape
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
         grad_sum = grad.sum(2)
-        grad_dot = (grad * normal).sum(2)
+        grad_dot = (grad * centred).sum(2).mul_(rstd[:, :, 0])
         grad_x = None
         if ctx.needs_input_grad[0]:
             # dx = rstd · (scale·g − mean(scale·g) − x̂ · mean(scale·g·x̂)), means over C, H, W
-            rstd = rstd.view(n, 1, 1, batch)
-            minus_mean = rstd / -(channels * pixels)
-            mean_sum = torch.bmm(scale[:, None], grad_sum).unsqueeze(1) * minus_mean
-            mean_dot = torch.bmm(scale[:, None], grad_dot).unsqueeze(1) * minus_mean
-            grad_x = torch.addcmul(mean_sum, normal, mean_dot)
+            means = torch.bmm(scale[:, None], torch.cat([grad_sum, grad_dot], dim=2))
+            means = (means / -(centred.shape[1] * centred.shape[2])).unsqueeze(2)
+            mean_sum, mean_dot = (means * rstd.repeat(1, 1, 1, 2)).chunk(2, dim=3)
+            grad_x = torch.addcmul(mean_sum, centred, mean_dot * rstd)
             grad_x = grad_x.addcmul_(grad, scale[:, :, None, None] * rstd).view(shape)
         return grad_x, grad_dot.sum(2), grad_sum.sum(2), None
+
+
+def _group_norm(x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
+    if torch.is_grad_enabled():
+        return _GroupNorm.apply(x, scale, shift, relu)
+    centred, rstd = _centred(x)
+    out = centred.view(*x.shape[:2], -1, x.shape[-1])
+    gain = scale[:, :, None, None] * rstd.unsqueeze(2)
+    torch.addcmul(shift[:, :, None, None], out, gain, out=out)
+    return (out.clamp_(min=0) if relu else out).view(x.shape)
 
 
 def group_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -65,12 +78,12 @@ def group_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         scale: ``[n, C]``.
         shift: ``[n, C]``.
     """
-    return _GroupNorm.apply(x, scale, shift, False)
+    return _group_norm(x, scale, shift, relu=False)
 
 
 def group_norm_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """ReLU of :func:`group_norm`, in fewer passes over memory."""
-    return _GroupNorm.apply(x, scale, shift, True)
+    return _group_norm(x, scale, shift, relu=True)
 
 
 class _MaxPool(torch.autograd.Function):

@@ -8,8 +8,8 @@ seed together.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,49 @@ class Validation:
     ablated: Tensor
 
 
+@dataclass(frozen=True)
+class Part:
+    """Parameters that run together: a segment of some rows' hosts, or a group's seeds.
+
+    Attributes:
+        params, velocity: matrices of all rows; the first ``layout.size`` columns count.
+        rows: int64 ``[n]``, the row of every lane.
+        layout: names and shapes.
+        slot: of the seeds, None for a host's segment.
+    """
+
+    params: Tensor
+    velocity: Tensor
+    rows: Tensor
+    layout: ParameterLayout
+    slot: int | None
+
+    @property
+    def size(self) -> int:
+        return len(self.rows) * self.layout.size
+
+    def flat(self, matrix: Tensor) -> Tensor:
+        """Copies of the lanes' rows of ``params`` or ``velocity``: ``[n, layout.size]``."""
+        return matrix[self.rows, : self.layout.size]
+
+    def pieces(self, matrix: Tensor) -> list[Tensor]:
+        """The same as one vector for each named tensor."""
+        return [piece.flatten() for piece in self.layout.unflatten(self.flat(matrix)).values()]
+
+    def spread(self, lanes: Tensor) -> Tensor:
+        """A number a lane repeated for each of its parameters, in the order of the pieces."""
+        counts = [math.prod(entry.shape) for entry in self.layout.entries]
+        return torch.cat([lanes.repeat_interleave(count) for count in counts])
+
+    def write(self, params: Tensor, velocity: Tensor) -> None:
+        """Put vectors of pieces back into the matrices."""
+        n = len(self.rows)
+        sizes = [n * math.prod(entry.shape) for entry in self.layout.entries]
+        for matrix, vector in ((self.params, params), (self.velocity, velocity)):
+            columns = [piece.view(n, -1) for piece in vector.split(sizes)]
+            matrix[self.rows, : self.layout.size] = torch.cat(columns, dim=1)
+
+
 class Population:
     """Hosts and seeds of N rows on one task.
 
@@ -96,29 +139,31 @@ class Population:
         self._segment_sizes = [segment.layout.size for segment in self.host.segments]
         self.host_size = sum(self._segment_sizes)
         self._channels = self.host.slot_channels[:num_slots]
-        self._gates = [
-            ParameterLayout([zeros("weight", 1, c), zeros("bias", 1)]) for c in self._channels
-        ]
+        self._blueprints = {BLUEPRINTS.index(k): b for k, b in self.host.blueprints.items()}
+        self.offered = torch.zeros(len(BLUEPRINTS), dtype=torch.bool, device=device)
+        self.offered[list(self._blueprints)] = True
+        # Every seed has a gate, its first parameters; it counts only while the seed is gated.
         self._seed_layouts = [
-            {BLUEPRINTS.index(name): b.layout(c) for name, b in self.host.blueprints.items()}
+            {
+                index: ParameterLayout(
+                    [zeros("gate_weight", 1, c), zeros("gate_bias", 1), *b.layout(c).entries]
+                )
+                for index, b in self._blueprints.items()
+            }
             for c in self._channels
         ]
-        self._seed_blueprints = {BLUEPRINTS.index(k): b for k, b in self.host.blueprints.items()}
-        self.offered = torch.zeros(len(BLUEPRINTS), dtype=torch.bool, device=device)
-        self.offered[list(self._seed_blueprints)] = True
-        self._seed_sizes = torch.zeros(num_slots, len(BLUEPRINTS), device=device)
+        self._gate_sizes = [c + 1 for c in self._channels]
+        self._module_sizes = torch.zeros(num_slots, len(BLUEPRINTS), device=device)
         for slot, layouts in enumerate(self._seed_layouts):
             for blueprint, layout in layouts.items():
-                self._seed_sizes[slot, blueprint] = layout.size
-        self._gate_sizes = torch.tensor([float(gate.size) for gate in self._gates], device=device)
+                self._module_sizes[slot, blueprint] = layout.size - self._gate_sizes[slot]
 
         self.host_params = torch.zeros(num_rows, self.host_size, device=device)
         self.host_velocity = torch.zeros_like(self.host_params)
-        # A slot holds one seed at a time: gate first, then the module, in as many columns as
-        # the largest blueprint needs.
+        # A slot holds one seed at a time, in as many columns as the largest blueprint needs.
         self.seed_params = [
-            torch.zeros(num_rows, gate.size + max(k.size for k in layouts.values()), device=device)
-            for gate, layouts in zip(self._gates, self._seed_layouts, strict=True)
+            torch.zeros(num_rows, max(layout.size for layout in layouts.values()), device=device)
+            for layouts in self._seed_layouts
         ]
         self.seed_velocity = [torch.zeros_like(params) for params in self.seed_params]
 
@@ -135,8 +180,9 @@ class Population:
             algorithm: int64 ``[N, S]``.
         """
         slots = torch.arange(self.num_slots, device=self.device)
-        size = self._seed_sizes[slots, blueprint.clamp(min=0)]
-        size = size + torch.where(algorithm == Algorithm.GATE, self._gate_sizes, 0.0)
+        size = self._module_sizes[slots, blueprint.clamp(min=0)]
+        gate = torch.tensor(self._gate_sizes, device=self.device)
+        size = size + torch.where(algorithm == Algorithm.GATE, gate, 0)
         return torch.where(blueprint >= 0, size, 0.0)
 
     # -- creation and removal ---------------------------------------------------------------
@@ -155,40 +201,42 @@ class Population:
     def plant(self, rows: Tensor, slot: int, blueprint: int, keys: Tensor) -> None:
         """A fresh seed with fresh optimizer state at ``slot`` of ``rows [n]``."""
         layout = self._seed_layouts[slot][blueprint]
-        start = self._gates[slot].size
-        self.seed_params[slot][rows] = 0.0
-        self.seed_params[slot][rows, start : start + layout.size] = layout.draw(keys)
+        self.seed_params[slot][rows, : layout.size] = layout.draw(keys)
         self.seed_velocity[slot][rows] = 0.0
 
     def reset_gates(self, rows: Tensor, slot: int) -> None:
         """A fresh gate (½ everywhere) at ``slot`` of ``rows [n]``."""
-        self.seed_params[slot][rows, : self._gates[slot].size] = 0.0
-        self.seed_velocity[slot][rows, : self._gates[slot].size] = 0.0
+        self.seed_params[slot][rows, : self._gate_sizes[slot]] = 0.0
+        self.seed_velocity[slot][rows, : self._gate_sizes[slot]] = 0.0
 
     # -- forward ----------------------------------------------------------------------------
 
     def _forward(
-        self, plan: Plan, hosts: list[Tensor], seeds: list[list[Tensor]], x: Tensor, alpha: Tensor
+        self, plan: Plan, parts: list[dict[str, Tensor]], x: Tensor, alpha: Tensor
     ) -> Tensor:
         """Logits ``[lanes, C, B]``.
 
         Args:
             plan: of the rows.
-            hosts: for every segment, flat parameters of its lanes.
-            seeds: for every slot and group, flat parameters (gate, module) of its lanes.
+            parts: parameters by name of the plan's parts (see :meth:`_parts`), in their order.
             x: inputs of the first segment.
             alpha: of all rows, ``[N, S]``.
         """
-        segments = self.host.segments
-        x = segments[0](segments[0].layout.unflatten(hosts[0]), x)
-        for i, segment in enumerate(segments[1:]):
+        remaining = iter(parts)
+        for i, segment in enumerate(self.host.segments):
+            x = segment(next(remaining), x)
             if i < len(plan.slots):
-                x = self._at_slot(i, plan.slots[i], seeds[i], x, alpha[:, i])
-            x = segment(segment.layout.unflatten(hosts[i + 1]), x)
+                seeds = [next(remaining) for _ in plan.slots[i].groups]
+                x = self._at_slot(i, plan.slots[i], seeds, x, alpha[:, i])
         return x
 
     def _at_slot(
-        self, slot: int, plan: SlotPlan, seeds: list[Tensor], h: Tensor, alpha: Tensor
+        self,
+        slot: int,
+        plan: SlotPlan,
+        seeds: list[dict[str, Tensor]],
+        h: Tensor,
+        alpha: Tensor,
     ) -> Tensor:
         """Features after one slot."""
         if plan.order is not None:
@@ -197,24 +245,21 @@ class Population:
             return h
         parts = h.split([plan.num_passing, *(len(group.rows) for group in plan.groups)])
         grown = [parts[0]] if plan.num_passing else []
-        for group, flat, part in zip(plan.groups, seeds, parts[1:], strict=True):
-            grown += self._grow(slot, group, flat, part, alpha[group.rows])
+        for group, params, part in zip(plan.groups, seeds, parts[1:], strict=True):
+            grown += self._grow(group, params, part, alpha[group.rows])
         if plan.ablated is not None:
             grown.append(h.index_select(0, plan.ablated))
         return torch.cat(grown) if len(grown) > 1 else grown[0]
 
     def _grow(
-        self, slot: int, group: Group, flat: Tensor, h: Tensor, alpha: Tensor
+        self, group: Group, params: dict[str, Tensor], h: Tensor, alpha: Tensor
     ) -> list[Tensor]:
         """Features ``h`` of a group's lanes with its seeds mixed in, one tensor a mode."""
-        gate_layout, layout = self._gates[slot], self._seed_layouts[slot][group.blueprint]
-        gate_flat, module_flat = flat.split([gate_layout.size, layout.size], dim=1)
         seed_input = h
         if group.modes[0][0] is Mode.INCUBATE:
             incubating = group.modes[0][1]
             seed_input = torch.cat([h[:incubating].detach(), h[incubating:]])
-        params = layout.unflatten(module_flat)
-        seed = self._seed_blueprints[group.blueprint](params, seed_input)
+        seed = self._blueprints[group.blueprint](params, seed_input)
         alpha = alpha.view(-1, *[1] * (h.dim() - 1))
         grown, start = [], 0
         for mode, count in group.modes:
@@ -228,25 +273,29 @@ class Population:
                 change = torch.tanh(seed[lanes] - h[lanes])
                 out = torch.addcmul(h[lanes], h[lanes] * alpha[lanes], change)
             else:
-                gate = gate_layout.unflatten(gate_flat[lanes])
-                score = linear(self.host.pool(h[lanes]), gate["weight"], gate["bias"])
+                pooled = self.host.pool(h[lanes])
+                score = linear(pooled, params["gate_weight"][lanes], params["gate_bias"][lanes])
                 openness = torch.sigmoid(score).view(count, *[1] * (h.dim() - 2), -1)
                 out = torch.lerp(h[lanes], seed[lanes], alpha[lanes] * openness)
             grown.append(out)
         return grown
 
-    def _seed_leaves(self, plan: Plan) -> list[list[Tensor]]:
-        """Copies of the parameters (gate, module) of every slot's groups."""
-        return [
-            [self._seed_columns(self.seed_params, slot, group) for group in slot_plan.groups]
-            for slot, slot_plan in enumerate(plan.slots)
-        ]
-
-    def _seed_columns(self, stores: list[Tensor], slot: int, group: Group) -> Tensor:
-        return stores[slot][group.rows, : self._seed_width(slot, group)]
-
-    def _seed_width(self, slot: int, group: Group) -> int:
-        return self._gates[slot].size + self._seed_layouts[slot][group.blueprint].size
+    def _parts(self, plan: Plan) -> list[Part]:
+        """The pieces of the plan's networks in the order in which a forward pass meets them."""
+        parts = []
+        start = 0
+        for i, segment in enumerate(self.host.segments):
+            lanes = plan.lane_rows[min(i, len(plan.slots))]
+            stop = start + segment.layout.size
+            store, velocity = self.host_params[:, start:stop], self.host_velocity[:, start:stop]
+            parts.append(Part(store, velocity, lanes, segment.layout, slot=None))
+            start = stop
+            if i < len(plan.slots):
+                for group in plan.slots[i].groups:
+                    layout = self._seed_layouts[i][group.blueprint]
+                    store, velocity = self.seed_params[i], self.seed_velocity[i]
+                    parts.append(Part(store, velocity, group.rows, layout, slot=i))
+        return parts
 
     # -- training ---------------------------------------------------------------------------
 
@@ -274,59 +323,56 @@ class Population:
     def _train_chunk(
         self, plan: Plan, growth: Growth, indices: Tensor, host_norm: Tensor, seed_norm: Tensor
     ) -> None:
-        rows = plan.lane_rows[0]
-        batches = indices.shape[1]
-        host = self.host_params[rows].requires_grad_()
-        seeds = self._seed_leaves(plan)
-        leaves = [host, *(leaf.requires_grad_() for slot in seeds for leaf in slot)]
-        places = [(i, g) for i, slot in enumerate(plan.slots) for g in slot.groups]
-        velocities = [
-            self.host_velocity[rows],
-            *(self._seed_columns(self.seed_velocity, i, group) for i, group in places),
-        ]
-        rates = [
-            torch.full_like(host[:, :1], self.host_lr),
-            *(growth.seed_lr[group.rows, i, None] for i, group in places),
-        ]
-        norms = [leaf.new_zeros(len(leaf)) for leaf in leaves]
+        parts = self._parts(plan)
+        # All parameters of the chunk in one vector, tensor by tensor, so that an optimizer step
+        # is three kernels; the leaves are views of it.
+        params = torch.cat([piece for part in parts for piece in part.pieces(part.params)])
+        velocity = torch.cat([piece for part in parts for piece in part.pieces(part.velocity)])
+        rate = torch.cat([part.spread(self._rates(part, growth)) for part in parts])
+        owner = torch.cat([part.spread(self._owners(part)) for part in parts])
+        named, leaves = [], []
+        start = 0
+        for part in parts:
+            tensors = {}
+            for entry in part.layout.entries:
+                shape = (len(part.rows), *entry.shape)
+                stop = start + math.prod(shape)
+                tensors[entry.name] = params[start:stop].view(shape).detach().requires_grad_()
+                start = stop
+            named.append(tensors)
+            leaves += tensors.values()
+
+        norms = params.new_zeros(self.num_rows * (1 + self.num_slots))
         final_order = _compose([slot.order for slot in plan.slots])
-        for batch in range(batches):
-            chosen = indices[:, batch]
+        for chosen in indices.unbind(1):
             x = self._inputs[chosen].transpose(1, 2).contiguous()
             targets = self._targets[chosen if final_order is None else chosen[final_order]]
-            logits = self._forward(plan, self._split_host(host, plan), seeds, x, growth.alpha)
+            logits = self._forward(plan, named, x, growth.alpha)
             loss = F.cross_entropy(logits, targets, reduction="none").mean(1).sum()
-            gradients = torch.autograd.grad(loss, leaves)
+            gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
             with torch.no_grad():
-                for leaf, velocity, rate, norm, gradient in zip(
-                    leaves, velocities, rates, norms, gradients, strict=True
-                ):
-                    velocity.mul_(self.momentum).add_(gradient)
-                    leaf.addcmul_(velocity, rate, value=-1)
-                    norm += torch.linalg.vector_norm(gradient, dim=1) / batches
-        self.host_params[rows] = host.detach()
-        self.host_velocity[rows] = velocities[0]
-        host_norm[rows] = norms[0]
-        for (slot, group), leaf, velocity, norm in zip(
-            places, leaves[1:], velocities[1:], norms[1:], strict=True
-        ):
-            width = self._seed_width(slot, group)
-            self.seed_params[slot][group.rows, :width] = leaf.detach()
-            self.seed_velocity[slot][group.rows, :width] = velocity
-            seed_norm[group.rows, slot] = norm
+                gradient = torch.cat([part.flatten() for part in gradients])
+                velocity.mul_(self.momentum).add_(gradient)
+                params.addcmul_(velocity, rate, value=-1)
+                squares = torch.zeros_like(norms).index_add_(0, owner, gradient.square_())
+                norms += squares.sqrt_() / indices.shape[1]
 
-    def _split_host(self, host: Tensor, plan: Plan) -> list[Tensor]:
-        """Each segment's parameters in the order of its lanes, from those of the first's."""
-        parts = list(host.split(self._segment_sizes, dim=1))
-        order: Tensor | None = None
-        for i, slot in enumerate(plan.slots):
-            order = _compose([order, slot.order])
-            if order is not None:
-                parts[i + 1] = permute_rows(parts[i + 1], order)
-        if order is not None:
-            for i in range(len(plan.slots) + 1, len(parts)):
-                parts[i] = permute_rows(parts[i], order)
-        return parts
+        rows = plan.lane_rows[0]
+        norms = norms.view(self.num_rows, 1 + self.num_slots)[rows]
+        host_norm[rows], seed_norm[rows] = norms[:, 0], norms[:, 1:]
+        sizes = [part.size for part in parts]
+        for part, new, moved in zip(parts, params.split(sizes), velocity.split(sizes), strict=True):
+            part.write(new, moved)
+
+    def _rates(self, part: Part, growth: Growth) -> Tensor:
+        """Learning rate of each lane of a part."""
+        if part.slot is None:
+            return torch.full_like(part.rows, self.host_lr, dtype=growth.seed_lr.dtype)
+        return growth.seed_lr[part.rows, part.slot]
+
+    def _owners(self, part: Part) -> Tensor:
+        """A number for each lane of a part: one a row for hosts, one a row and slot for seeds."""
+        return part.rows * (1 + self.num_slots) + (0 if part.slot is None else 1 + part.slot)
 
     # -- validation -------------------------------------------------------------------------
 
@@ -363,20 +409,9 @@ class Population:
         return Validation(loss[rows], accuracy, without, ablated)
 
     def _validate_chunk(self, plan: Plan, growth: Growth) -> Tensor:
-        starts = [0, *torch.tensor(self._segment_sizes).cumsum(0).tolist()]
-        hosts = [
-            self.host_params[:, start:stop][lanes]
-            for (start, stop), lanes in zip(
-                pairwise(starts), self._lanes_of_segments(plan), strict=True
-            )
-        ]
-        x = self._validation_inputs.expand(len(hosts[0]), -1, -1)
-        return self._forward(plan, hosts, self._seed_leaves(plan), x, growth.alpha)
-
-    def _lanes_of_segments(self, plan: Plan) -> list[Tensor]:
-        """Rows of the lanes of every segment; those behind the last slot share its lanes."""
-        missing = len(self._segment_sizes) - len(plan.lane_rows)
-        return plan.lane_rows + [plan.lane_rows[-1]] * missing
+        named = [part.layout.unflatten(part.flat(part.params)) for part in self._parts(plan)]
+        x = self._validation_inputs.expand(len(plan.lane_rows[0]), -1, -1)
+        return self._forward(plan, named, x, growth.alpha)
 
 
 def _compose(orders: list[Tensor | None]) -> Tensor | None:
