@@ -21,18 +21,18 @@ EPSILON = 1e-5
 
 
 def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x`` less its mean over C, H, W as ``[n, C·H·W, B]``, and 1/σ as ``[n, 1, B]``."""
+    """``x`` less its mean over C, H, W as ``[n, C, H·W, B]``, and 1/σ as ``[n, 1, 1, B]``."""
     flat = x.reshape(x.shape[0], -1, x.shape[-1])
-    centred = flat - flat.mean(1, keepdim=True)
-    return centred, centred.square().mean(1, keepdim=True).add_(EPSILON).rsqrt_()
+    share = 1 / flat.shape[1]
+    centred = torch.sub(flat, flat.sum(1, keepdim=True), alpha=share)
+    rstd = centred.square().sum(1, keepdim=True).mul_(share).add_(EPSILON).rsqrt_()
+    return centred.view(*x.shape[:2], -1, x.shape[-1]), rstd.unsqueeze(2)
 
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
         centred, rstd = _centred(x)
-        centred = centred.view(*x.shape[:2], -1, x.shape[-1])
-        rstd = rstd.unsqueeze(2)
         out = torch.addcmul(shift[:, :, None, None], centred, scale[:, :, None, None] * rstd)
         if relu:
             out.clamp_(min=0)
@@ -52,20 +52,20 @@ class _GroupNorm(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             # dx = rstd · (scale·g − mean(scale·g) − x̂ · mean(scale·g·x̂)), means over C, H, W
-            means = torch.bmm(scale[:, None], torch.cat([grad_sum, grad_dot], dim=2))
-            means = (means / -(centred.shape[1] * centred.shape[2])).unsqueeze(2)
-            mean_sum, mean_dot = (means * rstd.repeat(1, 1, 1, 2)).chunk(2, dim=3)
-            grad_x = torch.addcmul(mean_sum, centred, mean_dot * rstd)
-            grad_x = grad_x.addcmul_(grad, scale[:, :, None, None] * rstd).view(shape)
+            column = scale.unsqueeze(2)
+            share = -1 / (centred.shape[1] * centred.shape[2])
+            mean_sum = (column * grad_sum).sum(1)[:, None, None].mul_(share)
+            mean_dot = (column * grad_dot).sum(1)[:, None, None].mul_(share).mul_(rstd)
+            grad_x = torch.addcmul(mean_sum, centred, mean_dot)
+            grad_x = grad_x.addcmul_(grad, column.unsqueeze(3)).mul_(rstd).view(shape)
         return grad_x, grad_dot.sum(2), grad_sum.sum(2), None
 
 
 def _group_norm(x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
     if torch.is_grad_enabled():
         return _GroupNorm.apply(x, scale, shift, relu)
-    centred, rstd = _centred(x)
-    out = centred.view(*x.shape[:2], -1, x.shape[-1])
-    gain = scale[:, :, None, None] * rstd.unsqueeze(2)
+    out, rstd = _centred(x)
+    gain = scale[:, :, None, None] * rstd
     torch.addcmul(shift[:, :, None, None], out, gain, out=out)
     return (out.clamp_(min=0) if relu else out).view(x.shape)
 
