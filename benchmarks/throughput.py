@@ -99,6 +99,18 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def clocked(run: Callable, phase: str, seconds: dict[str, float]) -> Callable:
+    """``run``, adding its seconds to those of its phase."""
+
+    def wrapper(*args: object) -> object:
+        start = time.perf_counter()
+        result = run(*args)
+        seconds[phase] += time.perf_counter() - start
+        return result
+
+    return wrapper
+
+
 def clock_phases(env: MorphogenesisEnv) -> dict[str, float]:
     """Make the environment add up the seconds of its phases."""
     seconds: dict[str, float] = defaultdict(float)
@@ -109,16 +121,7 @@ def clock_phases(env: MorphogenesisEnv) -> dict[str, float]:
         "_observe": "observation",
     }
     for method, phase in phases.items():
-
-        def clocked(
-            *args: object, run: Callable = getattr(env, method), phase: str = phase
-        ) -> object:
-            start = time.perf_counter()
-            result = run(*args)
-            seconds[phase] += time.perf_counter() - start
-            return result
-
-        setattr(env, method, clocked)
+        setattr(env, method, clocked(getattr(env, method), phase, seconds))
     return seconds
 
 
@@ -205,14 +208,13 @@ def main() -> None:
     with tqdm(total=len(cases) * args.repeats, unit="turn") as bar:
         for rows, mixed in cases:
             results.append(measure(args.task, rows, mixed, args.repeats, bar))
-    print(
-        f"{'rows':>5} {'seeds':>6} {'steps/s':>8} {'plain':>7} {'ratio':>6} {'state MB':>9}   share of a step"
-    )
+    print(" rows  seeds  steps/s   plain  ratio  state MB   share of a step")
     for r in results:
         shares = ", ".join(f"{phase} {share:.1%}" for phase, share in r["share_of_step"].items())
         print(
             f"{r['rows']:>5} {r['seeds']:>6} {r['env_steps_per_second']:>8.0f} "
-            f"{r['plain_steps_per_second']:>7.0f} {r['ratio']:>6.1f} {r['state_mb']:>9.1f}   {shares}"
+            f"{r['plain_steps_per_second']:>7.0f} {r['ratio']:>6.1f} {r['state_mb']:>9.1f}   "
+            + shares
         )
     name = "throughput" if args.task == "digits" else f"throughput_{args.task}"
     RESULTS.mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ from envs.layers import incubate, linear, permute_rows
 from envs.parameters import ParameterLayout, zeros
 from envs.plan import Group, Mode, Plan, SlotPlan, by_likeness, make_plan, slot_codes
 from envs.tasks import Task
+from envs.workers import run_chunks
 
 _CACHE_BYTES = {"cpu": 2**22}
 """Size that the largest activation of a chunk should have; other devices: no limit to speak of."""
@@ -167,10 +168,13 @@ class Population:
         ]
         self.seed_velocity = [torch.zeros_like(params) for params in self.seed_params]
 
-    def rows_at_once(self, batch: int) -> int:
-        """How many rows with that many examples each go through the host together."""
+    def _chunks(self, rows: Tensor, batch: int) -> tuple[Tensor, ...]:
+        """Rows with ``batch`` examples each, split into those that go through together."""
         limit = _CACHE_BYTES.get(self.device.type, _DEVICE_BYTES)
-        return max(1, limit // (4 * self.host.activation_size * batch))
+        at_once = max(1, limit // (4 * self.host.activation_size * batch))
+        if self.device.type == "cpu":
+            at_once = min(at_once, -(-len(rows) // torch.get_num_threads()))
+        return rows.split(at_once)
 
     def count_seed_params(self, blueprint: Tensor, algorithm: Tensor) -> Tensor:
         """Parameters of the seed in every slot, its gate included: float32 ``[N, S]``.
@@ -314,10 +318,12 @@ class Population:
         codes = slot_codes(growth.stage, growth.blueprint, growth.algorithm, training=True)
         host_norm = self.host_params.new_zeros(self.num_rows)
         seed_norm = self.host_params.new_zeros(self.num_rows, self.num_slots)
-        order = by_likeness(codes)
-        for rows in order.split(self.rows_at_once(indices.shape[2])):
+
+        def train(rows: Tensor) -> None:
             plan = make_plan(rows, codes, ablate=False)
             self._train_chunk(plan, growth, indices[rows], host_norm, seed_norm)
+
+        run_chunks(train, self._chunks(by_likeness(codes), indices.shape[2]))
         return host_norm, seed_norm
 
     def _train_chunk(
@@ -330,7 +336,8 @@ class Population:
         velocity = torch.cat([piece for part in parts for piece in part.pieces(part.velocity)])
         rate = torch.cat([part.spread(self._rates(part, growth)) for part in parts])
         owner = torch.cat([part.spread(self._owners(part)) for part in parts])
-        named, leaves = [], []
+        named: list[dict[str, Tensor]] = []
+        leaves: list[Tensor] = []
         start = 0
         for part in parts:
             tensors = {}
@@ -390,8 +397,8 @@ class Population:
         accuracy = torch.zeros_like(loss)
         without = self.host_params.new_zeros(self.num_rows, self.num_slots)
         ablated = torch.zeros(self.num_rows, self.num_slots, dtype=torch.bool, device=self.device)
-        order = rows[by_likeness(codes[rows])]
-        for chunk in order.split(self.rows_at_once(len(self._validation_targets))):
+
+        def measure(chunk: Tensor) -> None:
             plan = make_plan(chunk, codes, ablate=ablate)
             logits = self._validate_chunk(plan, growth)
             lanes, slots = plan.lane_rows[-1], plan.lane_ablated
@@ -404,6 +411,9 @@ class Population:
             accuracy[lanes[whole]] = lane_accuracy[whole]
             without[lanes[~whole], slots[~whole]] = lane_accuracy[~whole]
             ablated[lanes[~whole], slots[~whole]] = True
+
+        order = rows[by_likeness(codes[rows])]
+        run_chunks(measure, self._chunks(order, len(self._validation_targets)))
         accuracy, ablated = accuracy[rows], ablated[rows]
         without = torch.where(ablated, without[rows], accuracy[:, None])
         return Validation(loss[rows], accuracy, without, ablated)

@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from envs.actions import ALPHA_TARGETS, BLUEPRINTS, HEADS, TEMPO_EPOCHS, Op, Style
+from esper_rl.policy.actor_critic import select_row
 
 _MASK_KEYS = tuple(("action_mask", head) for head in HEADS)
 _ACTION_KEYS = tuple(("action", head) for head in HEADS)
@@ -44,7 +45,9 @@ class RandomPolicy(TensorDictModuleBase):
         masks = tensordict["action_mask"]
         op = _draw(masks["op"])
         choices = {head: _draw(masks[head]) for head in HEADS if head not in ("op", "slot")}
-        return _write_action(tensordict, op=op, slot=_draw(_row_of(masks["slot"], op)), **choices)
+        return _write_action(
+            tensordict, op=op, slot=_draw(select_row(masks["slot"], op)), **choices
+        )
 
 
 class FixedSchedulePolicy(TensorDictModuleBase):
@@ -133,12 +136,6 @@ def _draw(mask: Tensor) -> Tensor:
     """One uniform draw among the true entries of every row, ``[..., n]`` to ``[...]``."""
     flat = mask.flatten(0, -2).float()
     return torch.multinomial(flat, 1).reshape(mask.shape[:-1])
-
-
-def _row_of(slot_mask: Tensor, op: Tensor) -> Tensor:
-    """The legal slots of the op that each row takes, ``[..., ops, S]`` to ``[..., S]``."""
-    rows = op[..., None, None].expand(*op.shape, 1, slot_mask.shape[-1])
-    return slot_mask.gather(-2, rows).squeeze(-2)
 
 
 def _write_action(tensordict: TensorDictBase, **choices: Tensor) -> TensorDictBase:

@@ -99,7 +99,7 @@ class FactoredRecurrentNetwork(nn.Module):
         # torch adds two biases; 1 in one of them makes the forget gate's 1 in effect.
         forget = slice(self.lstm.hidden_size, 2 * self.lstm.hidden_size)
         with torch.no_grad():
-            self.lstm.bias_ih_l0[forget] = 1.0
+            self.lstm.get_parameter("bias_ih_l0")[forget] = 1.0
 
     def features(self, observation: Tensor, blueprint_indices: Tensor) -> Tensor:
         """What the LSTM reads: ``[..., hidden]`` from ``[..., F]`` and ``[..., S]``."""

@@ -1,0 +1,103 @@
+"""Does growth pay, and does the place matter? Final accuracy of fixed schedules.
+
+    python benchmarks/growth.py [--rows 32]
+
+Every schedule plants one seed as early as possible, ramps it up fast and fossilizes it. ``digits``:
+each blueprint at each slot, beside WAIT. ``digits_full``: the same, as a control where nothing
+should beat WAIT. Results go to benchmarks/results/growth.json and growth.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from tqdm import tqdm
+
+from envs import MorphogenesisEnv
+from envs.tasks import make_task
+from esper_rl.baselines import FixedSchedulePolicy, WaitPolicy
+from esper_rl.evaluation import EVALUATION_SEED, evaluate
+
+RESULTS = Path(__file__).parent / "results"
+TASKS = ("digits", "digits_full")
+
+
+def measure(task: str, rows: int, bar: tqdm) -> dict[str, dict]:
+    """Summaries by schedule, "wait" or "BLUEPRINT@SLOT"."""
+    env = MorphogenesisEnv(task, num_envs=rows, seed=EVALUATION_SEED)
+    policies = {"wait": WaitPolicy()}
+    for blueprint in make_task(task).host.blueprints:
+        for slot in range(env.num_slots):
+            policies[f"{blueprint}@{slot}"] = FixedSchedulePolicy(slot, blueprint)
+    results = {}
+    for name, policy in policies.items():
+        env.set_seed(EVALUATION_SEED)
+        results[name] = evaluate(policy, env, rows).summary()
+        bar.update()
+    return results
+
+
+def draw(results: dict[str, dict[str, dict]], path: Path) -> None:
+    """Final accuracy of every schedule, one panel a task, WAIT as a line."""
+    figure, axes = plt.subplots(1, len(results), figsize=(11, 4), layout="constrained")
+    for axis, (task, schedules) in zip(axes, results.items(), strict=True):
+        wait = schedules["wait"]["final_accuracy"]
+        axis.axhspan(
+            wait["mean"] - wait["ci95"], wait["mean"] + wait["ci95"], color="0.8", label="WAIT"
+        )
+        blueprints = list(dict.fromkeys(name.split("@")[0] for name in schedules if "@" in name))
+        for slot, (colour, marker) in enumerate(
+            (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"))
+        ):
+            cells = [schedules[f"{name}@{slot}"]["final_accuracy"] for name in blueprints]
+            axis.errorbar(
+                [i + (slot - 1) * 0.2 for i in range(len(blueprints))],
+                [cell["mean"] for cell in cells],
+                [cell["ci95"] for cell in cells],
+                fmt=marker,
+                color=colour,
+                label=f"slot {slot}",
+            )
+        axis.set_xticks(range(len(blueprints)), blueprints, rotation=30, ha="right")
+        axis.set(title=task, ylabel="final validation accuracy, %")
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=32, help="hosts a schedule (default 32)")
+    args = parser.parse_args()
+    schedules = sum(1 + 3 * len(make_task(task).host.blueprints) for task in TASKS)
+    with tqdm(total=schedules, unit="schedule") as bar:
+        results = {task: measure(task, args.rows, bar) for task in TASKS}
+    for task, found in results.items():
+        wait = found["wait"]["final_accuracy"]
+        print(f"\n{task}: final accuracy %, {args.rows} rows, ± 95 % confidence")
+        for name, summary in sorted(
+            found.items(), key=lambda item: -item[1]["final_accuracy"]["mean"]
+        ):
+            accuracy, returns = summary["final_accuracy"], summary["returns"]
+            beats = accuracy["mean"] - accuracy["ci95"] > wait["mean"] + wait["ci95"]
+            print(
+                f"  {name:<14} {accuracy['mean']:5.1f} ± {accuracy['ci95']:.1f}   "
+                f"return {returns['mean']:5.2f} ± {returns['ci95']:.2f}"
+                + ("   beats wait" if beats else "")
+            )
+    report = {"rows": args.rows, "results": results}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "growth.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(results, RESULTS / "growth.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Chunks of rows on all cores at once.
+
+Small networks make small kernels, which one core runs faster than several that wait for each
+other. So each chunk gets a thread of its own, whose kernels are single-threaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+Chunk = TypeVar("Chunk")
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "envs-worker", torch.set_num_threads, (1,))
+
+
+def run_chunks(work: Callable[[Chunk], None], chunks: Iterable[Chunk]) -> None:
+    """Call ``work`` on every chunk; the chunks must not depend on each other.
+
+    Uses as many threads as :func:`torch.get_num_threads` says; grad mode is the caller's.
+    """
+    chunks = list(chunks)
+    threads = torch.get_num_threads()
+    if threads == 1 or len(chunks) == 1:
+        for chunk in chunks:
+            work(chunk)
+        return
+    grad = torch.is_grad_enabled()
+
+    def guarded(chunk: Chunk) -> None:
+        with torch.set_grad_enabled(grad):
+            work(chunk)
+
+    list(_pool(threads).map(guarded, chunks))
+    torch.set_num_threads(threads)  # a worker that starts sets the default of later threads

@@ -1,0 +1,188 @@
+"""Bad arguments and actions: refused with a message that helps, and without a trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from morphogenesis_tools import act, action, differences, small_env
+
+from envs.actions import BLUEPRINTS, HEADS, Op, head_sizes
+
+COUNTS = (
+    "num_envs",
+    "num_slots",
+    "max_epochs",
+    "batches_per_epoch",
+    "minibatch_size",
+    "validation_size",
+    "counterfactual_every",
+)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [0, -1, -64])
+def test_counts_below_one(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be .*1.*got {value}$"):
+        small_env(**{name: value})
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [True, 1.0, 2.5, "3", [2]], ids=repr)
+def test_counts_that_are_no_integers(name, value):
+    with pytest.raises(TypeError) as error:
+        small_env(**{name: value})
+    assert f"{name} must be an integer" in str(error.value)
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["num_envs", "num_slots", "max_epochs", "counterfactual_every"])
+def test_counts_that_are_none(name):
+    with pytest.raises(TypeError, match=f"{name} must be an integer, got None"):
+        small_env(**{name: None})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"),
+    [
+        ("num_slots", 4, 3),
+        ("validation_size", 501, 500),
+        ("minibatch_size", 1298, 1297),
+        ("batches_per_epoch", 163, 162),  # of 8 images each
+    ],
+)
+def test_counts_above_what_the_task_has(name, value, most):
+    with pytest.raises(ValueError, match=rf"{name} must be between 1 and {most}.*got {value}$"):
+        small_env(**{name: value})
+
+
+def test_as_many_minibatches_as_the_data_has_are_allowed():
+    env = small_env(num_envs=1, minibatch_size=648, batches_per_epoch=2)
+    assert act(env, env.reset())["reward"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("task", "mnist", ["digits", "digits_full"]),
+        ("gates", "loose", ["permissive", "strict", "hidden"]),
+        ("time_limit", "end", ["terminate", "truncate"]),
+    ],
+)
+def test_unknown_choices(name, value, allowed):
+    with pytest.raises(ValueError, match=repr(value)) as error:
+        small_env(**{name: value})
+    assert name in str(error.value)
+    assert all(choice in str(error.value) for choice in allowed)
+
+
+def one_head(head, index):
+    """WAIT everywhere, with the head's index replaced; WAIT ignores all heads but the op."""
+    return action(2).set(head, index)
+
+
+OUT_OF_RANGE = [
+    pytest.param(one_head(head, torch.tensor([0, value])), ValueError, head, id=f"{head}={value}")
+    for head, size in head_sizes(3).items()
+    for value in (-1, size)
+]
+MISSING = [pytest.param(action(2).exclude(h), ValueError, h, id=f"no {h}") for h in HEADS]
+WRONG_DTYPE = [
+    pytest.param(one_head(h, torch.zeros(2, dtype=d)), TypeError, h, id=f"{h} {d}")
+    for h, d in [("op", torch.int32), ("slot", torch.float32), ("alpha_curve", torch.bool)]
+]
+WRONG_SHAPE = [
+    pytest.param(one_head(h, torch.zeros(2, 1, dtype=torch.int64)), ValueError, h, id=f"{h} [2,1]")
+    for h in ("op", "blueprint", "tempo")
+]
+MALFORMED = OUT_OF_RANGE + MISSING + WRONG_DTYPE + WRONG_SHAPE
+
+
+@pytest.fixture(scope="module")
+def env():
+    return small_env(num_envs=2)
+
+
+@pytest.fixture(scope="module")
+def twin():
+    return small_env(num_envs=2)
+
+
+@pytest.mark.parametrize(("bad", "error_type", "head"), MALFORMED)
+def test_a_malformed_action_is_an_error_and_leaves_no_trace(env, twin, bad, error_type, head):
+    env.set_seed(3)
+    twin.set_seed(3)
+    states = env.reset(), twin.reset()
+    planted = {"op": Op.GERMINATE, "slot": 1, "blueprint": 1}
+    state, untouched = (act(e, s, **planted) for e, s in zip((env, twin), states, strict=True))
+    with pytest.raises(error_type, match=f"'{head}'"):
+        env.step(state.clone().set("action", bad.clone()))
+    advance = {"op": Op.ADVANCE, "slot": 1}
+    assert differences(act(env, state, **advance), act(twin, untouched, **advance)) == []
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_range_errors_name_row_value_and_range(head):
+    env = small_env(num_envs=3)
+    size = head_sizes(3)[head]
+    message = rf"'{head}' is {size + 4} in row 1; 0 to {size - 1} are allowed"
+    with pytest.raises(ValueError, match=message):
+        act(env, env.reset(), **{head: [0, size + 4, 0]})
+
+
+def test_dtype_and_shape_errors_name_what_is_needed():
+    env = small_env(num_envs=2)
+    state = env.reset()
+    with pytest.raises(TypeError, match=r"'slot' has dtype torch.float32; int64 is needed"):
+        env.step(state.clone().set("action", one_head("slot", torch.zeros(2))))
+    long = one_head("slot", torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"'slot' has shape \(2, 3\); \(2,\) is needed"):
+        env.step(state.clone().set("action", long))
+
+
+CONV_LIGHT = BLUEPRINTS.index("conv_light")
+GERMINATE = {"op": Op.GERMINATE, "blueprint": CONV_LIGHT}
+ILLEGAL = [
+    ("fossilize an empty slot", [], {"op": Op.FOSSILIZE}),
+    ("advance an empty slot", [], {"op": Op.ADVANCE}),
+    ("prune an empty slot", [], {"op": Op.PRUNE, "alpha_speed": 1}),
+    ("re-aim an empty slot", [], {"op": Op.SET_ALPHA_TARGET, "style": 3}),
+    ("plant noop", [], {"op": Op.GERMINATE, "blueprint": 0}),
+    ("plant what the host can't hold", [], {"op": Op.GERMINATE, "blueprint": 8}),
+    ("plant on a seed", [GERMINATE], {**GERMINATE, "blueprint": 3}),
+    ("re-aim what is not mixed in", [GERMINATE], {"op": Op.SET_ALPHA_TARGET, "style": 3}),
+    ("advance during the ramp", [GERMINATE, *[{"op": Op.ADVANCE}] * 2], {"op": Op.ADVANCE}),
+    ("prune during the ramp", [GERMINATE, *[{"op": Op.ADVANCE}] * 2], {"op": Op.PRUNE}),
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "illegal"), [c[1:] for c in ILLEGAL], ids=[c[0] for c in ILLEGAL]
+)
+def test_an_illegal_action_is_refused_and_runs_as_wait(env, twin, before, illegal):
+    env.set_seed(4)
+    twin.set_seed(4)
+    state, waiting = env.reset(), twin.reset()
+    for heads in before:
+        state, waiting = act(env, state, **heads), act(twin, waiting, **heads)
+        assert state["last_action_success"].all()
+    state, waiting = act(env, state, **illegal), act(twin, waiting, op=Op.WAIT)
+    assert not state["last_action_success"].any()
+    assert (state["last_action_op"] == illegal["op"]).all()
+    assert (state["metrics", "executed_op"] == Op.WAIT).all()
+    assert set(differences(state, waiting)) == {
+        "observation",  # shows the op chosen and that it failed
+        "last_action_success",
+        "last_action_op",
+    }
+    same = [i for i in range(112) if i not in range(18, 25)]
+    assert state["observation"][:, same].equal(waiting["observation"][:, same])
+    # and nothing is left of it afterwards
+    state, waiting = act(env, state), act(twin, waiting)
+    assert differences(state, waiting) == []
+
+
+def test_only_the_row_of_an_illegal_action_is_refused():
+    env = small_env(num_envs=3)
+    state = act(env, env.reset(), op=[Op.GERMINATE, Op.PRUNE, Op.WAIT], blueprint=CONV_LIGHT)
+    assert state["last_action_success"].squeeze(1).tolist() == [True, False, True]
+    assert (state["blueprint_indices"] == CONV_LIGHT).nonzero().tolist() == [[0, 0]]
