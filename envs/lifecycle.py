@@ -7,6 +7,7 @@ tensors instead of writing into them, so a tensor handed out once never changes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -172,18 +173,20 @@ class Applied:
     pruned: Tensor
 
 
-def check_action(action: dict[str, Tensor], num_rows: int, num_slots: int) -> None:
-    """Refuse an action that isn't well-formed (an illegal one is).
+def check_action(
+    action: Mapping[str, Tensor | None], num_rows: int, num_slots: int
+) -> dict[str, Tensor]:
+    """The action, if it is well-formed (an illegal one is).
 
     Raises:
         ValueError: a head is missing, has the wrong shape, or an index is out of range.
         TypeError: a head isn't int64.
     """
-    sizes = head_sizes(num_slots)
+    checked = {}
     for head in HEADS:
-        if head not in action:
+        index = action.get(head)
+        if index is None:
             raise ValueError(f"action lacks the head {head!r}; its heads are {', '.join(HEADS)}")
-        index = action[head]
         if index.dtype != torch.int64:
             raise TypeError(f"action head {head!r} has dtype {index.dtype}; int64 is needed")
         if index.shape != (num_rows,):
@@ -191,7 +194,9 @@ def check_action(action: dict[str, Tensor], num_rows: int, num_slots: int) -> No
                 f"action head {head!r} has shape {tuple(index.shape)}; ({num_rows},) is needed, "
                 "one index a row"
             )
-    indices = torch.stack([action[head] for head in HEADS])
+        checked[head] = index
+    sizes = head_sizes(num_slots)
+    indices = torch.stack(list(checked.values()))
     limits = torch.tensor([sizes[head] for head in HEADS], device=indices.device)[:, None]
     outside = (indices < 0) | (indices >= limits)
     if outside.any():
@@ -201,6 +206,7 @@ def check_action(action: dict[str, Tensor], num_rows: int, num_slots: int) -> No
             f"action head {head!r} is {indices[place, row].item()} in row {row}; "
             f"0 to {sizes[head] - 1} are allowed"
         )
+    return checked
 
 
 def legal_slots(slots: Slots, host_gradient: Tensor, *, strict: bool) -> Tensor:

@@ -265,7 +265,8 @@ class MorphogenesisEnv(EnvBase):
     # -- step -------------------------------------------------------------------------------
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = {head: tensordict["action", head] for head in HEADS}
+        given = {head: tensordict["action"].get(head, None) for head in HEADS}
+        action = check_action(given, self.num_envs, self.num_slots)
         before = self._slots.stage, self._slots.alpha, self._slots.contribution
         accuracy_before = self._history.accuracy
 
@@ -301,8 +302,7 @@ class MorphogenesisEnv(EnvBase):
         return self._observe().update(done).set("reward", reward[:, None])
 
     def _act(self, action: dict[str, Tensor]) -> Applied:
-        """Carry out what is legal of a well-formed action, and plant seeds and gates."""
-        check_action(action, self.num_envs, self.num_slots)
+        """Carry out what is legal of the action, and plant seeds and gates."""
         legal = legal_slots(self._slots, self._host_norm, strict=self.gates != "permissive")
         applied = apply_action(self._slots, action, legal, self._population.offered)
         self._success, self._executed_op = applied.success, applied.op

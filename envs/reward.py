@@ -55,7 +55,7 @@ class RewardConfig:
     """
 
     gamma: float = 0.995
-    progress: float = 5.0
+    progress: float = 10.0
     stage: float = 0.1
     rent: float = 0.01
     shock: float = 0.01
@@ -71,7 +71,7 @@ class RewardConfig:
     fossilize_cost: float = 0.05
     prune: float = 0.1
     prune_limit: float = 0.2
-    terminal: float = 5.0
+    terminal: float = 10.0
     bonus: float = 0.2
 
     def __post_init__(self) -> None:

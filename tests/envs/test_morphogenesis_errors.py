@@ -142,22 +142,26 @@ def test_dtype_and_shape_errors_name_what_is_needed():
 CONV_LIGHT = BLUEPRINTS.index("conv_light")
 GERMINATE = {"op": Op.GERMINATE, "blueprint": CONV_LIGHT}
 ILLEGAL = [
-    ("fossilize an empty slot", [], {"op": Op.FOSSILIZE}),
-    ("advance an empty slot", [], {"op": Op.ADVANCE}),
-    ("prune an empty slot", [], {"op": Op.PRUNE, "alpha_speed": 1}),
-    ("re-aim an empty slot", [], {"op": Op.SET_ALPHA_TARGET, "style": 3}),
-    ("plant noop", [], {"op": Op.GERMINATE, "blueprint": 0}),
-    ("plant what the host can't hold", [], {"op": Op.GERMINATE, "blueprint": 8}),
-    ("plant on a seed", [GERMINATE], {**GERMINATE, "blueprint": 3}),
-    ("re-aim what is not mixed in", [GERMINATE], {"op": Op.SET_ALPHA_TARGET, "style": 3}),
-    ("advance during the ramp", [GERMINATE, *[{"op": Op.ADVANCE}] * 2], {"op": Op.ADVANCE}),
-    ("prune during the ramp", [GERMINATE, *[{"op": Op.ADVANCE}] * 2], {"op": Op.PRUNE}),
+    pytest.param([], {"op": Op.FOSSILIZE}, id="fossilize an empty slot"),
+    pytest.param([], {"op": Op.ADVANCE}, id="advance an empty slot"),
+    pytest.param([], {"op": Op.PRUNE, "alpha_speed": 1}, id="prune an empty slot"),
+    pytest.param([], {"op": Op.SET_ALPHA_TARGET, "style": 3}, id="re-aim an empty slot"),
+    pytest.param([], {"op": Op.GERMINATE, "blueprint": 0}, id="plant noop"),
+    pytest.param([], {"op": Op.GERMINATE, "blueprint": 8}, id="plant what the host can't hold"),
+    pytest.param([GERMINATE], {**GERMINATE, "blueprint": 3}, id="plant on a seed"),
+    pytest.param(
+        [GERMINATE], {"op": Op.SET_ALPHA_TARGET, "style": 3}, id="re-aim what is not mixed in"
+    ),
+    pytest.param(
+        [GERMINATE, *[{"op": Op.ADVANCE}] * 2], {"op": Op.ADVANCE}, id="advance during the ramp"
+    ),
+    pytest.param(
+        [GERMINATE, *[{"op": Op.ADVANCE}] * 2], {"op": Op.PRUNE}, id="prune during the ramp"
+    ),
 ]
 
 
-@pytest.mark.parametrize(
-    ("before", "illegal"), [c[1:] for c in ILLEGAL], ids=[c[0] for c in ILLEGAL]
-)
+@pytest.mark.parametrize(("before", "illegal"), ILLEGAL)
 def test_an_illegal_action_is_refused_and_runs_as_wait(env, twin, before, illegal):
     env.set_seed(4)
     twin.set_seed(4)

@@ -1,0 +1,387 @@
+"""Rows are independent and reproducible; life cycles and counterfactuals through the env."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from morphogenesis_tools import act, action, differences, random_states, small_env
+from tensordict import TensorDict
+
+from envs import MorphogenesisEnv, feature_names
+from envs.actions import BLUEPRINTS, Op, Stage
+
+CONV_LIGHT, CONV_HEAVY = BLUEPRINTS.index("conv_light"), BLUEPRINTS.index("conv_heavy")
+GATED, MULTIPLY = 3, 1
+GROW = [{"op": Op.GERMINATE, "blueprint": CONV_LIGHT, "alpha_target": 2}, *[{"op": Op.ADVANCE}] * 2]
+"""Plant and blend at slot 0 as early as possible."""
+
+
+def column(name: str) -> int:
+    return feature_names(3).index(name)
+
+
+def play(env: MorphogenesisEnv, plan: list[dict]) -> list:
+    """States of a reset and then one step for each choice of heads."""
+    states = [env.reset()]
+    for heads in plan:
+        states.append(act(env, states[-1], **heads))
+    return states
+
+
+def fully_live(env: MorphogenesisEnv) -> list:
+    """Rows with different seeds in different stages."""
+    n = env.num_envs
+    blueprints = [1 + row % 7 for row in range(n)]
+    styles = [row % 4 for row in range(n)]
+    slots = [row % env.num_slots for row in range(n)]
+    chosen = {"slot": slots, "blueprint": blueprints, "style": styles}
+    ops = [Op.GERMINATE, Op.ADVANCE, Op.ADVANCE, Op.WAIT]
+    return play(env, [{"op": op, **chosen} for op in ops])
+
+
+def reset_rows(env: MorphogenesisEnv, state: TensorDict, rows: list[int]) -> TensorDict:
+    mask = torch.zeros(env.num_envs, 1, dtype=torch.bool)
+    mask[rows] = True
+    return env.reset(state.clone().set("_reset", mask))
+
+
+# -- determinism -----------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_episodes():
+    first, second = (random_states(small_env(seed=5), 6) for _ in range(2))
+    assert all(differences(a, b) == [] for a, b in zip(first, second, strict=True))
+
+
+def test_set_seed_starts_over_and_the_next_episode_differs():
+    env = small_env(seed=5)
+    first, second = random_states(env, 4), random_states(env, 4)
+    env.set_seed(5)
+    again = random_states(env, 4)
+    assert all(differences(a, b) == [] for a, b in zip(first, again, strict=True))
+    assert (first[1]["metrics", "val_loss"] != second[1]["metrics", "val_loss"]).all()
+
+
+def test_global_random_state_does_not_matter():
+    torch.manual_seed(1)
+    first = fully_live(small_env())
+    torch.manual_seed(2)
+    second = fully_live(small_env())
+    assert all(differences(a, b) == [] for a, b in zip(first, second, strict=True))
+
+
+def test_stepping_leaves_the_global_random_state_alone():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    fully_live(small_env())
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 7])
+def test_a_row_draws_the_same_whatever_the_number_of_rows(num_envs):
+    large, small = small_env(num_envs=9), small_env(num_envs=num_envs)
+    first, second = (random_states(env, 1) for env in (large, small))
+    for a, b in zip(first, second, strict=True):
+        for name in ("val_accuracy", "val_loss", "host_gradient_norm"):
+            a_rows = a["metrics", name][:num_envs]
+            torch.testing.assert_close(a_rows, b["metrics", name], rtol=1e-5, atol=1e-6)
+    assert first[0]["metrics", "val_accuracy"][:num_envs].equal(
+        second[0]["metrics", "val_accuracy"]
+    )
+
+
+def test_rows_and_seeds_differ():
+    losses = [small_env(num_envs=6, seed=s).reset()["metrics", "val_loss"] for s in (0, 1)]
+    assert torch.cat(losses).unique().numel() == 12
+
+
+# -- rows do not influence each other ----------------------------------------------------------
+
+
+def test_a_partial_reset_leaves_the_other_rows_bitwise_untouched():
+    env, twin = small_env(num_envs=5), small_env(num_envs=5)
+    state, untouched = fully_live(env)[-1], fully_live(twin)[-1]
+    state = reset_rows(env, state, [1, 3])
+    others, fresh = [0, 2, 4], [1, 3]
+    assert differences(state, untouched, others) == []
+    assert (state["metrics", "epoch"][fresh] == 0).all()
+    assert (state["blueprint_indices"][fresh] == -1).all()
+    assert state["last_action_success"][fresh].all()
+    assert not state["done"].any()
+    assert not any(term[fresh].any() for term in state["reward_terms"].values())
+    population, twin_population = env._population, twin._population
+    assert population.host_params[others].equal(twin_population.host_params[others])
+    assert population.host_velocity[others].equal(twin_population.host_velocity[others])
+    for mine, theirs in zip(population.seed_params, twin_population.seed_params, strict=True):
+        assert mine[others].equal(theirs[others])
+    for _ in range(2):
+        state, untouched = act(env, state), act(twin, untouched)
+    for name in ("val_loss", "alpha", "contribution", "gradient_norm"):
+        a, b = state["metrics", name][others], untouched["metrics", name][others]
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        state["observation"][others], untouched["observation"][others], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_partial_reset_leaves_like_rows_bitwise_untouched_in_their_future():
+    # Without seeds the rows run in the same batches whatever was reset.
+    env, twin = small_env(num_envs=4), small_env(num_envs=4)
+    state, untouched = play(env, [{}] * 2)[-1], play(twin, [{}] * 2)[-1]
+    state = reset_rows(env, state, [2])
+    for _ in range(3):
+        state, untouched = act(env, state), act(twin, untouched)
+        assert differences(state, untouched, [0, 1, 3]) == []
+
+
+def test_resetting_no_row_changes_nothing():
+    env = small_env()
+    state = fully_live(env)[-1]
+    assert differences(reset_rows(env, state, []), state) == []
+
+
+def test_a_partial_reset_leaves_the_next_episode_of_other_rows_alone():
+    env, twin = small_env(), small_env()
+    reset_rows(env, env.reset(), [1])
+    twin.reset()
+    state, untouched = env.reset(), twin.reset()
+    same = state["metrics", "val_loss"] == untouched["metrics", "val_loss"]
+    assert same.squeeze(1).tolist() == [True, False, True]
+
+
+def test_a_row_reset_alone_starts_the_episode_it_would_have_started_anyway():
+    env, twin = small_env(), small_env()
+    state = reset_rows(env, fully_live(env)[-1], [1])
+    fully_live(twin)
+    again = twin.reset()
+    for name in ("val_accuracy", "val_loss"):
+        torch.testing.assert_close(state["metrics", name][1], again["metrics", name][1])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_diverged_row_harms_no_other_and_heals_at_reset(value):
+    env, twin = small_env(num_envs=6, max_epochs=12), small_env(num_envs=6, max_epochs=12)
+    state, healthy = fully_live(env)[-1], fully_live(twin)[-1]
+    env._population.host_params[2] = value
+    others = [0, 1, 3, 4, 5]
+    for _ in range(3):
+        state, healthy = act(env, state), act(twin, healthy)
+        assert state["metrics", "diverged"].squeeze(1).tolist() == [row == 2 for row in range(6)]
+        assert state["observation"].isfinite().all()
+        assert env.observation_spec["observation"].is_in(state["observation"])
+        assert state["reward"].isfinite().all()
+        assert all(term.isfinite().all() for term in state["reward_terms"].values())
+        assert state["metrics", "val_accuracy"][2] == 0
+        for key in ("observation", "reward", ("metrics", "val_loss"), ("metrics", "alpha")):
+            torch.testing.assert_close(
+                state[key][others], healthy[key][others], rtol=1e-5, atol=1e-5
+            )
+    state = reset_rows(env, state, [2])
+    assert not state["metrics", "diverged"].any()
+    state = act(env, state)
+    assert not state["metrics", "diverged"].any()
+    assert state["metrics", "val_loss"][2] < 10
+    assert env._population.host_params.isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_diverged_seed_harms_no_other_row_and_no_host_while_incubating(steps):
+    env, twin = small_env(num_envs=4, max_epochs=12), small_env(num_envs=4, max_epochs=12)
+    plant = {"op": Op.GERMINATE, "blueprint": CONV_LIGHT}
+    plan = [plant, *[{"op": Op.ADVANCE}] * steps]
+    state, healthy = play(env, plan)[-1], play(twin, plan)[-1]
+    env._population.seed_params[0][1] = math.nan
+    for _ in range(2):
+        state, healthy = act(env, state), act(twin, healthy)
+        others = [0, 2, 3]
+        for key in ("observation", "reward"):
+            assert state[key].isfinite().all()
+            torch.testing.assert_close(
+                state[key][others], healthy[key][others], rtol=1e-5, atol=1e-5
+            )
+    mixed_in = steps == 2
+    assert state["metrics", "diverged"].squeeze(1).tolist() == [False, mixed_in, False, False]
+    if not mixed_in:
+        for name in ("val_loss", "host_gradient_norm"):
+            assert state["metrics", name].equal(healthy["metrics", name])
+
+
+# -- counterfactuals -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", range(4))
+def test_contribution_is_what_forcing_alpha_to_zero_costs(style):
+    env = small_env(num_envs=4, max_epochs=16, validation_size=100)
+    plan = [{**heads, "slot": slot, "style": style} for slot in (0, 2) for heads in GROW]
+    state = play(env, [*plan, {}])[-1]
+    growth, rows = env._growth(), torch.arange(4)
+    whole = env._population.validate(growth, rows, ablate=False).accuracy
+    assert (state["metrics", "alpha"][:, [0, 2]] > 0).all()
+    for slot in (0, 2):
+        alpha = growth.alpha.clone()
+        alpha[:, slot] = 0
+        without = env._population.validate(replace(growth, alpha=alpha), rows, ablate=False)
+        expected = whole - without.accuracy
+        torch.testing.assert_close(state["metrics", "contribution"][:, slot], expected)
+        name = f"slot{slot}_contribution_norm"
+        shown = state["observation"][:, column(name)]
+        torch.testing.assert_close(shown, expected.clamp(-10, 10) / 10)
+    assert not state["metrics", "contribution"][:, 1].any()
+    torch.testing.assert_close(whole, state["metrics", "val_accuracy"].squeeze(1))
+
+
+def test_contribution_is_zero_and_stale_before_blending():
+    state = play(small_env(), GROW[:2])[-1]
+    assert not state["metrics", "contribution"].any()
+    assert not state["observation"][:, column("slot0_counterfactual_fresh")].any()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_counterfactuals_are_measured_every_so_many_epochs(every):
+    env = small_env(max_epochs=14, counterfactual_every=every)
+    states = play(env, [*GROW, *[{}] * 8])
+    fresh, last, age = column("slot0_counterfactual_fresh"), None, None
+    for epoch, state in enumerate(states):
+        contribution = state["metrics", "contribution"][:, 0]
+        if epoch >= 3 and epoch % every == 0:
+            age, last = 0, contribution
+        elif age is not None:
+            age += 1
+            assert contribution.equal(last)
+        expected = 0.0 if age is None else 0.8**age
+        torch.testing.assert_close(state["observation"][:, fresh], torch.full((3,), expected))
+
+
+# -- a seed's life ---------------------------------------------------------------------------------
+
+
+def test_what_is_planted_in_a_step_shows_clock_one_in_its_observation():
+    states = play(small_env(), [{}, GROW[0], {}])
+    clock = column("slot0_epochs_in_stage_norm")
+    shown = [(state["observation"][:, clock] * 50).round().tolist() for state in states]
+    assert shown == [[0] * 3, [0] * 3, [1] * 3, [2] * 3]
+    assert (states[2]["metrics", "stage"][:, 0] == Stage.GERMINATED).all()
+
+
+def test_a_whole_life_as_early_as_the_masks_allow():
+    env = small_env(num_envs=2, max_epochs=12)
+    state = env.reset()
+    slot = 1
+    wanted = [Op.GERMINATE, Op.ADVANCE, Op.ADVANCE, Op.ADVANCE, Op.FOSSILIZE]
+    seen = []
+    for _ in range(9):
+        op = Op.WAIT
+        if wanted and state["action_mask", "slot"][:, wanted[0], slot].all():
+            op = wanted.pop(0)
+        state = act(env, state, op=op, slot=slot, blueprint=CONV_HEAVY, tempo=0, alpha_target=1)
+        assert state["last_action_success"].all()
+        stage = Stage(state["metrics", "stage"][0, slot].item())
+        seen.append((op, stage, round(state["metrics", "alpha"][0, slot].item(), 4)))
+        assert (state["blueprint_indices"][:, slot] == CONV_HEAVY).all()
+        assert (state["metrics", "seed_params"] > 0).all()
+    assert seen == [
+        (Op.GERMINATE, Stage.GERMINATED, 0),
+        (Op.ADVANCE, Stage.TRAINING, 0),
+        (Op.ADVANCE, Stage.BLENDING, 0.2333),
+        (Op.WAIT, Stage.BLENDING, 0.4667),
+        (Op.WAIT, Stage.BLENDING, 0.7),
+        (Op.ADVANCE, Stage.HOLDING, 0.7),
+        (Op.FOSSILIZE, Stage.FOSSILIZED, 0.7),
+        (Op.WAIT, Stage.FOSSILIZED, 0.7),
+        (Op.WAIT, Stage.FOSSILIZED, 0.7),
+    ]
+    assert state["action_mask", "slot"][:, :, slot].sum(1).tolist() == [1, 1]  # WAIT alone
+
+
+def test_seed_params_count_the_modules_and_their_gates():
+    env = small_env(num_envs=2, max_epochs=14)
+    plain, gated = (
+        play(env, [{**GROW[0], "style": style, "slot": 1}])[-1]["metrics", "seed_params"]
+        for style in (0, GATED)
+    )
+    assert (gated - plain == 16 + 1).all()  # a weight a channel of slot 1, and a bias
+    assert not play(env, [GROW[0], {"op": Op.PRUNE}])[-1]["metrics", "seed_params"].any()
+
+
+@pytest.mark.parametrize("alpha_speed", [0, 1])
+def test_pruning_passes_through_the_cool_down(alpha_speed):
+    env = small_env(num_envs=2, max_epochs=30)
+    prune = {"op": Op.PRUNE, "alpha_speed": alpha_speed}
+    states = play(env, [*GROW, {}, {}, prune, *[{}] * 12])
+    stages = [state["metrics", "stage"][0, 0].item() for state in states[6:]]
+    fading = [Stage.BLENDING] * (2 if alpha_speed else 0)
+    cooling = [Stage.PRUNED, *[Stage.EMBARGOED] * 5, Stage.RESETTING]
+    dormant = [Stage.DORMANT] * (13 - len(fading) - len(cooling))
+    assert stages == [*fading, *cooling, *dormant]
+    for state in states[6 + len(fading) :]:
+        assert (state["blueprint_indices"] == -1).all()
+        assert not state["metrics", "alpha"].any()
+        assert not state["action_mask", "op"][:, [Op.PRUNE, Op.FOSSILIZE, Op.ADVANCE]].any()
+    for state in states[6 : 6 + len(fading)]:
+        assert not state["action_mask", "slot"][:, 1:, 0].any()
+
+
+def test_instant_retarget_sets_alpha_in_the_same_step():
+    env = small_env(num_envs=2, max_epochs=12)
+    aim = {"op": Op.SET_ALPHA_TARGET, "alpha_target": 0, "alpha_speed": 0, "style": MULTIPLY}
+    state = play(env, [*GROW, {}, {}, aim])[-1]
+    assert state["last_action_success"].all()
+    assert (state["metrics", "alpha"][:, 0] == 0.5).all()
+    assert (state["observation"][:, column("slot0_alpha_mode_norm")] == 0).all()
+    assert (state["observation"][:, column("slot0_alpha_velocity")] == -0.5).all()
+    assert (state["observation"][:, column("slot0_alpha_algorithm_norm")] == 0.5).all()
+    assert (state["metrics", "stage"][:, 0] == Stage.BLENDING).all()
+
+
+HOLDING = [*GROW, {}, {}, {"op": Op.ADVANCE}]
+
+
+@pytest.mark.parametrize("gates", ["permissive", "strict", "hidden"])
+@pytest.mark.parametrize("contribution", [0.99, 1.0])
+def test_gate_five(gates, contribution):
+    # Strict and hidden gates also ask for the gradient at gate 2: see that it is healthy.
+    env = small_env(num_envs=2, max_epochs=12, gates=gates)
+    state = env.reset()
+    for heads in HOLDING:
+        env._host_norm = torch.zeros(2)
+        state = act(env, state, **heads)
+        assert state["last_action_success"].all()
+    env._slots.contribution = torch.full((2, 3), contribution)
+    masked = env._observe()["action_mask", "slot"][:, Op.FOSSILIZE, 0]
+    state = act(env, state, op=Op.FOSSILIZE)
+    passes = gates == "permissive" or contribution >= 1.0
+    assert masked.tolist() == [passes or gates == "hidden"] * 2
+    assert state["last_action_success"].squeeze(1).tolist() == [passes] * 2
+    stage = Stage.FOSSILIZED if passes else Stage.HOLDING
+    assert (state["metrics", "stage"][:, 0] == stage).all()
+    executed = Op.FOSSILIZE if passes else Op.WAIT
+    assert (state["metrics", "executed_op"] == executed).all()
+    assert (state["last_action_op"] == Op.FOSSILIZE).all()
+
+
+@pytest.mark.parametrize("gates", ["permissive", "strict", "hidden"])
+@pytest.mark.parametrize("ratio", [0.09, 0.11])
+def test_gate_two(gates, ratio):
+    env = small_env(num_envs=2, gates=gates)
+    state = play(env, GROW[:2])[-1]
+    env._host_norm = torch.ones(2)
+    env._slots.gradient_norm = torch.full((2, 3), ratio)
+    masked = env._observe()["action_mask", "slot"][:, Op.ADVANCE, 0]
+    state = act(env, state, op=Op.ADVANCE)
+    passes = gates == "permissive" or ratio > 0.10
+    assert masked.tolist() == [passes or gates == "hidden"] * 2
+    assert state["last_action_success"].squeeze(1).tolist() == [passes] * 2
+    stage = Stage.BLENDING if passes else Stage.TRAINING
+    assert (state["metrics", "stage"][:, 0] == stage).all()
+
+
+def test_fossils_cannot_be_pruned():
+    state = play(env := small_env(max_epochs=12), [*HOLDING, {"op": Op.FOSSILIZE}])[-1]
+    assert state["last_action_success"].all()
+    alpha = state["metrics", "alpha"]
+    state = env.step(state.clone().set("action", action(3, op=Op.PRUNE)))["next"]
+    assert not state["last_action_success"].any()
+    assert state["metrics", "alpha"].equal(alpha)
