@@ -402,7 +402,7 @@ class MorphogenesisEnv(EnvBase):
             },
             batch_size=self.batch_size,
             device=self.device,
-        )
+        ).clone()  # what others do to it in place must not reach the environment's state
 
 
 def _check_integer(name: str, value: int, most: int | None = None, what: str = "") -> None:

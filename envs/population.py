@@ -170,6 +170,8 @@ class Population:
 
     def _chunks(self, rows: Tensor, batch: int) -> tuple[Tensor, ...]:
         """Rows with ``batch`` examples each, split into those that go through together."""
+        if len(rows) == 0:
+            return ()
         limit = _CACHE_BYTES.get(self.device.type, _DEVICE_BYTES)
         at_once = max(1, limit // (4 * self.host.activation_size * batch))
         if self.device.type == "cpu":
