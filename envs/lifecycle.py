@@ -133,23 +133,24 @@ class Slots:
     ) -> None:
         """Aim α of the slots ``where [N, S]`` at ``target``.
 
-        A ramp of 0 epochs, or to the α that holds already, is over at once.
+        A ramp of 0 epochs is over at once; aiming at the α that holds already changes nothing.
 
         Args:
             where: bool ``[N, S]``.
             target, epochs, curve: broadcast with ``where``.
             removing: the module goes on arrival.
         """
-        moves = where & (target != self.alpha) & (epochs > 0)
+        aimed = where & (target != self.alpha)
+        moves = aimed & (epochs > 0)
         mode = torch.where(target > self.alpha, AlphaMode.UP, AlphaMode.DOWN)
-        self.alpha_mode = torch.where(moves, mode, torch.where(where, 0, self.alpha_mode))
-        self.ramp_start = torch.where(where, self.alpha, self.ramp_start)
-        self.ramp_target = torch.where(where, target, self.ramp_target)
-        self.ramp_epochs = torch.where(where, epochs, self.ramp_epochs)
-        self.ramp_done = torch.where(moves, 0, torch.where(where, epochs, self.ramp_done))
-        self.ramp_curve = torch.where(where, curve, self.ramp_curve)
-        self.removing = torch.where(where, moves & removing, self.removing)
-        self.alpha = torch.where(where & ~moves, target, self.alpha)
+        self.alpha_mode = torch.where(moves, mode, self.alpha_mode)
+        self.ramp_start = torch.where(aimed, self.alpha, self.ramp_start)
+        self.ramp_target = torch.where(aimed, target, self.ramp_target)
+        self.ramp_epochs = torch.where(aimed, epochs, self.ramp_epochs)
+        self.ramp_done = torch.where(aimed, 0, self.ramp_done)
+        self.ramp_curve = torch.where(aimed, curve, self.ramp_curve)
+        self.removing = torch.where(moves, removing, self.removing)
+        self.alpha = torch.where(aimed & ~moves, target, self.alpha)
 
 
 @dataclass

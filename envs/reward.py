@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -40,7 +41,7 @@ class RewardConfig:
 
     Attributes:
         gamma: discount of the potentials; must be the agent's own.
-        progress: of accuracy as a potential.
+        progress: of accuracy as a potential; the last step of a terminated episode takes it back.
         stage: of the stages as a potential.
         rent: per step, times log(1 + Σ α · seed parameters / host parameters).
         shock: times Σ (Δα)².
@@ -50,7 +51,8 @@ class RewardConfig:
         prune: times minus the contribution of a seed that is pruned. So small that planting a
             bad seed to prune it never earns back the ops' costs (see ``prune_limit``).
         prune_limit: contributions count up to that fraction, either way, in ``prune``.
-        terminal: of accuracy at the last epoch.
+        terminal: of accuracy at the last epoch. As large as ``progress``, so that accuracy pays
+            when it is gained and the last step brings no lump.
         bonus: at the last epoch, per fossilized seed that contributes at least 1 point.
     """
 
@@ -77,10 +79,14 @@ class RewardConfig:
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma must lie in (0, 1], got {self.gamma}")
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, (int, float)) and value < 0:
-                raise ValueError(f"the reward weight {each.name} must be at least 0, got {value}")
+        weights = {each.name: getattr(self, each.name) for each in fields(self)}
+        costs = weights.pop("intervention")
+        weights |= {f"intervention[{Op(op).name}]": cost for op, cost in costs.items()}
+        for name, weight in weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(
+                    f"the reward weight {name} must be a finite number of at least 0, got {weight}"
+                )
 
 
 @dataclass
