@@ -17,6 +17,7 @@ from tensordict.nn import (
     ProbabilisticTensorDictModule,
     ProbabilisticTensorDictSequential,
     TensorDictModule,
+    TensorDictModuleBase,
     TensorDictSequential,
 )
 from torch import Tensor
@@ -28,6 +29,73 @@ from esper_rl.policy.network import FactoredRecurrentNetwork
 
 MEMORY = "memory"
 """Key of the normalised LSTM output; never stored in rollouts."""
+
+
+class ActionMaskError(ValueError):
+    """A mask leaves a head that must choose without a choice."""
+
+
+class LegalChoices(TensorDictModuleBase):
+    """The masks that heads draw from: the op's row where a mask has one row per op.
+
+    Steps that ``("collector", "mask")`` marks as padding hold no mask at all; they get every
+    choice, so that no nan from them reaches a gradient.
+
+    Args:
+        heads: reads ``("action_mask", head)``, writes ``("mask", head)`` ``[..., choices]``.
+        conditional: those of them whose mask has one row per op.
+        op: name of the op, read from ``("action", op)`` for the rows.
+
+    Raises:
+        ActionMaskError: in ``forward``, naming the first head and step without a choice.
+    """
+
+    def __init__(
+        self, heads: Sequence[str], conditional: Sequence[str] = (), op: str | None = None
+    ) -> None:
+        super().__init__()
+        self.heads, self.conditional, self.op = tuple(heads), frozenset(conditional), op
+        self.in_keys = [("action_mask", head) for head in heads]
+        if self.conditional:
+            self.in_keys.append(("action", op))
+        self.out_keys = [("mask", head) for head in heads]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        masks = {head: tensordict.get(("action_mask", head)) for head in self.heads}
+        for head in self.conditional:
+            masks[head] = select_row(masks[head], tensordict.get(("action", self.op)))
+        valid = tensordict.get(("collector", "mask"), None)
+        if valid is not None:
+            padding = ~valid.reshape(*tensordict.shape, 1)
+            masks = {head: mask | padding for head, mask in masks.items()}
+        # One test for all heads: on an accelerator each one waits for the device.
+        possible = torch.stack([mask.any(-1) for mask in masks.values()], -1)
+        if not possible.all():
+            *step, head = (~possible).nonzero()[0].tolist()
+            raise ActionMaskError(
+                f"the action mask of head {self.heads[head]!r} has no legal choice at index "
+                f"{step}; at least one entry of every row must be True"
+            )
+        for head, mask in masks.items():
+            tensordict.set(("mask", head), mask)
+        return tensordict
+
+
+class FactoredActor(ProbabilisticTensorDictSequential):
+    """The sequence that :func:`make_actor_critic` builds; names a head that can't choose.
+
+    Raises:
+        ActionMaskError: in ``forward``, when a mask has no legal choice.
+    """
+
+    def forward(self, *args: object, **kwargs: object) -> TensorDictBase:
+        try:
+            return super().forward(*args, **kwargs)
+        except RuntimeError as error:
+            # Sequences replace every error by the number of the module that raised it.
+            if isinstance(error.__cause__, ActionMaskError):
+                raise error.__cause__ from None
+            raise
 
 
 class OpConditionedCritic(TensorDictSequential):
@@ -55,7 +123,7 @@ class ActorCritic:
         recurrence: the LSTM as a TensorDict module.
     """
 
-    actor: ProbabilisticTensorDictSequential
+    actor: FactoredActor
     critic: OpConditionedCritic
     network: FactoredRecurrentNetwork
     heads: tuple[str, ...]
@@ -112,13 +180,13 @@ def make_actor_critic(config: PolicyConfig, env: EnvBase) -> ActorCritic:
         TensorDictModule(network.lstm_norm, ["lstm"], [MEMORY]),
     ]
     op = heads[0]
-    actor = ProbabilisticTensorDictSequential(
+    actor = FactoredActor(
         *trunk,
         TensorDictModule(network.logits, [MEMORY], [("logits", head) for head in heads]),
-        TensorDictModule(
-            SoftValue(network), [MEMORY, ("logits", op), ("action_mask", op)], ["state_value"]
-        ),
         *_sampling(heads, conditional),
+        TensorDictModule(
+            SoftValue(network), [MEMORY, ("logits", op), ("mask", op)], ["state_value"]
+        ),
     )
     stored = [("action", head) for head in heads]
     stored += [("action", f"{head}_log_prob") for head in heads]
@@ -157,7 +225,7 @@ class HardValue(torch.nn.Module):
         return self.network.value(memory, F.one_hot(op, self.network.num_ops))
 
 
-def _sampling(heads: Sequence[str], conditional: Sequence[str]) -> list[TensorDictModule]:
+def _sampling(heads: Sequence[str], conditional: Sequence[str]) -> list[TensorDictModuleBase]:
     """Draw the op, pick the masks that depend on it, draw the other heads."""
 
     def draw(head: str) -> ProbabilisticTensorDictModule:
@@ -172,18 +240,9 @@ def _sampling(heads: Sequence[str], conditional: Sequence[str]) -> list[TensorDi
 
     op, *others = heads
     return [
-        TensorDictModule(
-            lambda mask: require_choices(op, mask), [("action_mask", op)], [("mask", op)]
-        ),
+        LegalChoices([op]),
         draw(op),
-        TensorDictModule(
-            lambda taken, *masks: tuple(
-                require_choices(head, select_row(mask, taken) if head in conditional else mask)
-                for head, mask in zip(others, masks, strict=True)
-            ),
-            [("action", op), *(("action_mask", head) for head in others)],
-            [("mask", head) for head in others],
-        ),
+        LegalChoices(others, conditional, op),
         *(draw(head) for head in others),
     ]
 
@@ -192,19 +251,3 @@ def select_row(mask: Tensor, op: Tensor) -> Tensor:
     """The row of ``mask [..., ops, choices]`` for ``op [...]``: ``[..., choices]``."""
     index = op[..., None, None].expand(*op.shape, 1, mask.shape[-1])
     return mask.gather(-2, index).squeeze(-2)
-
-
-def require_choices(head: str, mask: Tensor) -> Tensor:
-    """The mask, if every row of it leaves a choice.
-
-    Raises:
-        ValueError: naming the head and the first row without one.
-    """
-    empty = ~mask.any(-1)
-    if empty.any():
-        where = empty.nonzero()[0].tolist()
-        raise ValueError(
-            f"the action mask of head {head!r} has no legal choice at index {where}; "
-            "at least one entry of every row must be True"
-        )
-    return mask

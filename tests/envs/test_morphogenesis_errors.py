@@ -99,12 +99,12 @@ MALFORMED = OUT_OF_RANGE + MISSING + WRONG_DTYPE + WRONG_SHAPE
 
 @pytest.fixture(scope="module")
 def env():
-    return small_env(num_envs=2)
+    return small_env(num_envs=2, max_epochs=12)
 
 
 @pytest.fixture(scope="module")
 def twin():
-    return small_env(num_envs=2)
+    return small_env(num_envs=2, max_epochs=12)
 
 
 @pytest.mark.parametrize(("bad", "error_type", "head"), MALFORMED)
@@ -141,6 +141,9 @@ def test_dtype_and_shape_errors_name_what_is_needed():
 
 CONV_LIGHT = BLUEPRINTS.index("conv_light")
 GERMINATE = {"op": Op.GERMINATE, "blueprint": CONV_LIGHT}
+BLENDED = [GERMINATE, *[{"op": Op.ADVANCE}] * 2, *[{"op": Op.WAIT}] * 2]
+FOSSIL = [*BLENDED, {"op": Op.ADVANCE}, {"op": Op.FOSSILIZE}]
+FADE = {"op": Op.PRUNE, "alpha_speed": 3}
 ILLEGAL = [
     pytest.param([], {"op": Op.FOSSILIZE}, id="fossilize an empty slot"),
     pytest.param([], {"op": Op.ADVANCE}, id="advance an empty slot"),
@@ -158,6 +161,13 @@ ILLEGAL = [
     pytest.param(
         [GERMINATE, *[{"op": Op.ADVANCE}] * 2], {"op": Op.PRUNE}, id="prune during the ramp"
     ),
+    pytest.param(BLENDED, {"op": Op.FOSSILIZE}, id="fossilize before holding"),
+    pytest.param([*BLENDED, FADE], {"op": Op.PRUNE}, id="prune what is fading already"),
+    pytest.param([*BLENDED, FADE], {"op": Op.SET_ALPHA_TARGET}, id="re-aim what is fading"),
+    pytest.param([*BLENDED, {"op": Op.ADVANCE}], {"op": Op.ADVANCE}, id="advance from holding"),
+    pytest.param(FOSSIL, {"op": Op.PRUNE}, id="prune a fossil"),
+    pytest.param(FOSSIL, {"op": Op.SET_ALPHA_TARGET, "style": 1}, id="re-aim a fossil"),
+    pytest.param([GERMINATE, {"op": Op.PRUNE}], GERMINATE, id="plant in the cool-down"),
 ]
 
 

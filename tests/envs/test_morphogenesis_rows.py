@@ -93,6 +93,19 @@ def test_a_row_draws_the_same_whatever_the_number_of_rows(num_envs):
     )
 
 
+def test_a_row_starts_with_the_same_parameters_whatever_the_number_of_rows():
+    large, small = small_env(num_envs=9), small_env(num_envs=2)
+    for env in (large, small):
+        state = env.reset()
+        assert env._population.host_params.any(1).all()
+        env._act(dict(action(env.num_envs, op=Op.GERMINATE, blueprint=CONV_HEAVY).items()))
+        assert (state["blueprint_indices"] == -1).all()
+    assert large._population.host_params[:2].equal(small._population.host_params)
+    mine, theirs = large._population.seed_params[0], small._population.seed_params[0]
+    assert mine[:2].equal(theirs)
+    assert (mine[0] != mine[1]).any()
+
+
 def test_rows_and_seeds_differ():
     losses = [small_env(num_envs=6, seed=s).reset()["metrics", "val_loss"] for s in (0, 1)]
     assert torch.cat(losses).unique().numel() == 12
@@ -231,6 +244,28 @@ def test_contribution_is_what_forcing_alpha_to_zero_costs(style):
         torch.testing.assert_close(shown, expected.clamp(-10, 10) / 10)
     assert not state["metrics", "contribution"][:, 1].any()
     torch.testing.assert_close(whole, state["metrics", "val_accuracy"].squeeze(1))
+
+
+def test_contributions_when_every_row_holds_something_else():
+    env = small_env(num_envs=8, max_epochs=16, validation_size=100)
+    rows = torch.arange(8)
+    first, second = rows % 3, (rows + 1) % 3
+    seeds = [
+        {"slot": first, "blueprint": 1 + rows % 7, "style": rows % 4},
+        {"slot": second, "blueprint": 1 + (rows + 3) % 7, "style": (rows // 2) % 4},
+    ]
+    plan = [{**h, **{k: v.tolist() for k, v in s.items()}} for s in seeds for h in GROW]
+    state = play(env, [*plan, {}])[-1]
+    growth = env._growth()
+    assert ((growth.alpha > 0).sum(1) == 2).all()
+    accuracy = state["metrics", "val_accuracy"]
+    for slot in range(3):
+        alpha = growth.alpha.clone()
+        alpha[:, slot] = 0
+        without = env._population.validate(replace(growth, alpha=alpha), rows, ablate=False)
+        expected = accuracy[:, 0] - without.accuracy
+        torch.testing.assert_close(state["metrics", "contribution"][:, slot], expected)
+    assert (state["metrics", "contribution"] != 0).any()
 
 
 def test_contribution_is_zero_and_stale_before_blending():

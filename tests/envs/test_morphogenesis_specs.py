@@ -127,6 +127,8 @@ def test_reward_terms_sum_to_the_reward(num_slots):
 
 def test_reward_sum_adds_up_an_episode():
     env = TransformedEnv(small_env(max_epochs=5), RewardSum())
+    assert env.reward_keys == ["reward"]  # the terms are there to be read, not to be summed
+    check_env_specs(env)
     rollout = env.rollout(10, break_when_any_done=False)["next"]
     rewards = rollout["reward"].view(3, 2, 5)
     torch.testing.assert_close(rollout["episode_reward"].view(3, 2, 5), rewards.cumsum(2))

@@ -74,18 +74,21 @@ def test_feature_names(num_slots):
 
 
 def test_order_of_the_features():
-    assert " ".join(BASE_FEATURES[:15]) == (
+    assert " ".join(BASE_FEATURES) == (
         "epoch_progress loss_norm loss_delta_norm accuracy_norm accuracy_delta_norm plateau_norm "
         "host_stabilized loss_trend loss_volatility accuracy_trend accuracy_volatility "
-        "best_accuracy_norm best_loss_norm params_utilization slot_utilization"
+        "best_accuracy_norm best_loss_norm params_utilization slot_utilization "
+        "num_training_norm num_blending_norm num_holding_norm last_action_success "
+        "last_action_op_wait last_action_op_germinate last_action_op_set_alpha_target "
+        "last_action_op_prune last_action_op_fossilize last_action_op_advance"
     )
-    assert BASE_FEATURES[18] == "last_action_success"
-    assert SLOT_FEATURES[0] == "is_active"
-    assert " ".join(SLOT_FEATURES[11:]) == (
-        "alpha alpha_target alpha_mode_norm alpha_velocity time_to_target_norm "
-        "alpha_algorithm_norm contribution_norm contribution_velocity_norm epochs_in_stage_norm "
-        "gradient_norm_norm gradient_health has_vanishing has_exploding interaction_sum_norm "
-        "boost_received_norm upstream_alpha_norm downstream_alpha_norm counterfactual_fresh"
+    assert " ".join(SLOT_FEATURES) == (
+        "is_active stage_unknown stage_dormant stage_germinated stage_training stage_blending "
+        "stage_holding stage_fossilized stage_pruned stage_embargoed stage_resetting alpha "
+        "alpha_target alpha_mode_norm alpha_velocity time_to_target_norm alpha_algorithm_norm "
+        "contribution_norm contribution_velocity_norm epochs_in_stage_norm gradient_norm_norm "
+        "gradient_health has_vanishing has_exploding interaction_sum_norm boost_received_norm "
+        "upstream_alpha_norm downstream_alpha_norm counterfactual_fresh"
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from itertools import pairwise
 
 import pytest
 import torch
+from morphogenesis_tools import act, small_env
 
 from envs.actions import Op, Stage
 from envs.reward import REWARD_TERMS, Outcome, RewardConfig, reward_terms
@@ -214,9 +216,15 @@ def test_gamma_of_one():
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_negative_weight(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 0, got -0.1"):
-        RewardConfig(**{name: -0.1})
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_bad_weight(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 0"):
+        RewardConfig(**{name: value})
+
+
+def test_bad_cost_of_an_op():
+    with pytest.raises(ValueError, match=r"intervention\[PRUNE\] must be a finite number"):
+        RewardConfig(intervention={Op.PRUNE: -0.1})
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -237,3 +245,78 @@ def test_rows_are_apart():
     for row, alone in enumerate([one, two]):
         for name, want in reward_terms(alone, CONFIG).items():
             assert together[name][row] == want[0]
+
+
+# --- through the environment -----------------------------------------------------------------
+
+HOST_PARAMETERS = (8 + 16) + (8 * 16 + 32) + (16 * 32 + 64) + (32 * 10 + 10)
+"""Of ``digits``: convolutions without bias, norms, classifier."""
+
+A, W = Op.ADVANCE, Op.WAIT
+G, T, P, F = Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE, Op.FOSSILIZE
+LIVES = [
+    [G, A, A, W, W, A, F, W, W, W],  # fossilized
+    [G, A, A, W, W, P, W, W, W, W],  # pruned while it holds still in BLENDING
+    [G, A, A, W, W, A, P, W, W, W],  # the same from HOLDING
+    [G, P, W, W, W, W, W, W, G, W],  # too early, then refused in the cool-down
+    [G, A, A, W, W, T, W, W, W, A],  # re-aimed
+    [F, W, A, T, P, W, W, G, G, W],  # refused, planted late
+]
+
+
+def hand_computed(op: Op, old: dict, new: dict, gamma: float, last: bool) -> dict[str, float]:
+    """All terms of one row with one slot, from the metrics before and after the step."""
+    accuracy, contribution = new["val_accuracy"] / 100, new["contribution"]
+    potential = [POTENTIAL.get(Stage(each["stage"]), 0) for each in (old, new)]
+    share = new["alpha"] * new["seed_params"] / HOST_PARAMETERS
+    bonus = 0.25 * (new["stage"] == Stage.FOSSILIZED and contribution >= 1)
+    return {
+        "progress": 5 * (gamma * accuracy - old["val_accuracy"] / 100),
+        "stage": 0.1 * (gamma * potential[1] - potential[0]),
+        "rent": -0.03 * math.log(1 + share),
+        "shock": -0.02 * (new["alpha"] - old["alpha"]) ** 2,
+        "intervention": -{G: 0.02, T: 0.005, P: 0.005, F: 0.01}.get(op, 0),
+        "fossilize": (op == F) * (0.5 * contribution / 100 - 0.05 * (contribution <= 0)),
+        "prune": (op == P) * 0.4 * min(max(-old["contribution"] / 100, -0.2), 0.2),
+        "terminal": last * (4 * accuracy + bonus),
+    }
+
+
+@pytest.mark.parametrize("alpha_speed", [0, 1])
+@pytest.mark.parametrize("time_limit", ["terminate", "truncate"])
+def test_terms_follow_from_what_the_environment_shows(time_limit, alpha_speed):
+    length = len(LIVES[0])
+    env = small_env(
+        num_envs=len(LIVES),
+        num_slots=1,
+        max_epochs=length,
+        reward=CONFIG,
+        time_limit=time_limit,
+        validation_size=100,
+        minibatch_size=32,
+        batches_per_epoch=3,
+    )
+    states = [env.reset()]
+    for ops in zip(*LIVES, strict=True):
+        # The target matters to GERMINATE and to the SET_ALPHA_TARGET that aims elsewhere.
+        target = 0 if T in ops else 2
+        heads = {"blueprint": 1, "style": 1, "alpha_target": target, "alpha_speed": alpha_speed}
+        states.append(act(env, states[-1], op=[int(op) for op in ops], **heads))
+
+    paid = set()
+    for t, (before, after) in enumerate(pairwise(states)):
+        last = t == length - 1
+        gamma = 0 if last and time_limit == "terminate" else GAMMA
+        for row, life in enumerate(LIVES):
+            old, new = (
+                {name: value.item() for name, value in each["metrics"][row].items()}
+                for each in (before, after)
+            )
+            op = Op(new["executed_op"])
+            assert (op == life[t]) == after["last_action_success"][row].item()
+            want = hand_computed(op, old, new, gamma, last)
+            got = {name: after["reward_terms", name][row].item() for name in REWARD_TERMS}
+            assert got == pytest.approx(want, abs=1e-5), (row, t)
+            assert after["reward"][row].item() == pytest.approx(sum(want.values()), abs=1e-5)
+            paid |= {name for name in got if got[name] != 0}
+    assert paid == set(REWARD_TERMS)  # the case leaves none out

@@ -1,0 +1,238 @@
+"""Every batched layer against torch, one network at a time, in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from populations import batch_first, batch_last
+from torch import Tensor
+
+from envs.layers import (
+    conv3x3,
+    depthwise_conv3x3,
+    global_average,
+    group_norm,
+    group_norm_relu,
+    incubate,
+    linear,
+    max_pool,
+    permute_rows,
+    pointwise_conv,
+)
+
+NETWORKS, IN, OUT, HEIGHT, WIDTH, BATCH = 3, 4, 5, 4, 6, 7
+FEATURES = (IN, HEIGHT, WIDTH, BATCH)
+
+
+def norm_of_one(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return batch_last(F.group_norm(batch_first(x), 1, scale, shift))
+
+
+def conv_of_one(x: Tensor, kernel: Tensor) -> Tensor:
+    return batch_last(F.conv2d(batch_first(x), kernel, padding=1))
+
+
+def pointwise_of_one(x: Tensor, kernel: Tensor) -> Tensor:
+    return batch_last(F.conv2d(batch_first(x), kernel[:, :, None, None]))
+
+
+def depthwise_of_one(x: Tensor, kernel: Tensor) -> Tensor:
+    return batch_last(F.conv2d(batch_first(x), kernel[:, None], padding=1, groups=IN))
+
+
+# name: batched layer, the same for one network, shapes of its arguments for one network
+LAYERS: dict[str, tuple[Callable, Callable, list[tuple[int, ...]]]] = {
+    "group_norm": (group_norm, norm_of_one, [FEATURES, (IN,), (IN,)]),
+    "group_norm_relu": (
+        group_norm_relu,
+        lambda *args: F.relu(norm_of_one(*args)),
+        [FEATURES, (IN,), (IN,)],
+    ),
+    "max_pool": (max_pool, lambda x: batch_last(F.max_pool2d(batch_first(x), 2)), [FEATURES]),
+    "pointwise_conv": (pointwise_conv, pointwise_of_one, [FEATURES, (OUT, IN)]),
+    "conv3x3": (conv3x3, conv_of_one, [FEATURES, (OUT, IN, 3, 3)]),
+    "depthwise_conv3x3": (depthwise_conv3x3, depthwise_of_one, [FEATURES, (IN, 3, 3)]),
+    "linear": (
+        linear,
+        lambda x, weight, bias: batch_last(F.linear(batch_first(x), weight, bias)),
+        [(IN, BATCH), (OUT, IN), (OUT,)],
+    ),
+    "global_average": (
+        global_average,
+        lambda x: batch_last(F.adaptive_avg_pool2d(batch_first(x), 1).flatten(1)),
+        [FEATURES],
+    ),
+}
+WITH_WEIGHTS = [name for name, (_, _, shapes) in LAYERS.items() if len(shapes) > 1]
+
+
+def draw(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
+    """Arguments of a layer for all networks."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(NETWORKS, *shape, dtype=torch.float64, generator=generator) for shape in shapes
+    ]
+
+
+def results(function: Callable, args: list[Tensor], upstream: Tensor | None = None) -> list[Tensor]:
+    """Output of a layer and the gradients of all its arguments."""
+    leaves = [arg.detach().requires_grad_() for arg in args]
+    out = function(*leaves)
+    if upstream is None:
+        upstream = torch.randn(
+            out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(9)
+        )
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+
+
+def one_by_one(reference: Callable) -> Callable:
+    """The reference of one network for all of them."""
+    return lambda *args: torch.stack([reference(*one) for one in zip(*args, strict=True)])
+
+
+def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for mine, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_is_torchs(name):
+    layer, reference, shapes = LAYERS[name]
+    args = draw(*shapes)
+    assert_same(results(layer, args), results(one_by_one(reference), args))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_is_the_same_without_gradients(name):
+    layer, _, shapes = LAYERS[name]
+    args = draw(*shapes)
+    given = [arg.clone() for arg in args]
+    with torch.no_grad():
+        out = layer(*args)
+    torch.testing.assert_close(out, layer(*args), rtol=1e-12, atol=1e-12)
+    assert not out.requires_grad
+    assert all(arg.equal(before) for arg, before in zip(args, given, strict=True))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_takes_any_memory_format(name):
+    """Features with the batch outermost in memory, and a gradient without any memory."""
+    layer, reference, shapes = LAYERS[name]
+    args = draw(*shapes)
+    strange = [batch_last(batch_first(args[0]).contiguous()), *args[1:]]
+    assert not strange[0].is_contiguous()
+    upstream = torch.ones((), dtype=torch.float64).expand_as(layer(*args))
+    assert_same(results(layer, strange, upstream), results(one_by_one(reference), args, upstream))
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_weights_get_their_gradient_where_the_input_needs_none(name):
+    layer, _, shapes = LAYERS[name]
+    x, *weights = draw(*shapes)
+    leaves = [weight.requires_grad_() for weight in weights]
+    layer(x, *leaves).square().sum().backward()
+    expected = results(lambda *args: layer(*args).square().sum(), [x, *weights])
+    assert x.grad is None
+    assert_same([leaf.grad for leaf in leaves], expected[2:])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("argument", range(3))
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_bad_network_harms_no_other(name, argument, bad):
+    layer, _, shapes = LAYERS[name]
+    if argument >= len(shapes):
+        pytest.skip("the layer has fewer arguments")
+    args = draw(*shapes)
+    expected = results(layer, args)
+    args[argument][1] = bad
+    others = [0, 2]
+    for mine, theirs in zip(results(layer, args), expected, strict=True):
+        assert mine[others].equal(theirs[others])
+
+
+def test_normalisation_at_a_constant_input():
+    """Variance 0: only the epsilon keeps it finite, and it must be torch's."""
+    x, scale, shift = draw(FEATURES, (IN,), (IN,))
+    x[:] = 3.0
+    x[0] += 1e-3 * draw(FEATURES)[0][0]
+    expected = results(one_by_one(norm_of_one), [x, scale, shift])
+    for mine, theirs in zip(results(group_norm, [x, scale, shift]), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_equal_pixels_share_no_gradient(levels):
+    """Max pooling gives all of it to the first of equal pixels, as torch does."""
+    (x,) = draw(FEATURES)
+    x = torch.randint(0, levels, x.shape, generator=torch.Generator().manual_seed(0)).double()
+    actual = results(max_pool, [x])
+    assert_same(actual, results(one_by_one(LAYERS["max_pool"][1]), [x]))
+    assert (actual[1] != 0).sum() == actual[0].numel()
+
+
+def test_relu_passes_no_gradient_at_exactly_zero():
+    x, scale, shift = draw(FEATURES, (IN,), (IN,))
+    scale[:], shift[:] = 0.0, 0.0
+    _, *gradients = results(group_norm_relu, [x, scale, shift])
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+def test_networks_can_share_the_input_of_conv3x3():
+    shared, kernel = draw(FEATURES, (OUT, IN, 3, 3))
+    shared = shared[:1]
+    alone = results(lambda k: conv3x3(shared, k), [kernel])
+    repeated = results(lambda k: conv3x3(shared.expand(NETWORKS, -1, -1, -1, -1), k), [kernel])
+    assert_same(alone, repeated)
+
+
+def test_permute_rows_is_indexing():
+    (x,) = draw(FEATURES)
+    order = torch.tensor([2, 0, 1])
+    assert_same(results(lambda x: permute_rows(x, order), [x]), results(lambda x: x[order], [x]))
+
+
+@pytest.mark.parametrize("fill", [None, float("inf"), float("-inf"), float("nan")])
+def test_incubation_shows_nothing_and_teaches_the_seed(fill):
+    features, seed = draw(FEATURES, FEATURES)
+    if fill is not None:
+        seed[:] = fill
+    upstream = draw(FEATURES, seed=1)[0]
+    out, host_gradient, seed_gradient = results(incubate, [features, seed], upstream)
+    assert out.equal(features)
+    assert host_gradient.equal(upstream)
+    assert seed_gradient.equal(upstream)
+
+
+@pytest.mark.parametrize("fill", [1.0, float("inf"), float("nan")])
+def test_incubation_leaves_the_hosts_gradient_alone(fill):
+    """A whole little network: host weight, incubated seed, another host weight."""
+    x, first, seed, last = draw((IN, BATCH), (IN, IN), (IN, IN), (OUT, IN))
+    seed[:] *= fill
+
+    def grown(first: Tensor, seed: Tensor, last: Tensor) -> Tensor:
+        h = first @ x
+        return last @ incubate(h, seed @ h.detach()).tanh()
+
+    def alone(first: Tensor, last: Tensor) -> Tensor:
+        return last @ (first @ x).tanh()
+
+    out, first_gradient, seed_gradient, last_gradient = results(grown, [first, seed, last])
+    for mine, theirs in zip(
+        [out, first_gradient, last_gradient], results(alone, [first, last]), strict=True
+    ):
+        assert mine.equal(theirs)
+    assert seed_gradient.isfinite().all()
+    assert (seed_gradient != 0).any()
+
+
+def test_an_incubated_seed_learns_as_if_it_were_added():
+    """Its gradient is that of ADD at α = 1 where its output happens to be the features."""
+    x, seed, last = draw((IN, BATCH), (IN, IN), (OUT, IN))
+    seed[:] = torch.eye(IN, dtype=torch.float64)
+    incubated = results(lambda s, w: w @ incubate(x, s @ x).tanh(), [seed, last])
+    added = results(lambda s, w: w @ (x + 1.0 * (s @ x - x)).tanh(), [seed, last])
+    assert_same(incubated, added)
