@@ -20,7 +20,11 @@ def compute_advantages(
 
     The baseline is the soft ``"state_value"`` written beside the action. Where an episode was
     truncated, or the batch ends in mid-episode, the value of the ``next`` observation is the hard
-    one of the op that the policy samples there; a terminated step has no bootstrap.
+    one of the op that the policy samples there; a terminated step has no bootstrap. Only those
+    observations are evaluated.
+
+    Steps that ``("collector", "mask")`` marks as padding (of split trajectories) neither count in
+    the normalisation nor reach a step before them.
 
     Args:
         batch: steps ``[N, T]`` of a collector, with the recurrent state of every step.
@@ -29,24 +33,31 @@ def compute_advantages(
         lmbda: of GAE.
 
     Returns:
-        The batch with ``("next", "state_value")``, ``"advantage"`` (normalised over all steps) and
-        ``"value_target"``, each ``[N, T, 1]``.
+        The batch with ``("next", "state_value")``, ``"advantage"`` (normalised over all valid
+        steps) and ``"value_target"``, each ``[N, T, 1]``.
+
+    Raises:
+        KeyError: if ``next`` lacks what the actor reads, such as the recurrent state.
+        ValueError: if the batch isn't ``[N, T]``.
     """
+    if batch.ndim != 2:
+        raise ValueError(f"batch has shape {tuple(batch.shape)}, but must be [rows, steps]")
     value = batch["state_value"]
     done, terminated = batch["next", "done"], batch["next", "terminated"]
-    next_value = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
-    next_value = torch.where(done, 0.0, next_value)
-    cut = done & ~terminated
-    cut[:, -1] |= ~done[:, -1]
-    where = cut.squeeze(-1)
-    if where.any():
-        next_value[where] = _bootstrap(batch["next"][where], actor_critic)
+    valid = batch.get(("collector", "mask"), torch.ones_like(done)).reshape(done.shape)
+    last = valid & ~torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], dim=1)
+    end = done | last
+    next_value = torch.where(end, 0.0, value.roll(-1, dims=1))
+    bootstrapped = (valid & end & ~terminated).squeeze(-1)
+    if bootstrapped.any():
+        next_value[bootstrapped] = _bootstrap(batch["next"][bootstrapped], actor_critic)
     advantage, target = generalized_advantage_estimate(
-        gamma, lmbda, value, next_value, batch["next", "reward"], done, terminated, time_dim=1
+        gamma, lmbda, value, next_value, batch["next", "reward"], end, terminated, time_dim=1
     )
-    spread = advantage.std(correction=0).clamp(min=1e-6)
+    counted = advantage[valid]
+    spread = counted.std(correction=0).clamp(min=1e-6)
     batch.set(("next", "state_value"), next_value)
-    batch.set("advantage", (advantage - advantage.mean()) / spread)
+    batch.set("advantage", (advantage - counted.mean()) / spread)
     batch.set("value_target", target)
     return batch
 
@@ -54,7 +65,15 @@ def compute_advantages(
 def _bootstrap(after: TensorDictBase, actor_critic: ActorCritic) -> Tensor:
     """Hard values ``[K, 1]`` of K final observations with ops sampled there."""
     keys = [key for key in actor_critic.actor.in_keys if key != "is_init"]
+    present = after.keys(True)
+    for key in keys:
+        if key not in present:
+            raise KeyError(
+                f"the batch lacks {key!r} under 'next', without which the value where it was cut "
+                "can't be computed; collect it with the actor and its transforms()"
+            )
     state = after.select(*keys)
+    # A last observation goes on with the memory of its episode, whatever comes after it.
     state["is_init"] = torch.zeros(*state.shape, 1, dtype=torch.bool, device=after.device)
     with set_recurrent_mode(False), set_exploration_type(ExplorationType.RANDOM):
         action = actor_critic.actor(state.copy()).select("action")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +10,11 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import (
     ProbabilisticTensorDictModule,
     ProbabilisticTensorDictSequential,
-    TensorDictModule,
     TensorDictModuleBase,
+    TensorDictSequential,
     dispatch,
 )
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import ClipPPOLoss
@@ -27,6 +27,15 @@ _REFUSED = {
     "samples_mc_entropy": "entropies are exact",
     "clip_value": "the value isn't clipped",
     "max_importance_ratio": "the ratio is that of the stored policy",
+}
+_PASSED_ON = {
+    "entropy_bonus",
+    "log_explained_variance",
+    "normalize_advantage",
+    "normalize_advantage_exclude_dims",
+    "advantage_norm",
+    "reduction",
+    "device",
 }
 
 
@@ -58,15 +67,17 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         actor: deterministic modules and one ``ProbabilisticTensorDictModule`` a head, in order;
             each with its log-probability key.
         critic: writes the value; modules that it begins with and the actor has too run once.
+            None, with ``critic_coeff`` None, leaves the value out.
         heads: names of the heads, the op first; the last part of each action key.
         relevance: bool ``[ops, heads]``: does the head matter when the op is taken?
         entropy_weights: by head; default: 1 for each.
         clip_epsilon: of the ratio, one number or (low, high).
         entropy_coeff: base of the entropy bonus; a buffer, so it can be scheduled.
-        critic_coeff: weight of the value loss; a buffer too.
+        critic_coeff: weight of the value loss; a buffer too. 0 leaves the value out.
         loss_critic_type: ``"l2"``, ``"l1"`` or ``"smooth_l1"``.
-        **kwargs: of the parent: ``entropy_bonus``, ``normalize_advantage``, ``reduction``,
-            ``log_explained_variance``, ``device`` …
+        **kwargs: of the parent: ``entropy_bonus``, ``log_explained_variance``,
+            ``normalize_advantage``, ``normalize_advantage_exclude_dims``, ``advantage_norm``,
+            ``reduction``, ``device``.
 
     The output has the parent's entries, as scalars over all valid steps, ``loss_objective``,
     ``loss_critic``, ``loss_entropy``, ``entropy``, ``kl_approx``, ``clip_fraction``, ``ESS``,
@@ -79,8 +90,9 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     - ``explained_variance_soft``: of the soft value, where the actor writes one.
 
     Raises:
-        ValueError: if heads, table or weights don't fit the actor.
-        TypeError: if the table isn't bool.
+        ValueError: if heads, table or weights don't fit the actor; in ``forward``, if the number
+            of ops doesn't fit the table, or an advantage's shape the batch.
+        TypeError: if the table isn't bool, ``entropy_coeff`` a mapping, or an option unknown.
         NotImplementedError: for options of the parent that can't work here.
         KeyError: in ``forward``, naming an entry that the batch lacks.
 
@@ -98,22 +110,29 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     def __init__(
         self,
         actor: ProbabilisticTensorDictSequential,
-        critic: TensorDictModuleBase,
+        critic: TensorDictModuleBase | None,
         *,
         heads: Sequence[str],
         relevance: Tensor,
         entropy_weights: Mapping[str, float] | None = None,
         clip_epsilon: float | tuple[float, float] = 0.2,
         entropy_coeff: float = 0.01,
-        critic_coeff: float = 0.5,
+        critic_coeff: float | None = 0.5,
         loss_critic_type: str = "l2",
         **kwargs: object,
     ) -> None:
         for option, reason in _REFUSED.items():
-            if option in kwargs:
+            if kwargs.pop(option, None):
                 raise NotImplementedError(
                     f"FactoredClipPPOLoss doesn't take {option!r}: {reason}; leave it out"
                 )
+        unknown_options = sorted(set(kwargs) - _PASSED_ON)
+        if unknown_options:
+            # The parent would drop them without a word.
+            raise TypeError(
+                f"FactoredClipPPOLoss has no options {unknown_options}; beside its own it passes "
+                f"on {sorted(_PASSED_ON)}"
+            )
         if isinstance(entropy_coeff, Mapping):
             raise TypeError(
                 "entropy_coeff must be one number, the base; give weights of the heads as "
@@ -160,19 +179,12 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss terms and diagnostics of a batch ``[N]`` or ``[N, T]``."""
         tensordict = tensordict.clone(False)
-        advantage = tensordict.get(self.tensor_keys.advantage, None)
-        if advantage is None:
-            self.value_estimator(tensordict)
-            advantage = tensordict.get(self.tensor_keys.advantage)
-            update_norm = True
-        else:
-            update_norm = False
-        advantage = self._maybe_normalize_advantage(
-            advantage, tensordict, update_norm=update_norm
-        ).squeeze(-1)
-        valid = self._valid(tensordict, advantage)
+        keys = self._stored_keys()
+        self._require(tensordict, [*self.actor_network.in_keys, *keys, *keys.values()])
+        valid = self._mark_padding(tensordict)
+        advantage = self._advantage(tensordict)
 
-        now = self._evaluate(tensordict)
+        now = self._evaluate(tensordict, keys)
         log_ratios = torch.where(now.relevant, now.log_prob - now.old_log_prob, 0.0)
         log_ratio = log_ratios.sum(-1)
         clipped = log_ratio.clamp(*self._clip_bounds)
@@ -181,16 +193,84 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         if self.entropy_bonus:
             bonus = (self.entropy_weights * now.entropy).sum(-1)
             out.set("loss_entropy", self._reduce_loss(-self.entropy_coeff * bonus, tensordict))
-        self._add_critic(out, tensordict, valid)
+        if self._has_critic:
+            self._add_critic(out, tensordict, valid)
         with torch.no_grad():
             self._add_diagnostics(out, now, log_ratios[valid], valid)
         return out
 
-    def _evaluate(self, tensordict: TensorDictBase) -> _Evaluation:
-        """Log-probabilities of the stored actions; leaves the trunk's output in the batch."""
-        for key in (*self.tensor_keys.action, *self.tensor_keys.sample_log_prob):
-            if key not in tensordict.keys(True):
+    def _stored_keys(self) -> dict[NestedKey, NestedKey]:
+        """The log-probability key of each action key; both may be set by ``set_keys``."""
+        actions, log_probs = self.tensor_keys.action, self.tensor_keys.sample_log_prob
+        if not isinstance(actions, list):
+            actions, log_probs = [actions], [log_probs]
+        keys = dict(zip(actions, log_probs, strict=True))
+        drawn = [draw.out_keys[0] for draw in self._draws]
+        if set(keys) != set(drawn):
+            raise ValueError(
+                f"the action keys are set to {list(keys)}, but the actor draws {drawn}"
+            )
+        return keys
+
+    @staticmethod
+    def _require(tensordict: TensorDictBase, keys: Iterable[NestedKey]) -> None:
+        present = tensordict.keys(True)
+        for key in keys:
+            if key not in present:
                 raise KeyError(f"the batch lacks the entry {key!r}, which the loss needs")
+
+    def _mark_padding(self, tensordict: TensorDictBase) -> Tensor:
+        """Bool, shaped like the batch: which steps count (see the parent's loss masks).
+
+        Where some don't, the actor is told under the collectors' key, whichever the mask's was.
+        """
+        valid = torch.ones(tensordict.shape, dtype=torch.bool, device=self.relevance.device)
+        masks = [tensordict.get(key, None) for key in self._loss_mask_keys()]
+        for mask in masks:
+            if mask is not None:
+                valid = valid & self._expand_loss_mask(mask, valid)
+                tensordict.set(("collector", "mask"), valid)
+        return valid
+
+    def _advantage(self, tensordict: TensorDictBase) -> Tensor:
+        """The batch's advantage, or the value estimator's; shaped like the batch."""
+        key = self.tensor_keys.advantage
+        advantage = tensordict.get(key, None)
+        missing = advantage is None
+        if missing:
+            if not self._can_estimate(tensordict):
+                raise KeyError(
+                    f"the batch lacks the entry {key!r}, and the loss can't estimate it without "
+                    "a critic and all that it reads under 'next' too; compute advantages first"
+                )
+            self.value_estimator(tensordict)
+            advantage = tensordict.get(key)
+        if advantage.shape != (*tensordict.shape, 1):
+            raise ValueError(
+                f"{key!r} has shape {tuple(advantage.shape)}, but the batch needs "
+                f"{(*tensordict.shape, 1)}"
+            )
+        return self._maybe_normalize_advantage(advantage, tensordict, update_norm=missing).squeeze(
+            -1
+        )
+
+    def _can_estimate(self, tensordict: TensorDictBase) -> bool:
+        if self.critic_network is None:
+            return False
+        present = tensordict.keys(True)
+        return all(unravel_key(("next", key)) in present for key in self.critic_network.in_keys)
+
+    def _standardize_advantage(self, advantage: Tensor, tensordict: TensorDictBase) -> Tensor:
+        # The parent leaves out padding under one of its two mask keys only.
+        valid = tensordict.get(("collector", "mask"), None)
+        if valid is not None:
+            tensordict = tensordict.copy().set("shifted_valid", valid)
+        return super()._standardize_advantage(advantage, tensordict)
+
+    def _evaluate(
+        self, tensordict: TensorDictBase, stored: Mapping[NestedKey, NestedKey]
+    ) -> _Evaluation:
+        """Log-probabilities of the stored actions; leaves the trunk's output in the batch."""
         new, old, entropy = [], [], []
         with set_recurrent_mode(tensordict.ndim > 1):
             for module in self.actor_network.module:
@@ -199,34 +279,43 @@ class FactoredClipPPOLoss(ClipPPOLoss):
                     continue
                 # The stored action stays in place, so masks that depend on it are its own.
                 distribution = module.get_dist(tensordict)
-                new.append(distribution.log_prob(tensordict.get(module.out_keys[0])))
-                old.append(tensordict.get(module.log_prob_key).detach())
+                action = module.out_keys[0]
+                new.append(distribution.log_prob(tensordict.get(action)))
+                old.append(tensordict.get(stored[action]).detach())
                 entropy.append(distribution.entropy())
+                if module is self._draws[0]:
+                    self._require_row_per_op(distribution.logits.shape[-1])
         op = tensordict.get(self._draws[0].out_keys[0])
         return _Evaluation(
             torch.stack(new, -1), torch.stack(old, -1), torch.stack(entropy, -1), self.relevance[op]
         )
 
-    def _add_critic(self, out: TensorDict, tensordict: TensorDictBase, valid: Tensor) -> None:
-        target = tensordict.get(self.tensor_keys.value_target, None)
-        if target is None:
-            raise KeyError(
-                f"the batch lacks the entry {self.tensor_keys.value_target!r}; compute "
-                "advantages first"
+    def _require_row_per_op(self, ops: int) -> None:
+        if len(self.relevance) != ops:
+            raise ValueError(
+                f"relevance has {len(self.relevance)} rows, but head {self.heads[0]!r} has {ops} "
+                "choices; give one row for each"
             )
-        stored = tensordict.get(self.tensor_keys.value, None)
+
+    def _add_critic(self, out: TensorDict, tensordict: TensorDictBase, valid: Tensor) -> None:
+        self._require(tensordict, [self.tensor_keys.value_target])
+        target = tensordict.get(self.tensor_keys.value_target)
+        key = self.tensor_keys.value
+        # An actor that writes a value has just put its fresh, soft one where the critic's goes.
+        actor_writes_value = any(key in module.out_keys for module in self.actor_network.module)
+        soft = tensordict.get(key) if actor_writes_value else None
         with set_recurrent_mode(tensordict.ndim > 1):
             for module in self._critic_tail:
                 module(tensordict)
-        value = tensordict.get(self.tensor_keys.value)
+        value = tensordict.get(key)
         error = distance_loss(target, value, loss_function=self.loss_critic_type).squeeze(-1)
         out.set("loss_critic", self._reduce_loss(self.critic_coeff * error, tensordict))
         target, value = target.detach().squeeze(-1)[valid], value.detach().squeeze(-1)[valid]
         if self.log_explained_variance:
             out.set("explained_variance", _explained_variance(value, target))
-            if stored is not None:
-                stored = stored.detach().squeeze(-1)[valid]
-                out.set("explained_variance_soft", _explained_variance(stored, target))
+            if soft is not None:
+                soft = soft.detach().squeeze(-1)[valid]
+                out.set("explained_variance_soft", _explained_variance(soft, target))
         op = tensordict.get(self._draws[0].out_keys[0])[valid]
         squared = (target - value).square()
         for index in range(len(self.relevance)):
@@ -256,27 +345,18 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             outside = (changes < low) | (changes > high)
             out.set(("head_clip_fraction", head), outside.float().mean())
 
-    def _valid(self, tensordict: TensorDictBase, like: Tensor) -> Tensor:
-        """Bool, shaped like the batch: which steps count (see the parent's loss masks)."""
-        valid = torch.ones_like(like, dtype=torch.bool)
-        for key in self._loss_mask_keys():
-            mask = tensordict.get(key, None)
-            if mask is not None:
-                valid &= self._expand_loss_mask(mask, like)
-        return valid
-
 
 def _last(key: NestedKey) -> str:
     return key if isinstance(key, str) else key[-1]
 
 
 def _without_shared(
-    critic: TensorDictModuleBase, actor: ProbabilisticTensorDictSequential
-) -> list[TensorDictModule]:
+    critic: TensorDictModuleBase | None, actor: ProbabilisticTensorDictSequential
+) -> list[TensorDictModuleBase]:
     """The critic's modules less those, at its beginning, that the actor runs too."""
-    modules = list(getattr(critic, "module", [critic]))
-    if not all(isinstance(module, TensorDictModuleBase) for module in modules):
-        return [critic]
+    if not isinstance(critic, TensorDictSequential):
+        return [] if critic is None else [critic]
+    modules = list(critic.module)
     shared = {id(module) for module in actor.module}
     while modules and id(modules[0]) in shared:
         modules.pop(0)

@@ -56,7 +56,7 @@ class LegalChoices(TensorDictModuleBase):
         super().__init__()
         self.heads, self.conditional, self.op = tuple(heads), frozenset(conditional), op
         self.in_keys = [("action_mask", head) for head in heads]
-        if self.conditional:
+        if op is not None:
             self.in_keys.append(("action", op))
         self.out_keys = [("mask", head) for head in heads]
 
@@ -183,10 +183,11 @@ def make_actor_critic(config: PolicyConfig, env: EnvBase) -> ActorCritic:
     actor = FactoredActor(
         *trunk,
         TensorDictModule(network.logits, [MEMORY], [("logits", head) for head in heads]),
-        *_sampling(heads, conditional),
+        LegalChoices([op]),
         TensorDictModule(
             SoftValue(network), [MEMORY, ("logits", op), ("mask", op)], ["state_value"]
         ),
+        *_sampling(heads, conditional),
     )
     stored = [("action", head) for head in heads]
     stored += [("action", f"{head}_log_prob") for head in heads]
@@ -226,7 +227,7 @@ class HardValue(torch.nn.Module):
 
 
 def _sampling(heads: Sequence[str], conditional: Sequence[str]) -> list[TensorDictModuleBase]:
-    """Draw the op, pick the masks that depend on it, draw the other heads."""
+    """Draw the op, pick the other heads' masks, which may depend on it, draw the other heads."""
 
     def draw(head: str) -> ProbabilisticTensorDictModule:
         return ProbabilisticTensorDictModule(
@@ -240,7 +241,6 @@ def _sampling(heads: Sequence[str], conditional: Sequence[str]) -> list[TensorDi
 
     op, *others = heads
     return [
-        LegalChoices([op]),
         draw(op),
         LegalChoices(others, conditional, op),
         *(draw(head) for head in others),

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from envs.actions import BLUEPRINTS, Algorithm, Stage
 from envs.blueprints import CONV_BLUEPRINTS
 from envs.population import Growth, Population
+from envs.randomness import fold
 from envs.tasks import Task, make_task
 
 CPU = torch.device("cpu")
 KERNEL_SIZE = {"digits": 1, "digits_full": 3}
 CONV_INDICES = tuple(BLUEPRINTS.index(name) for name in CONV_BLUEPRINTS)
 MIXED = (Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
-LIVE = (Stage.GERMINATED, Stage.TRAINING, *MIXED)
 NO_SEED = (Stage.DORMANT, Stage.PRUNED, Stage.EMBARGOED, Stage.RESETTING)
 
 
@@ -62,13 +62,22 @@ def make_population(
     """Fresh hosts."""
     task = small_task(name, dtype)
     population = Population(task, num_rows, num_slots, validation_size, CPU)
-    for attribute in ("host_params", "host_velocity"):
-        setattr(population, attribute, getattr(population, attribute).to(dtype))
-    for attribute in ("seed_params", "seed_velocity"):
-        setattr(population, attribute, [x.to(dtype) for x in getattr(population, attribute)])
     rows = torch.arange(num_rows)
-    population.reset_hosts(rows, 1000 + rows)
+    population.reset_hosts(rows, host_keys(rows))
+    population.host_params = population.host_params.to(dtype)
+    population.host_velocity = population.host_velocity.to(dtype)
+    cast_seeds(population, dtype)
     return population
+
+
+def host_keys(rows: Tensor) -> Tensor:
+    """The keys that :func:`make_population` draws its hosts from."""
+    return fold(rows, 1000)
+
+
+def cast_seeds(population: Population, dtype: torch.dtype) -> None:
+    population.seed_params = [params.to(dtype) for params in population.seed_params]
+    population.seed_velocity = [velocity.to(dtype) for velocity in population.seed_velocity]
 
 
 def make_growth(
@@ -125,14 +134,14 @@ def copy_growth(growth: Growth, **changes: Tensor) -> Growth:
 
 def plant_seeds(population: Population, growth: Growth, noise: float = 0.1) -> None:
     """Seeds for all of ``growth``, noisy, so that none is the identity and no gate is at ½."""
+    dtype = population.host_params.dtype
+    cast_seeds(population, torch.float32)
+    for row, slot in (growth.blueprint >= 0).nonzero().tolist():
+        index = torch.tensor([row])
+        population.plant(index, slot, int(growth.blueprint[row, slot]), fold(index, slot))
     for slot, params in enumerate(population.seed_params):
-        for row in range(population.num_rows):
-            if growth.blueprint[row, slot] >= 0:
-                index = torch.tensor([row])
-                population.plant(index, slot, int(growth.blueprint[row, slot]), 10 * index + slot)
-        generator = torch.Generator().manual_seed(slot)
-        drawn = torch.randn(params.shape, generator=generator, dtype=torch.float64)
-        params += noise * drawn.to(params.dtype)
+        params += noise * torch.randn(params.shape, generator=torch.Generator().manual_seed(slot))
+    cast_seeds(population, dtype)
 
 
 def make_every_population(

@@ -67,6 +67,7 @@ LAYERS: dict[str, tuple[Callable, Callable, list[tuple[int, ...]]]] = {
     ),
 }
 WITH_WEIGHTS = [name for name, (_, _, shapes) in LAYERS.items() if len(shapes) > 1]
+ARGUMENTS = [(name, i) for name, (_, _, shapes) in LAYERS.items() for i in range(len(shapes))]
 
 
 def draw(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
@@ -133,19 +134,17 @@ def test_weights_get_their_gradient_where_the_input_needs_none(name):
     layer, _, shapes = LAYERS[name]
     x, *weights = draw(*shapes)
     leaves = [weight.requires_grad_() for weight in weights]
-    layer(x, *leaves).square().sum().backward()
-    expected = results(lambda *args: layer(*args).square().sum(), [x, *weights])
+    upstream = torch.randn(layer(x, *leaves).shape, dtype=x.dtype)
+    layer(x, *leaves).backward(upstream)
+    expected = results(layer, [x, *weights], upstream)
     assert x.grad is None
     assert_same([leaf.grad for leaf in leaves], expected[2:])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("argument", range(3))
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_a_bad_network_harms_no_other(name, argument, bad):
     layer, _, shapes = LAYERS[name]
-    if argument >= len(shapes):
-        pytest.skip("the layer has fewer arguments")
     args = draw(*shapes)
     expected = results(layer, args)
     args[argument][1] = bad

@@ -294,13 +294,13 @@ def test_terms_follow_from_what_the_environment_shows(time_limit, alpha_speed):
         time_limit=time_limit,
         validation_size=100,
         minibatch_size=32,
-        batches_per_epoch=3,
+        batches_per_epoch=5,
     )
     states = [env.reset()]
     for ops in zip(*LIVES, strict=True):
         # The target matters to GERMINATE and to the SET_ALPHA_TARGET that aims elsewhere.
         target = 0 if T in ops else 2
-        heads = {"blueprint": 1, "style": 1, "alpha_target": target, "alpha_speed": alpha_speed}
+        heads = {"blueprint": 7, "style": 0, "alpha_target": target, "alpha_speed": alpha_speed}
         states.append(act(env, states[-1], op=[int(op) for op in ops], **heads))
 
     paid = set()

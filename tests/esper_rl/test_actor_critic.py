@@ -1,0 +1,234 @@
+"""Actor and critic: what they draw, write, refuse, and remember."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs import Compose, TransformedEnv, check_env_specs
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from envs.actions import HEADS
+from esper_rl import PolicyConfig, make_actor_critic
+from esper_rl.policy import ActorCritic
+
+BY_OP = pytest.mark.parametrize("by_op", [True, False], ids=["by_op", "one_row"])
+
+
+def ready(world: FakeWorld, ac: ActorCritic) -> TensorDictBase:
+    """The first states of an episode, as the actor reads them."""
+    return TransformedEnv(world, Compose(*ac.transforms())).reset()
+
+
+def mask_of(batch: TensorDictBase, head: str) -> Tensor:
+    """``[..., choices]``: the mask of a head, given the op taken."""
+    mask, op = batch["action_mask", head], batch["action", "op"]
+    if mask.ndim == batch.ndim + 1:
+        return mask
+    one_hot = torch.nn.functional.one_hot(op, NUM_OPS).bool()
+    return mask[one_hot].reshape(*batch.shape, -1)
+
+
+def memory_by_hand(ac: ActorCritic, batch: TensorDictBase) -> Tensor:
+    """Normalised LSTM output ``[N, T, hidden]``, one step after the other."""
+    network, outputs = ac.network, []
+    state = [batch[f"recurrent_state_{s}"][:, 0].transpose(0, 1) for s in "hc"]
+    for t in range(batch.shape[1]):
+        now = batch[:, t]
+        state = [torch.where(now["is_init"][None], 0.0, s) for s in state]
+        features = network.features(now["observation"], now["blueprint_indices"])
+        output, state = network.lstm(features[:, None], tuple(s.contiguous() for s in state))
+        outputs.append(output)
+    return network.lstm_norm(torch.cat(outputs, 1))
+
+
+def test_the_fake_world_keeps_its_specs() -> None:
+    check_env_specs(FakeWorld())
+
+
+@BY_OP
+def test_keys_of_a_rollout(by_op: bool) -> None:
+    world = FakeWorld(by_op=by_op)
+    batch = collect(world, small_actor_critic(world))
+    for head in HEADS:
+        assert batch["action", head].shape == (6, 8)
+        assert batch["action", head].dtype == torch.int64
+        assert batch["action", f"{head}_log_prob"].shape == (6, 8)
+    assert batch["state_value"].shape == (6, 8, 1)
+    for state in ("recurrent_state_h", "recurrent_state_c"):
+        assert batch[state].shape == batch["next", state].shape == (6, 8, 1, 16)
+    inner = {"features", "lstm", "memory", "logits", "mask"}
+    assert not inner & (set(batch.keys()) | set(batch["next"].keys()))
+
+
+@BY_OP
+def test_no_action_is_illegal(by_op: bool) -> None:
+    world = FakeWorld(num_envs=200, by_op=by_op)
+    batch = collect(world, small_actor_critic(world), steps=20)
+    if by_op:
+        assert not batch["action_mask", "slot"].any(-1).all(), "no op is ever illegal here"
+    for head in HEADS:
+        assert mask_of(batch, head).gather(-1, batch["action", head][..., None]).all(), head
+
+
+@BY_OP
+def test_log_probabilities_and_values_by_hand(by_op: bool) -> None:
+    world = FakeWorld(by_op=by_op)
+    ac = small_actor_critic(world)
+    batch = collect(world, ac)
+    memory = memory_by_hand(ac, batch)
+    for head, logits in zip(HEADS, ac.network.logits(memory), strict=True):
+        log_probs = logits.masked_fill(~mask_of(batch, head), -torch.inf).log_softmax(-1)
+        wanted = log_probs.gather(-1, batch["action", head][..., None]).squeeze(-1)
+        torch.testing.assert_close(batch["action", f"{head}_log_prob"], wanted)
+        if head == "op":
+            soft = ac.network.value(memory, log_probs.exp())
+    torch.testing.assert_close(batch["state_value"], soft)
+    hard = ac.network.value(memory, torch.eye(NUM_OPS)[batch["action", "op"]])
+    torch.testing.assert_close(ac.critic(batch.clone())["state_value"], hard)
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    world = FakeWorld(num_envs=1)
+    ac = small_actor_critic(world)
+    state = ready(world, ac)
+    for head in ("op", "slot"):
+        state["action_mask", head][:, 3] = False
+    memory = ac.network.lstm_norm(
+        ac.network.lstm(ac.network.features(state["observation"], state["blueprint_indices"]))[0]
+    )
+    op_logits, slot_logits, *_ = ac.network.logits(memory)
+    masks = state["action_mask"]
+    op = op_logits.masked_fill(~masks["op"], -torch.inf).softmax(-1)
+    slot = slot_logits[:, None].masked_fill(~masks["slot"], -torch.inf).softmax(-1)
+    joint = (op[..., None] * slot.nan_to_num()).squeeze(0)
+    assert len(set(joint[joint > 0].tolist())) > 3, "the policy must have preferences"
+
+    rows = 40_000
+    action = ac.actor(state.expand(rows).clone())["action"]
+    cell = action["op"] * world.num_slots + action["slot"]
+    share = torch.bincount(cell, minlength=joint.numel()) / rows
+    deviation = (joint.flatten() * (1 - joint.flatten()) / rows).sqrt()
+    assert ((share - joint.flatten()).abs() <= 4.5 * deviation).all()
+
+
+def test_random_unless_told_otherwise() -> None:
+    world = FakeWorld(num_envs=100)
+    ac = small_actor_critic(world)
+    state = ready(world, ac)
+    first, second = (ac.actor(state.clone())["action", "blueprint"] for _ in range(2))
+    assert (first != second).any()
+
+
+@BY_OP
+def test_deterministic_takes_the_likeliest_of_every_head_given_the_op(by_op: bool) -> None:
+    world = FakeWorld(num_envs=50, by_op=by_op)
+    ac = small_actor_critic(world)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        batch = collect(world, ac)
+    for head, logits in zip(HEADS, ac.network.logits(memory_by_hand(ac, batch)), strict=True):
+        likeliest = logits.masked_fill(~mask_of(batch, head), -torch.inf).argmax(-1)
+        assert torch.equal(batch["action", head], likeliest)
+
+
+def test_sequence_equals_steps_across_resets() -> None:
+    world = FakeWorld()
+    ac = small_actor_critic(world)
+    batch = collect(world, ac, steps=12)
+    assert batch["is_init"][:, 1:].any(1).all()
+    assert not batch["recurrent_state_h"][batch["is_init"].squeeze(-1)].any()
+    whole = ac.critic(batch.clone())["state_value"]
+    steps = [ac.critic(batch[:, t].clone())["state_value"] for t in range(12)]
+    torch.testing.assert_close(whole, torch.stack(steps, 1))
+    # A sequence that begins in mid-episode goes on with the stored state.
+    later = ac.critic(batch[:, 2:].clone())["state_value"]
+    torch.testing.assert_close(later, whole[:, 2:])
+
+
+def test_memory_matters_and_ends_with_the_episode() -> None:
+    world = FakeWorld(num_envs=3)
+    ac = small_actor_critic(world)
+    batch = collect(world, ac, steps=8)
+    value = ac.critic(batch.clone())["state_value"]
+    other = batch.clone()
+    other["observation"][:, 0] += 1
+    changed = (ac.critic(other)["state_value"] != value).squeeze(-1)
+    for row, length in enumerate([3, 4, 5]):
+        assert changed[row, :length].all()
+        assert not changed[row, length:].any()
+
+
+def test_a_collector_can_use_it() -> None:
+    world = FakeWorld()
+    ac = small_actor_critic(world)
+    collector = Collector(
+        TransformedEnv(world, Compose(*ac.transforms())),
+        ac.actor,
+        frames_per_batch=24,
+        total_frames=48,
+    )
+    first, second = (batch.clone() for batch in collector)
+    collector.shutdown()
+    assert first.shape == second.shape == (6, 4)
+    going_on = ~second["is_init"][:, 0].squeeze(-1)
+    assert going_on.any()
+    before, after = first["next", "recurrent_state_h"][:, -1], second["recurrent_state_h"][:, 0]
+    torch.testing.assert_close(before[going_on], after[going_on])
+
+
+def test_a_copy_acts_alike() -> None:
+    world = FakeWorld()
+    ac = small_actor_critic(world)
+    state = ready(world, ac)
+    twin = copy.deepcopy(ac.actor)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        ours, theirs = ac.actor(state.clone()), twin(state.clone())
+    assert (ours["action"] == theirs["action"]).all()
+
+
+def test_soft_value_trains_no_head() -> None:
+    world = FakeWorld()
+    ac = small_actor_critic(world)
+    ac.actor(ready(world, ac))["state_value"].sum().backward()
+    network = ac.network
+    assert all(parameter.grad is None for parameter in network.heads.parameters())
+    for part in (network.value_head, network.lstm, network.feature_net):
+        assert all(parameter.grad is not None for parameter in part.parameters())
+
+
+def test_hard_value_trains_no_head() -> None:
+    world = FakeWorld()
+    ac = small_actor_critic(world)
+    ac.critic(collect(world, ac))["state_value"].sum().backward()
+    assert all(parameter.grad is None for parameter in ac.network.heads.parameters())
+    assert ac.network.lstm.weight_hh_l0.grad.any()
+
+
+def test_another_number_of_slots_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"num_slots is 5, .* has 3 slots"):
+        make_actor_critic(PolicyConfig.v2(num_slots=5), FakeWorld())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_without_a_choice_is_named(head: str) -> None:
+    world = FakeWorld()
+    ac = small_actor_critic(world)
+    state = ready(world, ac)
+    state["action_mask", head][2] = False
+    with pytest.raises(ValueError, match=rf"head '{head}' has no legal choice at index \[2\]"):
+        ac.actor(state)
+
+
+def test_padding_needs_no_masks() -> None:
+    world = FakeWorld()
+    ac = small_actor_critic(world)
+    state = ready(world, ac)
+    state["action_mask"].apply_(lambda mask: mask.index_fill_(0, torch.tensor([1]), False))
+    state["collector", "mask"] = torch.arange(6) != 1
+    acted = ac.actor(state)
+    assert all(acted["action", f"{head}_log_prob"].isfinite().all() for head in HEADS)

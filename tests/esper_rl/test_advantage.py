@@ -1,0 +1,164 @@
+"""Advantages: against the recursion by hand, and which states they look at again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.collectors.utils import split_trajectories
+
+from envs.actions import Op
+from esper_rl.objectives import compute_advantages
+from esper_rl.policy import ActorCritic
+
+GAMMA, LMBDA = 0.9, 0.7
+
+
+@pytest.fixture
+def world() -> FakeWorld:
+    return FakeWorld(num_envs=12)
+
+
+@pytest.fixture
+def ac(world: FakeWorld) -> ActorCritic:
+    return small_actor_critic(world)
+
+
+@pytest.fixture
+def batch(world: FakeWorld, ac: ActorCritic) -> TensorDictBase:
+    return collect(world, ac, steps=11)
+
+
+@pytest.fixture
+def waiting(ac: ActorCritic) -> ActorCritic:
+    """Always waits, so that no bootstrap is random."""
+    with torch.no_grad():
+        ac.network.heads["op"][-1].bias[Op.WAIT] = 1e4
+    return ac
+
+
+def cuts(batch: TensorDictBase) -> Tensor:
+    """Bool ``[N, T]``: truncated, or last of the batch without having terminated."""
+    cut = batch["next", "truncated"].squeeze(-1).clone()
+    cut[:, -1] |= ~batch["next", "terminated"][:, -1, 0]
+    return cut
+
+
+def hard_values(ac: ActorCritic, after: TensorDictBase) -> Tensor:
+    """``[K, ops]``: the value of every op at K ``next`` states."""
+    features = ac.network.features(after["observation"], after["blueprint_indices"])
+    state = tuple(after[f"recurrent_state_{s}"].transpose(0, 1).contiguous() for s in "hc")
+    memory = ac.network.lstm_norm(ac.network.lstm(features[:, None], state)[0])
+    one_hot = torch.eye(NUM_OPS).expand(len(features), -1, -1)
+    return ac.network.value(memory.expand(-1, NUM_OPS, -1), one_hot).squeeze(-1).detach()
+
+
+def test_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:
+    out = compute_advantages(batch.clone(), ac, gamma=GAMMA, lmbda=LMBDA)
+    value, next_value = batch["state_value"][..., 0], out["next", "state_value"][..., 0]
+    terminated = batch["next", "terminated"][..., 0]
+    cut = cuts(batch)
+    assert cut[:, :-1].any()
+    assert (cut[:, -1] & ~batch["next", "done"][:, -1, 0]).any()
+    assert terminated.any()
+
+    advantage = torch.zeros(12, 11)
+    for row in range(12):
+        following = 0.0
+        for t in reversed(range(11)):
+            if terminated[row, t]:
+                bootstrap = torch.tensor(0.0)
+            elif cut[row, t]:
+                bootstrap = next_value[row, t]
+            else:
+                bootstrap = value[row, t + 1]
+                assert next_value[row, t] == bootstrap
+            if terminated[row, t] or cut[row, t]:
+                following = 0.0
+            delta = batch["next", "reward"][row, t, 0] + GAMMA * bootstrap - value[row, t]
+            following = delta + GAMMA * LMBDA * following
+            advantage[row, t] = following
+    torch.testing.assert_close(out["value_target"][..., 0], advantage + value)
+    wanted = (advantage - advantage.mean()) / advantage.std(correction=0)
+    torch.testing.assert_close(out["advantage"][..., 0], wanted)
+
+
+def test_bootstrap_is_the_value_of_a_legal_op_at_the_last_observation(
+    batch: TensorDictBase, ac: ActorCritic
+) -> None:
+    cut = cuts(batch)
+    after = batch["next"][cut]
+    values, legal = hard_values(ac, after), after["action_mask", "op"]
+    taken = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        got = compute_advantages(batch.clone(), ac)["next", "state_value"][cut]
+        hit = torch.isclose(got, values, atol=1e-6) & legal
+        assert hit.any(1).all()
+        taken.add(tuple(hit.int().argmax(1).tolist()))
+    assert len(taken) > 1, "the op is drawn, not fixed"
+
+
+def test_only_cut_steps_are_evaluated(batch: TensorDictBase, ac: ActorCritic) -> None:
+    rows = []
+    ac.network.lstm.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:2]))
+    compute_advantages(batch, ac)
+    assert set(rows) == {(int(cuts(batch).sum()), 1)}
+
+
+def test_nothing_is_evaluated_when_all_has_terminated(ac: ActorCritic) -> None:
+    world = FakeWorld(num_envs=12)
+    world._lengths[:] = 4
+    world._truncates[:] = False
+    batch = collect(world, ac, steps=8)
+    ac.network.lstm.register_forward_hook(lambda *_: pytest.fail("the trunk ran"))
+    out = compute_advantages(batch, ac)
+    assert not out["next", "state_value"][:, [3, 7]].any()
+    assert out["next", "state_value"][:, 2].all()
+
+
+def test_no_gradient_and_no_trace_of_the_policy(batch: TensorDictBase, ac: ActorCritic) -> None:
+    before = set(batch.keys(True, True))
+    out = compute_advantages(batch, ac)
+    assert set(out.keys(True, True)) - before == {
+        "advantage",
+        "value_target",
+        ("next", "state_value"),
+    }
+    assert not any(value.requires_grad for value in out.values(True, True))
+
+
+def test_padding_neither_counts_nor_leaks(batch: TensorDictBase, waiting: ActorCritic) -> None:
+    whole = compute_advantages(batch.clone(), waiting)
+    padded = split_trajectories(batch.clone(), prefix="collector")
+    valid = padded["collector", "mask"]
+    assert not valid.all()
+    out = compute_advantages(padded, waiting)
+    # Trajectories come in the order of rows and, within them, of time.
+    for key in ("advantage", "value_target", ("next", "state_value")):
+        torch.testing.assert_close(out[key][valid], whole[key].reshape(-1, 1))
+
+
+def test_equal_advantages_stay_finite(batch: TensorDictBase, waiting: ActorCritic) -> None:
+    batch["next", "reward"].zero_()
+    batch["state_value"].zero_()
+    with torch.no_grad():
+        waiting.network.value_head[-1].weight.zero_()
+    assert not compute_advantages(batch, waiting)["advantage"].any()
+
+
+@pytest.mark.parametrize("key", ["recurrent_state_h", "observation", ("action_mask", "tempo")])
+def test_a_missing_entry_is_named(
+    batch: TensorDictBase, ac: ActorCritic, key: str | tuple[str, str]
+) -> None:
+    del batch["next"][key]
+    with pytest.raises(KeyError) as refusal:
+        compute_advantages(batch, ac)
+    assert f"{key!r} under 'next'" in str(refusal.value)
+
+
+def test_steps_without_time_are_refused(batch: TensorDictBase, ac: ActorCritic) -> None:
+    with pytest.raises(ValueError, match=r"shape \(12,\)"):
+        compute_advantages(batch[:, 0], ac)

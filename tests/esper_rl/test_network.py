@@ -1,0 +1,145 @@
+"""The network: its size to the parameter, its initial weights."""
+
+from __future__ import annotations
+
+import math
+from itertools import chain
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from envs.actions import head_sizes
+from esper_rl import PolicyConfig
+from esper_rl.policy.network import BlueprintEmbedding, FactoredRecurrentNetwork
+
+
+def build(num_slots: int = 3) -> FactoredRecurrentNetwork:
+    config = PolicyConfig.v2(num_slots)
+    return FactoredRecurrentNetwork(
+        25 + 29 * num_slots, num_slots, head_sizes(num_slots), config.hidden_size
+    )
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def network() -> FactoredRecurrentNetwork:
+    torch.manual_seed(0)
+    return build()
+
+
+def is_orthogonal(weight: Tensor, gain: float) -> bool:
+    """Rows or columns, whichever are fewer, at right angles, of length ``gain``."""
+    short = weight if weight.shape[0] <= weight.shape[1] else weight.T
+    return torch.allclose(short @ short.T, gain**2 * torch.eye(len(short)), atol=1e-5 * gain**2)
+
+
+def test_number_of_parameters(network: FactoredRecurrentNetwork) -> None:
+    assert count(network) == 927_458
+    parts = {name: count(module) for name, module in network.named_children()}
+    heads = {name: count(head) for name, head in network.heads.items()}
+    assert parts == {
+        "blueprint_embedding": 14 * 4,
+        "feature_net": 124 * 256 + 256 + 2 * 256,
+        "lstm": 4 * (256 * 256 + 256 * 256 + 2 * 256),
+        "lstm_norm": 2 * 256,
+        "heads": sum(heads.values()),
+        "value_head": 262 * 128 + 128 + 129,
+    }
+    assert heads.pop("blueprint") == 256 * 256 + 256 + 256 * 128 + 128 + 128 * 13 + 13
+    assert sum(heads.values()) == 233_884
+
+
+def test_number_of_parameters_with_five_slots() -> None:
+    hidden, half = 384, 192
+    others = 6 + 5 + 4 + 3 + 3 + 4 + 5
+    assert count(build(5)) == (
+        14 * 4
+        + (190 * hidden + hidden + 2 * hidden)
+        + 4 * (2 * hidden * hidden + 2 * hidden)
+        + 2 * hidden
+        + 7 * (hidden * half + half)
+        + others * (half + 1)
+        + (hidden * hidden + hidden + hidden * 128 + 128 + 128 * 13 + 13)
+        + ((hidden + 6) * half + half + half + 1)
+    )
+
+
+def test_memory_of_a_training_run(network: FactoredRecurrentNetwork) -> None:
+    parameters = list(network.parameters())
+    optimizer = torch.optim.Adam(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = [
+        moment
+        for state in optimizer.state.values()
+        for name, moment in state.items()
+        if name != "step"
+    ]
+    size = sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in chain(parameters, (p.grad for p in parameters), moments)
+    )
+    assert size / 1e6 == pytest.approx(14.8, abs=0.05)
+
+
+def test_last_layers_are_small_in_action_heads_only(network: FactoredRecurrentNetwork) -> None:
+    for head in network.heads.values():
+        *hidden, last = (layer for layer in head if isinstance(layer, nn.Linear))
+        assert is_orthogonal(last.weight, 0.01)
+        assert all(is_orthogonal(layer.weight, math.sqrt(2)) for layer in hidden)
+    first, last = network.value_head[0], network.value_head[-1]
+    assert is_orthogonal(first.weight, math.sqrt(2))
+    assert is_orthogonal(last.weight, 1.0)
+    assert is_orthogonal(network.feature_net[0].weight, math.sqrt(2))
+    assert not any(layer.bias.any() for layer in network.modules() if isinstance(layer, nn.Linear))
+
+
+def test_lstm_remembers_at_first(network: FactoredRecurrentNetwork) -> None:
+    lstm = network.lstm
+    assert is_orthogonal(lstm.weight_ih_l0, 1.0)
+    assert is_orthogonal(lstm.weight_hh_l0, 1.0)
+    # Order of the gates: input, forget, cell, output.
+    in_effect = (lstm.bias_ih_l0 + lstm.bias_hh_l0).unflatten(0, (4, 256))
+    assert (in_effect == torch.tensor([0.0, 1.0, 0.0, 0.0])[:, None]).all()
+
+
+def test_embedding_is_small_and_has_a_vector_for_no_blueprint() -> None:
+    torch.manual_seed(0)
+    embedding = BlueprintEmbedding(num_blueprints=13)
+    table = embedding.embedding.weight
+    assert table.shape == (14, 4)
+    assert BlueprintEmbedding(5000).embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    got = embedding(torch.tensor([[-1, 0, 12]]))
+    assert torch.equal(got, torch.cat([table[13], table[0], table[12]])[None])
+
+
+def test_shapes_with_and_without_time(network: FactoredRecurrentNetwork) -> None:
+    for shape in [(2,), (2, 5)]:
+        features = network.features(torch.randn(*shape, 112), torch.full((*shape, 3), -1))
+        assert features.shape == (*shape, 256)
+        sizes = [logits.shape[-1] for logits in network.logits(features)]
+        assert sizes == list(head_sizes(3).values())
+        assert network.value(features, torch.zeros(*shape, 6)).shape == (*shape, 1)
+
+
+@pytest.mark.parametrize(("slots", "hidden"), [(1, 256), (3, 256), (4, 256), (5, 384), (8, 384)])
+def test_preset(slots: int, hidden: int) -> None:
+    assert PolicyConfig.v2(slots) == PolicyConfig(num_slots=slots, hidden_size=hidden)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"num_slots": 0}, "num_slots must be at least 1, got 0"),
+        ({"hidden_size": 0}, "hidden_size must be even and at least 2"),
+        ({"hidden_size": 33}, "got 33"),
+    ],
+)
+def test_config_refuses(sizes: dict[str, int], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        PolicyConfig(**sizes)
