@@ -58,7 +58,7 @@ class PPOConfig:
     epochs: int = _option(6, "passes over the steps of an iteration")
     minibatches: int = _option(2, "parts of a pass; rows are split, their time never is")
     critic_coeff: float = _option(0.5, "weight of the value loss")
-    entropy_coeff: float = _option(0.01, "weight of the entropies")
+    entropy_coeff: float = _option(0.003, "weight of the entropies")
     max_grad_norm: float = _option(1.0, "the gradient is scaled down to this norm")
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig.v2)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    total_steps: int = _option(30_000, "environment steps of the run, over all rows")
+    total_steps: int = _option(20_000, "environment steps of the run, over all rows")
     steps_per_iteration: int = _option(800, "steps between two updates, over all rows")
     seed: int = _option(0, "seed of everything random")
     device: str = _option("cpu", "device of world and policy")

@@ -12,6 +12,9 @@ from tensordict import TensorDict
 
 from envs import MorphogenesisEnv, feature_names
 from envs.actions import BLUEPRINTS, Op, Stage
+from envs.attribution import record_contributions
+from envs.lifecycle import Slots
+from envs.population import Growth, Validation
 
 CONV_LIGHT, CONV_HEAVY = BLUEPRINTS.index("conv_light"), BLUEPRINTS.index("conv_heavy")
 GATED, MULTIPLY = 3, 1
@@ -111,6 +114,34 @@ def test_rows_and_seeds_differ():
     assert torch.cat(losses).unique().numel() == 12
 
 
+def watch_training(env: MorphogenesisEnv) -> list[tuple[Growth, torch.Tensor]]:
+    """A list that grows by what every epoch of training is given from now on."""
+    given, train = [], env._population.train_epoch
+
+    def watched(growth: Growth, indices: torch.Tensor) -> tuple:
+        given.append((growth, indices))
+        return train(growth, indices)
+
+    env._population.train_epoch = watched
+    return given
+
+
+def test_every_row_epoch_and_episode_shuffles_its_own_way():
+    env, small = small_env(batches_per_epoch=3), small_env(num_envs=2, batches_per_epoch=3)
+    given, fewer = watch_training(env), watch_training(small)
+    for _ in range(2):
+        play(env, [{}] * 2)
+        play(small, [{}] * 2)
+    epochs = torch.stack([indices for _, indices in given])
+    assert epochs.shape == (4, 3, 3, 8)
+    assert epochs[:, :2].equal(torch.stack([indices for _, indices in fewer]))
+    drawn = epochs.flatten(0, 1).flatten(1).tolist()
+    assert len({tuple(examples) for examples in drawn}) == 12
+    assert all(len(set(examples)) == 24 for examples in drawn)  # none twice in an epoch
+    assert epochs.min() >= 0
+    assert epochs.max() < 1297
+
+
 # -- rows do not influence each other ----------------------------------------------------------
 
 
@@ -172,6 +203,16 @@ def test_a_row_reset_alone_starts_the_episode_it_would_have_started_anyway():
     again = twin.reset()
     for name in ("val_accuracy", "val_loss"):
         torch.testing.assert_close(state["metrics", name][1], again["metrics", name][1])
+
+
+def test_a_new_seed_takes_effect_at_each_rows_next_reset():
+    env, twin = small_env(), small_env()
+    state, untouched = play(env, [{}])[-1], play(twin, [{}])[-1]
+    env.set_seed(9)
+    state, untouched = reset_rows(env, state, [1]), reset_rows(twin, untouched, [1])
+    state, untouched = act(env, state), act(twin, untouched)
+    same = state["metrics", "val_loss"] == untouched["metrics", "val_loss"]
+    assert same.squeeze(1).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -288,6 +329,30 @@ def test_counterfactuals_are_measured_every_so_many_epochs(every):
             assert contribution.equal(last)
         expected = 0.0 if age is None else 0.8**age
         torch.testing.assert_close(state["observation"][:, fresh], torch.full((3,), expected))
+
+
+def test_contribution_changes_and_ages():
+    slots = Slots.dormant(1, 3, torch.device("cpu"))
+
+    def measure(accuracy: float, without: list[float], ablated: list[bool]) -> None:
+        validation = Validation(
+            loss=torch.ones(1),
+            accuracy=torch.tensor([accuracy]),
+            accuracy_without=torch.tensor([without]),
+            ablated=torch.tensor([ablated]),
+        )
+        record_contributions(slots, validation)
+
+    def now() -> list:
+        fields = (slots.contribution, slots.contribution_change, slots.contribution_age)
+        return [field[0].tolist() for field in fields]
+
+    measure(50, [40, 50, 50], [True, False, False])
+    assert now() == [[10, 0, 0], [10, 0, 0], [0, -1, -1]]
+    measure(60, [60, 60, 60], [False, False, False])
+    assert now() == [[10, 0, 0], [10, 0, 0], [1, -1, -1]]
+    measure(60, [57, 64, 60], [True, True, False])
+    assert now() == [[3, -4, 0], [-7, -4, 0], [0, 0, -1]]
 
 
 # -- a seed's life ---------------------------------------------------------------------------------
@@ -411,6 +476,39 @@ def test_gate_two(gates, ratio):
     assert state["last_action_success"].squeeze(1).tolist() == [passes] * 2
     stage = Stage.BLENDING if passes else Stage.TRAINING
     assert (state["metrics", "stage"][:, 0] == stage).all()
+
+
+def test_fossils_learn_at_the_rate_of_the_host():
+    env = small_env(num_envs=2, max_epochs=12)
+    env._host_lr, env._seed_lr = 0.25, 0.5
+    given = watch_training(env)
+    play(env, [*HOLDING, {"op": Op.FOSSILIZE}, {**GROW[0], "slot": 1}])
+    live, fossil = given[-3][0].seed_lr, given[-1][0].seed_lr
+    assert live.tolist() == [[0.5, 0.5, 0.5]] * 2
+    assert fossil.tolist() == [[0.25, 0.5, 0.5]] * 2
+
+
+def test_a_seed_is_planted_without_a_trace_of_its_predecessor():
+    env = small_env(num_envs=2, max_epochs=20)
+    state = play(env, [*GROW[:2], {"op": Op.PRUNE}, *[{}] * 8])[-1]
+    for left_over in (env._population.seed_params[0], env._population.seed_velocity[0]):
+        left_over.fill_(7)
+    state = act(env, state, **GROW[0])  # which doesn't train before it is advanced
+    assert (state["blueprint_indices"][:, 0] == CONV_LIGHT).all()
+    assert not env._population.seed_velocity[0].any()
+    assert (env._population.seed_params[0] != 7).all()
+
+
+@pytest.mark.parametrize(("before", "learned"), [(0, 0.0), (GATED, 7.0)])
+def test_a_gate_is_fresh_when_the_algorithm_becomes_gate(before, learned):
+    env = small_env(num_envs=2, max_epochs=12)
+    state = play(env, [{**GROW[0], "style": before}, *GROW[1:], {}, {}])[-1]
+    gate = slice(8 + 1)  # a weight a channel of slot 0, and a bias
+    env._population.seed_params[0][:, gate] = 7.0
+    env._seed_lr = 0.0
+    state = act(env, state, op=Op.SET_ALPHA_TARGET, style=GATED)
+    assert state["last_action_success"].all()
+    assert (env._population.seed_params[0][:, gate] == learned).all()
 
 
 def test_fossils_cannot_be_pruned():
