@@ -90,7 +90,7 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig.v2)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    total_steps: int = _option(20_000, "environment steps of the run, over all rows")
+    total_steps: int = _option(16_000, "environment steps of the run, over all rows")
     steps_per_iteration: int = _option(800, "steps between two updates, over all rows")
     seed: int = _option(0, "seed of everything random")
     device: str = _option("cpu", "device of world and policy")

@@ -10,9 +10,10 @@ from fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.collectors import Collector
-from torchrl.envs import Compose, TransformedEnv, check_env_specs
+from torchrl.envs import Compose, InitTracker, TransformedEnv, check_env_specs
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from envs import MorphogenesisEnv
 from envs.actions import HEADS
 from esper_rl import PolicyConfig, make_actor_critic
 from esper_rl.policy import ActorCritic
@@ -179,6 +180,29 @@ def test_a_collector_can_use_it() -> None:
     assert going_on.any()
     before, after = first["next", "recurrent_state_h"][:, -1], second["recurrent_state_h"][:, 0]
     torch.testing.assert_close(before[going_on], after[going_on])
+
+
+def test_transforms_add_what_the_policy_carries() -> None:
+    world = FakeWorld()
+    ac = small_actor_critic(world)
+    tracker, primer = ac.transforms()
+    assert isinstance(tracker, InitTracker)
+    plain, state = world.reset(), ready(world, ac)
+    added = {"is_init", "recurrent_state_h", "recurrent_state_c"}
+    assert set(state.keys()) - set(plain.keys()) == added
+    assert state["is_init"].all()
+    for key in added - {"is_init"}:
+        assert state[key].shape == (6, 1, 16)
+        assert not state[key].any()
+    assert set(primer.primers.keys()) == added - {"is_init"}
+
+
+@pytest.mark.parametrize(("num_slots", "parameters"), [(3, 927_458), (5, 2_001_844)])
+def test_size_in_the_real_world(num_slots: int, parameters: int) -> None:
+    world = MorphogenesisEnv(num_envs=1, num_slots=num_slots, max_epochs=5, validation_size=40)
+    ac = make_actor_critic(PolicyConfig.v2(num_slots), world)
+    assert ac.heads == HEADS
+    assert sum(parameter.numel() for parameter in ac.network.parameters()) == parameters
 
 
 def test_a_copy_acts_alike() -> None:

@@ -101,6 +101,19 @@ def test_bootstrap_is_the_value_of_a_legal_op_at_the_last_observation(
     assert len(taken) > 1, "the op is drawn, not fixed"
 
 
+@pytest.mark.parametrize("op", list(Op))
+def test_bootstrap_with_one_legal_op(batch: TensorDictBase, ac: ActorCritic, op: Op) -> None:
+    batch["next", "action_mask", "op"][:] = torch.eye(NUM_OPS)[op].bool()
+    batch["next", "action_mask", "slot"][:] = True
+    cut, terminated = cuts(batch), batch["next", "terminated"].squeeze(-1)
+    got = compute_advantages(batch.clone(), ac)["next", "state_value"].squeeze(-1)
+    torch.testing.assert_close(got[cut], hard_values(ac, batch["next"][cut])[:, op])
+    assert not got[terminated].any()
+    between = ~cut & ~terminated
+    following = batch["state_value"].roll(-1, 1).squeeze(-1)
+    assert torch.equal(got[between], following[between])
+
+
 def test_only_cut_steps_are_evaluated(batch: TensorDictBase, ac: ActorCritic) -> None:
     rows = []
     ac.network.lstm.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:2]))

@@ -127,6 +127,14 @@ def test_shapes_with_and_without_time(network: FactoredRecurrentNetwork) -> None
         assert network.value(features, torch.zeros(*shape, 6)).shape == (*shape, 1)
 
 
+def test_value_depends_on_the_op(network: FactoredRecurrentNetwork) -> None:
+    memory = torch.randn(256).expand(6, -1)
+    assert network.value(memory, torch.eye(6)).unique().numel() == 6
+    # Entries of the ops come after those of the memory, whole numbers as well as floats.
+    value = network.value_head(torch.cat([memory, torch.eye(6)], -1))
+    torch.testing.assert_close(network.value(memory, torch.eye(6, dtype=torch.int64)), value)
+
+
 @pytest.mark.parametrize(("slots", "hidden"), [(1, 256), (3, 256), (4, 256), (5, 384), (8, 384)])
 def test_preset(slots: int, hidden: int) -> None:
     assert PolicyConfig.v2(slots) == PolicyConfig(num_slots=slots, hidden_size=hidden)

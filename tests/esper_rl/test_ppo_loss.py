@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,12 +19,15 @@ from tensordict.nn import (
 from test_actor_critic import mask_of, memory_by_hand
 from torch import Tensor, nn
 from torch.distributions import Categorical
+from torchrl.collectors import Collector
 from torchrl.collectors.utils import split_trajectories
+from torchrl.envs import Compose, EnvBase, TransformedEnv
 from torchrl.modules import MaskedCategorical
 from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
+from envs import MorphogenesisEnv
 from envs.actions import CAUSAL_RELEVANCE, HEADS, Op
-from esper_rl import FactoredClipPPOLoss
+from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
 from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ENTROPY_WEIGHTS, ActorCritic
 
@@ -289,6 +293,66 @@ def test_a_fresh_rollout_has_ratio_one_at_every_head_and_step(by_op: bool) -> No
         assert ratio.log().abs().max() < 1e-5
 
 
+class AllSlots(FakeWorld):
+    """Every slot is legal, whatever the op."""
+
+    def _observe(self) -> TensorDict:
+        state = super()._observe()
+        state["action_mask", "slot"].fill_(True)
+        return state
+
+
+def growing_networks() -> MorphogenesisEnv:
+    return MorphogenesisEnv(
+        num_envs=4, max_epochs=5, validation_size=40, minibatch_size=8, batches_per_epoch=1
+    )
+
+
+@pytest.mark.parametrize("make_world", [growing_networks, AllSlots])
+def test_a_collectors_fresh_rollout_has_ratio_one(make_world: Callable[[], EnvBase]) -> None:
+    torch.manual_seed(0)
+    world = make_world()
+    ac = make_actor_critic(PolicyConfig(hidden_size=16), world)
+    world = TransformedEnv(world, Compose(*ac.transforms()))
+    frames = 12 * world.batch_size[0]
+    collector = Collector(world, ac.actor, frames_per_batch=frames, total_frames=2 * frames)
+    everything = torch.ones(NUM_OPS, len(HEADS), dtype=torch.bool)
+    for batch in collector:
+        assert batch["is_init"][:, 1:].any()
+        batch["advantage"] = batch["value_target"] = torch.ones(*batch.shape, 1)
+        for table in (CAUSAL_RELEVANCE, everything):
+            out = make_loss(ac, relevance=table, reduction="none")(batch)
+            assert (-out["loss_objective"]).log().abs().max() < 1e-5
+            assert all(out["head_kl", head].abs().nan_to_num() < 1e-5 for head in HEADS)
+    collector.shutdown()
+
+
+def test_gradients_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:
+    stir(ac.network, 0.3)
+    out = make_loss(ac)(batch)
+    got = sum(out[key] for key in LOSSES)
+
+    op, advantage = batch["action", "op"], batch["advantage"].squeeze(-1)
+    memory = memory_by_hand(ac, batch)
+    log_ratio, bonus = torch.zeros(12, 10), torch.zeros(12, 10)
+    for i, (head, logits) in enumerate(zip(HEADS, ac.network.logits(memory), strict=True)):
+        log_probs = logits.masked_fill(~mask_of(batch, head), -1e9).log_softmax(-1)
+        bonus = bonus - ENTROPY_WEIGHTS[head] * (log_probs.exp() * log_probs).sum(-1)
+        new = log_probs.gather(-1, batch["action", head][..., None]).squeeze(-1)
+        change = new - batch["action", f"{head}_log_prob"]
+        log_ratio = log_ratio + CAUSAL_RELEVANCE[op, i] * change
+    ratio = log_ratio.exp()
+    gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    error = batch["value_target"] - ac.network.value(memory, torch.eye(NUM_OPS)[op])
+    wanted = -gain.mean() + 0.5 * error.square().mean() - 0.01 * bonus.mean()
+
+    torch.testing.assert_close(got, wanted)
+    weights = list(ac.network.parameters())
+    pairs = zip(*(torch.autograd.grad(loss, weights) for loss in (got, wanted)), strict=True)
+    for gradient, by_hand in pairs:
+        torch.testing.assert_close(gradient, by_hand, atol=1e-6, rtol=1e-4)
+
+
 def test_single_steps(batch: TensorDictBase, ac: ActorCritic) -> None:
     stir(ac.network)
     steps = batch.reshape(-1)
@@ -459,6 +523,7 @@ def test_heads_of_another_world_without_memory() -> None:
         ({"delay_actor": True}, NotImplementedError, "'delay_actor'"),
         ({"functional": True}, NotImplementedError, "'functional'"),
         ({"separate_losses": True}, NotImplementedError, "'separate_losses'"),
+        ({"samples_mc_entropy": 4}, NotImplementedError, "'samples_mc_entropy'"),
         ({"max_importance_ratio": 2.0}, NotImplementedError, "'max_importance_ratio'"),
     ],
 )
@@ -485,6 +550,27 @@ def test_missing_heads_are_refused(ac: ActorCritic) -> None:
         FactoredClipPPOLoss(
             ac.actor, ac.critic, heads=("op", "slot"), relevance=CAUSAL_RELEVANCE[:, :2]
         )
+
+
+def test_heads_in_another_order_are_refused(ac: ActorCritic) -> None:
+    with pytest.raises(ValueError, match=r"heads is \('alpha_curve', .* but the actor draws"):
+        FactoredClipPPOLoss(ac.actor, ac.critic, heads=HEADS[::-1], relevance=CAUSAL_RELEVANCE)
+
+
+def test_other_action_keys_are_refused(batch: TensorDictBase, ac: ActorCritic) -> None:
+    loss = make_loss(ac)
+    loss.set_keys(action=[("action", "op")], sample_log_prob=[("action", "op_log_prob")])
+    with pytest.raises(ValueError, match="but the actor draws"):
+        loss(batch)
+
+
+def test_without_a_critic(batch: TensorDictBase, ac: ActorCritic) -> None:
+    loss = FactoredClipPPOLoss(
+        ac.actor, None, heads=ac.heads, relevance=CAUSAL_RELEVANCE, critic_coeff=None
+    )
+    out = loss(batch.exclude("value_target"))
+    assert "loss_critic" not in out
+    torch.testing.assert_close(out["loss_objective"], make_loss(ac)(batch)["loss_objective"])
 
 
 @pytest.mark.parametrize("ops", [5, 7])
