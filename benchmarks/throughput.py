@@ -36,6 +36,7 @@ from envs.actions import BLUEPRINTS, HEADS, Op, Style
 from envs.tasks import Task, make_task
 
 RESULTS = Path(__file__).parent / "results"
+_SPEEDS = ("env_steps_per_second", "plain_steps_per_second")
 MOST_PLAIN_ROWS = 32
 """The plain loop's time a row doesn't depend on their number."""
 
@@ -188,8 +189,11 @@ def draw(results: list[dict], path: Path) -> None:
         axis.set_xticks(rows, [str(n) for n in rows], minor=False)
         axis.minorticks_off()
         axis.set(xlabel="rows", title="no seeds" if seeds == "empty" else "mixed live seeds")
-        axis.margins(y=0.2)
+        speeds = [r[key] for r in results for key in _SPEEDS]
+        axis.set_ylim(min(speeds) / 1.5, max(speeds) * 1.5)
         axis.grid(alpha=0.3)
+    ticks = [10, 20, 50, 100, 200, 500, 1000, 2000]
+    axes[0].set_yticks(ticks, [str(tick) for tick in ticks], minor=False)
     axes[0].set_ylabel("env-steps per second")
     axes[0].legend()
     figure.savefig(path, dpi=130)
