@@ -175,17 +175,18 @@ def make_actor_critic(config: PolicyConfig, env: EnvBase) -> ActorCritic:
         out_keys=["lstm", ("next", "recurrent_state_h"), ("next", "recurrent_state_c")],
     )
     trunk = [
-        TensorDictModule(network.features, ["observation", "blueprint_indices"], ["features"]),
+        TensorDictModule(network.blueprint_embedding, ["blueprint_indices"], ["embedded"]),
+        TensorDictModule(network.feature_net, ["observation", "embedded"], ["features"]),
         recurrence,
         TensorDictModule(network.lstm_norm, ["lstm"], [MEMORY]),
     ]
     op = heads[0]
     actor = FactoredActor(
         *trunk,
-        TensorDictModule(network.logits, [MEMORY], [("logits", head) for head in heads]),
+        TensorDictModule(network.heads, [MEMORY], [("logits", head) for head in heads]),
         LegalChoices([op]),
         TensorDictModule(
-            SoftValue(network), [MEMORY, ("logits", op), ("mask", op)], ["state_value"]
+            SoftValue(network.value_head), [MEMORY, ("logits", op), ("mask", op)], ["state_value"]
         ),
         *_sampling(heads, conditional),
     )
@@ -194,7 +195,9 @@ def make_actor_critic(config: PolicyConfig, env: EnvBase) -> ActorCritic:
     actor.select_out_keys(*stored, "state_value", *recurrence.out_keys[1:])
     critic = OpConditionedCritic(
         *trunk,
-        TensorDictModule(HardValue(network), [MEMORY, ("action", op)], ["state_value"]),
+        TensorDictModule(
+            HardValue(network.value_head, sizes[op]), [MEMORY, ("action", op)], ["state_value"]
+        ),
     )
     critic.select_out_keys("state_value")
     return ActorCritic(actor, critic, network, heads, recurrence)
@@ -206,24 +209,25 @@ class SoftValue(torch.nn.Module):
     Without the detached probabilities the value loss would train the actor to help the critic.
     """
 
-    def __init__(self, network: FactoredRecurrentNetwork) -> None:
+    def __init__(self, value_head: torch.nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.value_head = value_head
 
     def forward(self, memory: Tensor, op_logits: Tensor, op_mask: Tensor) -> Tensor:
         probabilities = MaskedCategorical(logits=op_logits.detach(), mask=op_mask).probs
-        return self.network.value(memory, probabilities)
+        return self.value_head(memory, probabilities)
 
 
 class HardValue(torch.nn.Module):
     """V(s, op): the value at the op taken."""
 
-    def __init__(self, network: FactoredRecurrentNetwork) -> None:
+    def __init__(self, value_head: torch.nn.Module, num_ops: int) -> None:
         super().__init__()
-        self.network = network
+        self.value_head = value_head
+        self.num_ops = num_ops
 
     def forward(self, memory: Tensor, op: Tensor) -> Tensor:
-        return self.network.value(memory, F.one_hot(op, self.network.num_ops))
+        return self.value_head(memory, F.one_hot(op, self.num_ops).to(memory.dtype))
 
 
 def _sampling(heads: Sequence[str], conditional: Sequence[str]) -> list[TensorDictModuleBase]:

@@ -32,6 +32,21 @@ class BlueprintEmbedding(nn.Module):
         return self.embedding(torch.where(indices < 0, null, indices)).flatten(-2)
 
 
+class JoinedInputs(nn.Sequential):
+    """Layers of several inputs, which are put beside each other first."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return super().forward(torch.cat(inputs, dim=-1))
+
+
+class Heads(nn.ModuleDict):
+    """One stack of layers for each part of the action, by name."""
+
+    def forward(self, memory: Tensor) -> tuple[Tensor, ...]:
+        """Logits of every head, in order, from the normalised LSTM output ``[..., hidden]``."""
+        return tuple(head(memory) for head in self.values())
+
+
 class FactoredRecurrentNetwork(nn.Module):
     """The network of the design document, section "Network Architecture Summary".
 
@@ -43,11 +58,12 @@ class FactoredRecurrentNetwork(nn.Module):
 
     Attributes:
         blueprint_embedding: 14 × 4.
-        feature_net: Linear, LayerNorm, ReLU.
+        feature_net: Linear, LayerNorm, ReLU of observation and embedded blueprints.
         lstm: one layer.
         lstm_norm: LayerNorm after it.
         heads: by name; two layers, the blueprint head three.
-        value_head: of the LSTM's output beside one entry an op.
+        value_head: of the normalised LSTM output and the weights of the ops, one-hot or
+            probabilities.
     """
 
     def __init__(
@@ -58,9 +74,9 @@ class FactoredRecurrentNetwork(nn.Module):
         hidden_size: int,
     ) -> None:
         super().__init__()
-        self.num_ops = next(iter(head_sizes.values()))
+        num_ops = next(iter(head_sizes.values()))
         self.blueprint_embedding = BlueprintEmbedding(head_sizes["blueprint"])
-        self.feature_net = nn.Sequential(
+        self.feature_net = JoinedInputs(
             nn.Linear(observation_size + num_slots * EMBEDDING_SIZE, hidden_size),
             nn.LayerNorm(hidden_size),
             nn.ReLU(),
@@ -68,15 +84,15 @@ class FactoredRecurrentNetwork(nn.Module):
         self.lstm = nn.LSTM(hidden_size, hidden_size, batch_first=True)
         self.lstm_norm = nn.LayerNorm(hidden_size)
         half = hidden_size // 2
-        self.heads = nn.ModuleDict(
+        self.heads = Heads(
             {
-                name: _layers(hidden_size, hidden_size, BLUEPRINT_WIDTH, size)
+                name: nn.Sequential(*_layers(hidden_size, hidden_size, BLUEPRINT_WIDTH, size))
                 if name == "blueprint"
-                else _layers(hidden_size, half, size)
+                else nn.Sequential(*_layers(hidden_size, half, size))
                 for name, size in head_sizes.items()
             }
         )
-        self.value_head = _layers(hidden_size + self.num_ops, half, 1)
+        self.value_head = JoinedInputs(*_layers(hidden_size + num_ops, half, 1))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -101,28 +117,10 @@ class FactoredRecurrentNetwork(nn.Module):
         with torch.no_grad():
             self.lstm.get_parameter("bias_ih_l0")[forget] = 1.0
 
-    def features(self, observation: Tensor, blueprint_indices: Tensor) -> Tensor:
-        """What the LSTM reads: ``[..., hidden]`` from ``[..., F]`` and ``[..., S]``."""
-        embedded = self.blueprint_embedding(blueprint_indices)
-        return self.feature_net(torch.cat([observation, embedded], dim=-1))
 
-    def logits(self, memory: Tensor) -> tuple[Tensor, ...]:
-        """Logits of every head, in order, from the normalised LSTM output ``[..., hidden]``."""
-        return tuple(head(memory) for head in self.heads.values())
-
-    def value(self, memory: Tensor, op: Tensor) -> Tensor:
-        """State value ``[..., 1]``, conditioned on the op.
-
-        Args:
-            memory: normalised LSTM output ``[..., hidden]``.
-            op: weights of the ops ``[..., ops]``, one-hot or probabilities.
-        """
-        return self.value_head(torch.cat([memory, op.to(memory.dtype)], dim=-1))
-
-
-def _layers(*sizes: int) -> nn.Sequential:
+def _layers(*sizes: int) -> list[nn.Module]:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for size, following in pairwise(sizes):
         layers += [nn.Linear(size, following), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return layers[:-1]

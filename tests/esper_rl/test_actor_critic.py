@@ -16,6 +16,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from envs.actions import HEADS
 from esper_rl import PolicyConfig, make_actor_critic
 from esper_rl.policy import ActorCritic
+from esper_rl.policy.network import FactoredRecurrentNetwork
 
 BY_OP = pytest.mark.parametrize("by_op", [True, False], ids=["by_op", "one_row"])
 
@@ -34,6 +35,11 @@ def mask_of(batch: TensorDictBase, head: str) -> Tensor:
     return mask[one_hot].reshape(*batch.shape, -1)
 
 
+def features_of(network: FactoredRecurrentNetwork, state: TensorDictBase) -> Tensor:
+    embedded = network.blueprint_embedding(state["blueprint_indices"])
+    return network.feature_net(state["observation"], embedded)
+
+
 def memory_by_hand(ac: ActorCritic, batch: TensorDictBase) -> Tensor:
     """Normalised LSTM output ``[N, T, hidden]``, one step after the other."""
     network, outputs = ac.network, []
@@ -41,7 +47,7 @@ def memory_by_hand(ac: ActorCritic, batch: TensorDictBase) -> Tensor:
     for t in range(batch.shape[1]):
         now = batch[:, t]
         state = [torch.where(now["is_init"][None], 0.0, s) for s in state]
-        features = network.features(now["observation"], now["blueprint_indices"])
+        features = features_of(network, now)
         output, state = network.lstm(features[:, None], tuple(s.contiguous() for s in state))
         outputs.append(output)
     return network.lstm_norm(torch.cat(outputs, 1))
@@ -82,14 +88,14 @@ def test_log_probabilities_and_values_by_hand(by_op: bool) -> None:
     ac = small_actor_critic(world)
     batch = collect(world, ac)
     memory = memory_by_hand(ac, batch)
-    for head, logits in zip(HEADS, ac.network.logits(memory), strict=True):
+    for head, logits in zip(HEADS, ac.network.heads(memory), strict=True):
         log_probs = logits.masked_fill(~mask_of(batch, head), -torch.inf).log_softmax(-1)
         wanted = log_probs.gather(-1, batch["action", head][..., None]).squeeze(-1)
         torch.testing.assert_close(batch["action", f"{head}_log_prob"], wanted)
         if head == "op":
-            soft = ac.network.value(memory, log_probs.exp())
+            soft = ac.network.value_head(memory, log_probs.exp())
     torch.testing.assert_close(batch["state_value"], soft)
-    hard = ac.network.value(memory, torch.eye(NUM_OPS)[batch["action", "op"]])
+    hard = ac.network.value_head(memory, torch.eye(NUM_OPS)[batch["action", "op"]])
     torch.testing.assert_close(ac.critic(batch.clone())["state_value"], hard)
 
 
@@ -99,10 +105,8 @@ def test_frequencies_are_the_probabilities() -> None:
     state = ready(world, ac)
     for head in ("op", "slot"):
         state["action_mask", head][:, 3] = False
-    memory = ac.network.lstm_norm(
-        ac.network.lstm(ac.network.features(state["observation"], state["blueprint_indices"]))[0]
-    )
-    op_logits, slot_logits, *_ = ac.network.logits(memory)
+    memory = ac.network.lstm_norm(ac.network.lstm(features_of(ac.network, state))[0])
+    op_logits, slot_logits, *_ = ac.network.heads(memory)
     masks = state["action_mask"]
     op = op_logits.masked_fill(~masks["op"], -torch.inf).softmax(-1)
     slot = slot_logits[:, None].masked_fill(~masks["slot"], -torch.inf).softmax(-1)
@@ -131,7 +135,7 @@ def test_deterministic_takes_the_likeliest_of_every_head_given_the_op(by_op: boo
     ac = small_actor_critic(world)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         batch = collect(world, ac)
-    for head, logits in zip(HEADS, ac.network.logits(memory_by_hand(ac, batch)), strict=True):
+    for head, logits in zip(HEADS, ac.network.heads(memory_by_hand(ac, batch)), strict=True):
         likeliest = logits.masked_fill(~mask_of(batch, head), -torch.inf).argmax(-1)
         assert torch.equal(batch["action", head], likeliest)
 

@@ -48,11 +48,12 @@ def cuts(batch: TensorDictBase) -> Tensor:
 
 def hard_values(ac: ActorCritic, after: TensorDictBase) -> Tensor:
     """``[K, ops]``: the value of every op at K ``next`` states."""
-    features = ac.network.features(after["observation"], after["blueprint_indices"])
+    embedded = ac.network.blueprint_embedding(after["blueprint_indices"])
+    features = ac.network.feature_net(after["observation"], embedded)
     state = tuple(after[f"recurrent_state_{s}"].transpose(0, 1).contiguous() for s in "hc")
     memory = ac.network.lstm_norm(ac.network.lstm(features[:, None], state)[0])
     one_hot = torch.eye(NUM_OPS).expand(len(features), -1, -1)
-    return ac.network.value(memory.expand(-1, NUM_OPS, -1), one_hot).squeeze(-1).detach()
+    return ac.network.value_head(memory.expand(-1, NUM_OPS, -1), one_hot).squeeze(-1).detach()
 
 
 def test_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:

@@ -120,19 +120,22 @@ def test_embedding_is_small_and_has_a_vector_for_no_blueprint() -> None:
 
 def test_shapes_with_and_without_time(network: FactoredRecurrentNetwork) -> None:
     for shape in [(2,), (2, 5)]:
-        features = network.features(torch.randn(*shape, 112), torch.full((*shape, 3), -1))
+        embedded = network.blueprint_embedding(torch.full((*shape, 3), -1))
+        features = network.feature_net(torch.randn(*shape, 112), embedded)
         assert features.shape == (*shape, 256)
-        sizes = [logits.shape[-1] for logits in network.logits(features)]
+        sizes = [logits.shape[-1] for logits in network.heads(features)]
         assert sizes == list(head_sizes(3).values())
-        assert network.value(features, torch.zeros(*shape, 6)).shape == (*shape, 1)
+        assert network.value_head(features, torch.zeros(*shape, 6)).shape == (*shape, 1)
 
 
 def test_value_depends_on_the_op(network: FactoredRecurrentNetwork) -> None:
     memory = torch.randn(256).expand(6, -1)
-    assert network.value(memory, torch.eye(6)).unique().numel() == 6
+    assert network.value_head(memory, torch.eye(6)).unique().numel() == 6
     # Entries of the ops come after those of the memory, whole numbers as well as floats.
-    value = network.value_head(torch.cat([memory, torch.eye(6)], -1))
-    torch.testing.assert_close(network.value(memory, torch.eye(6, dtype=torch.int64)), value)
+    value = torch.cat([memory, torch.eye(6)], -1)
+    for layer in network.value_head:
+        value = layer(value)
+    torch.testing.assert_close(network.value_head(memory, torch.eye(6, dtype=torch.int64)), value)
 
 
 @pytest.mark.parametrize(("slots", "hidden"), [(1, 256), (3, 256), (4, 256), (5, 384), (8, 384)])

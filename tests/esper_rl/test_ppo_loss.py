@@ -236,7 +236,7 @@ def test_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:
     changes, bonus, soft = [], 0.0, None
     for i, head in enumerate(HEADS):
         log_probs = (
-            ac.network.logits(memory)[i]
+            ac.network.heads(memory)[i]
             .masked_fill(~mask_of(batch, head), -torch.inf)
             .log_softmax(-1)
         )
@@ -252,7 +252,7 @@ def test_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:
         torch.testing.assert_close(out["relevant_entropy", head], entropy[here].mean())
         torch.testing.assert_close(out["head_kl", head], -change[here].mean())
         torch.testing.assert_close(out["head_clip_fraction", head], outside.float().mean())
-        soft = ac.network.value(memory, log_probs.exp()) if head == "op" else soft
+        soft = ac.network.value_head(memory, log_probs.exp()) if head == "op" else soft
     torch.testing.assert_close(out["loss_entropy"], -0.02 * bonus)
 
     ratio = sum(changes).exp()
@@ -264,7 +264,7 @@ def test_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:
     torch.testing.assert_close(out["ESS"], ratio.sum() ** 2 / ratio.square().sum() / ratio.numel())
     torch.testing.assert_close(out["max_ratio"], ratio.max())
 
-    hard = ac.network.value(memory, torch.eye(NUM_OPS)[op])
+    hard = ac.network.value_head(memory, torch.eye(NUM_OPS)[op])
     error = batch["value_target"] - hard
     torch.testing.assert_close(out["loss_critic"], 0.7 * error.square().mean())
     for index in range(NUM_OPS):
@@ -335,7 +335,7 @@ def test_gradients_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:
     op, advantage = batch["action", "op"], batch["advantage"].squeeze(-1)
     memory = memory_by_hand(ac, batch)
     log_ratio, bonus = torch.zeros(12, 10), torch.zeros(12, 10)
-    for i, (head, logits) in enumerate(zip(HEADS, ac.network.logits(memory), strict=True)):
+    for i, (head, logits) in enumerate(zip(HEADS, ac.network.heads(memory), strict=True)):
         log_probs = logits.masked_fill(~mask_of(batch, head), -1e9).log_softmax(-1)
         bonus = bonus - ENTROPY_WEIGHTS[head] * (log_probs.exp() * log_probs).sum(-1)
         new = log_probs.gather(-1, batch["action", head][..., None]).squeeze(-1)
@@ -343,7 +343,7 @@ def test_gradients_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:
         log_ratio = log_ratio + CAUSAL_RELEVANCE[op, i] * change
     ratio = log_ratio.exp()
     gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-    error = batch["value_target"] - ac.network.value(memory, torch.eye(NUM_OPS)[op])
+    error = batch["value_target"] - ac.network.value_head(memory, torch.eye(NUM_OPS)[op])
     wanted = -gain.mean() + 0.5 * error.square().mean() - 0.01 * bonus.mean()
 
     torch.testing.assert_close(got, wanted)
