@@ -94,6 +94,7 @@ class TrainConfig:
     steps_per_iteration: int = _option(800, "steps between two updates, over all rows")
     seed: int = _option(0, "seed of everything random")
     device: str = _option("cpu", "device of world and policy")
+    workers: int = _option(2, "processes that collect, each with num_envs / workers rows")
     threads: int | None = _option(None, "CPU threads of PyTorch; null leaves its own choice")
     run_dir: str | None = _option(None, "run folder, new; null makes runs/<task>-<time>")
     eval_episodes: int = _option(64, "episodes a policy at the end; 0 leaves the evaluation out")
@@ -103,6 +104,12 @@ class TrainConfig:
             _require_at_least(name, getattr(self, name), 1)
         for name in ("seed", "eval_episodes"):
             _require_at_least(name, getattr(self, name), 0)
+        _require_at_least("workers", self.workers, 1)
+        if self.env.num_envs % self.workers:
+            raise ConfigError(
+                f"workers: got {self.workers}, allowed are divisors of env.num_envs = "
+                f"{self.env.num_envs}, so that every process has as many rows"
+            )
         if self.threads is not None:
             _require_at_least("threads", self.threads, 1)
         if self.steps_per_iteration % self.env.num_envs:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import perf_counter
-from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs.actions import Op
 
@@ -40,22 +38,6 @@ def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
         "refused_rate": refused.float().mean().item(),
         **{f"op/{op.name}": chosen[op].item() for op in Op},
     }
-
-
-class ModuleTimer:
-    """Adds up the seconds spent in a module's forward, for as long as the module lives."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.seconds = 0.0
-        self._start = 0.0
-        module.register_forward_pre_hook(self._begin)
-        module.register_forward_hook(self._end)
-
-    def _begin(self, *_: Any) -> None:
-        self._start = perf_counter()
-
-    def _end(self, *_: Any) -> None:
-        self.seconds += perf_counter() - self._start
 
 
 def update_metrics(updates: Sequence[TensorDictBase]) -> dict[str, float]:

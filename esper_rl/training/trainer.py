@@ -8,9 +8,6 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
-from torchrl.collectors import Collector
-from torchrl.envs import Compose, RewardSum, TransformedEnv
-from torchrl.envs.utils import ExplorationType
 from tqdm import tqdm
 
 from envs.actions import CAUSAL_RELEVANCE
@@ -18,10 +15,11 @@ from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages
 from esper_rl.policy import ENTROPY_WEIGHTS, make_actor_critic
 from esper_rl.report.curves import plot_learning_curve
 from esper_rl.training.checkpoint import save_checkpoint
+from esper_rl.training.collection import collection_seconds, make_collector
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 from esper_rl.training.loggers import append_row
-from esper_rl.training.monitors import ModuleTimer, rollout_metrics, update_metrics
+from esper_rl.training.monitors import rollout_metrics, update_metrics
 from esper_rl.training.run_folder import RunFolder
 
 
@@ -61,8 +59,7 @@ def train(config: TrainConfig) -> Path:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
-    env = make_env(config, seed=config.seed)
-    actor_critic = make_actor_critic(config.policy, env)
+    actor_critic = make_actor_critic(config.policy, make_env(config, seed=config.seed))
     loss_module = FactoredClipPPOLoss(
         actor_critic.actor,
         actor_critic.critic,
@@ -75,16 +72,7 @@ def train(config: TrainConfig) -> Path:
     )
     parameters = list(actor_critic.network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.ppo.lr)
-    collector = Collector(
-        TransformedEnv(env, Compose(*actor_critic.transforms(), RewardSum())),
-        actor_critic.actor,
-        frames_per_batch=config.steps_per_iteration,
-        total_frames=config.iterations * config.steps_per_iteration,
-        exploration_type=ExplorationType.RANDOM,
-        use_buffers=False,
-        track_traj_ids=False,
-    )
-    policy_timer = ModuleTimer(actor_critic.actor)
+    collector = make_collector(config, actor_critic)
 
     run = RunFolder.create(config)
     steps = 0
@@ -93,10 +81,10 @@ def train(config: TrainConfig) -> Path:
         save_checkpoint(run.checkpoint, actor_critic, config, steps)
         batches = iter(collector)
         for _ in range(config.iterations):
-            start, policy_seconds_before = perf_counter(), policy_timer.seconds
+            start = perf_counter()
             batch = next(batches)  # [N, T]
             collect_seconds = perf_counter() - start
-            policy_seconds = policy_timer.seconds - policy_seconds_before
+            env_seconds, policy_seconds = collection_seconds(batch)
 
             start = perf_counter()
             batch = compute_advantages(
@@ -115,6 +103,7 @@ def train(config: TrainConfig) -> Path:
                     _require_finite(loss, grad_norm, steps)
                     optimizer.step()
                     updates.append(losses.detach().set("grad_norm", grad_norm))
+            collector.update_policy_weights_()
             update_seconds = perf_counter() - start
 
             steps += batch.numel()
@@ -122,7 +111,7 @@ def train(config: TrainConfig) -> Path:
                 "steps": steps,
                 **rollout_metrics(batch),
                 **update_metrics(updates),
-                "seconds/env": collect_seconds - policy_seconds,
+                "seconds/env": env_seconds,
                 "seconds/policy": policy_seconds,
                 "seconds/update": update_seconds,
                 "steps_per_second": batch.numel() / (collect_seconds + update_seconds),

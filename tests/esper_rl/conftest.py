@@ -19,6 +19,7 @@ TINY = (
     "steps_per_iteration=20",
     "total_steps=40",
     "eval_episodes=3",
+    "workers=1",
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import esper_rl.training.collection as collection
 import esper_rl.training.trainer as trainer
 from envs import MorphogenesisEnv, RewardConfig
 from esper_rl import load_policy, train
@@ -197,22 +198,27 @@ def test_load_policy_refuses_weights_of_another_shape(tiny_config: Configure) ->
     assert "feature_net.0.weight is [256, 124] in the file and [128, 124]" in str(refusal.value)
 
 
-def test_ctrl_c_leaves_a_policy_and_a_picture(tiny_overrides: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_leaves_a_policy_and_a_picture(
+    tiny_overrides: list[str], tmp_path: Path, workers: int
+) -> None:
     run = tmp_path / "run"
+    overrides = [*tiny_overrides, "total_steps=1000000", f"workers={workers}"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "esper_rl", "train", *tiny_overrides, "total_steps=1000000"],
+        [sys.executable, "-m", "esper_rl", "train", *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         # A process that is started in the background inherits an ignored SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
     )
     patience = time.monotonic() + 60
     while not (run / "metrics.csv").exists() and process.poll() is None:
         assert time.monotonic() < patience
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes of the command
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     last_line = errors.strip().splitlines()[-1]
@@ -242,12 +248,14 @@ def test_a_short_run_learns_to_grow(
 ) -> None:
     # The return is all but the sum of the stages reached, up to 6 a slot: the policy has to find
     # out how to lead seeds through their life, without the noise of a host that really trains.
-    def world_that_pays_for_stages(config: TrainConfig, *, seed: int) -> MorphogenesisEnv:
+    def world_that_pays_for_stages(
+        config: TrainConfig, *, seed: int, num_envs: int
+    ) -> MorphogenesisEnv:
         reward = RewardConfig(
             stage=1.0, progress=0.0, terminal=0.0, fossilize=0.0, fossilize_cost=0.0, bonus=0.0
         )
         return MorphogenesisEnv(
-            num_envs=config.env.num_envs,
+            num_envs=num_envs,
             max_epochs=config.env.max_epochs,
             batches_per_epoch=1,
             minibatch_size=8,
@@ -257,7 +265,7 @@ def test_a_short_run_learns_to_grow(
             seed=seed,
         )
 
-    monkeypatch.setattr(trainer, "make_env", world_that_pays_for_stages)
+    monkeypatch.setattr(collection, "make_env", world_that_pays_for_stages)
     config = tiny_config(
         "env.num_envs=16",
         "env.max_epochs=15",

@@ -1,0 +1,82 @@
+"""Collecting in one process and in several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tensordict import TensorDictBase
+
+from esper_rl import make_actor_critic
+from esper_rl.policy import ActorCritic
+from esper_rl.training.collection import collection_seconds, make_collector
+from esper_rl.training.config import ConfigError, TrainConfig
+from esper_rl.training.environment import make_env
+
+Configure = Callable[..., TrainConfig]
+
+
+def collect_twice(config: TrainConfig) -> tuple[ActorCritic, list[TensorDictBase]]:
+    """Two batches; between them the policy is turned into another one."""
+    torch.manual_seed(3)
+    actor_critic = make_actor_critic(config.policy, make_env(config, seed=0))
+    collector = make_collector(config, actor_critic)
+    try:
+        batches = iter(collector)
+        first = next(batches).clone()
+        with torch.no_grad():
+            for parameter in actor_critic.network.heads.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        collector.update_policy_weights_()
+        return actor_critic, [first, next(batches).clone()]
+    finally:
+        collector.shutdown()
+
+
+@torch.no_grad()
+def op_log_probs(actor_critic: ActorCritic, batch: TensorDictBase) -> torch.Tensor:
+    """Of the ops of whole episodes, under the policy as it is now."""
+    network = actor_critic.network
+    embedded = network.blueprint_embedding(batch["blueprint_indices"])
+    features = network.feature_net(batch["observation"], embedded)
+    logits = network.heads["op"](network.lstm_norm(network.lstm(features)[0]))
+    logits = logits.masked_fill(~batch["action_mask", "op"], -torch.inf)
+    return logits.log_softmax(-1).gather(-1, batch["action", "op"].unsqueeze(-1)).squeeze(-1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_come_from_the_policy_as_it_is(tiny_config: Configure, workers: int) -> None:
+    config = tiny_config(f"workers={workers}")
+    actor_critic, (before, after) = collect_twice(config)
+    for batch in (before, after):
+        assert batch.shape == (4, 5)
+        assert batch["is_init"][:, 0].all()
+        assert not batch["is_init"][:, 1:].any()
+        assert len({tuple(row.flatten().tolist()) for row in batch["observation"]}) == 4
+    torch.testing.assert_close(
+        op_log_probs(actor_critic, after), after["action", "op_log_prob"], atol=1e-5, rtol=0
+    )
+    change = op_log_probs(actor_critic, before) - before["action", "op_log_prob"]
+    assert change.abs().max() > 0.01
+
+
+def test_processes_give_the_same_batches_again(tiny_config: Configure) -> None:
+    _, first = collect_twice(tiny_config("workers=2"))
+    _, second = collect_twice(tiny_config("workers=2"))
+    for one, other in zip(first, second, strict=True):
+        for key in ("observation", ("next", "reward"), ("action", "blueprint")):
+            assert torch.equal(one[key], other[key]), key
+
+
+def test_seconds_are_those_of_a_worker(tiny_config: Configure) -> None:
+    _, (_, batch) = collect_twice(tiny_config())
+    world, policy = collection_seconds(batch)
+    assert world == pytest.approx(batch["next", "time_step"][0].sum().item())
+    assert 0 < policy < 5
+
+
+@pytest.mark.parametrize("workers", [0, 3, 8])
+def test_workers_must_share_the_rows_evenly(tiny_config: Configure, workers: int) -> None:
+    with pytest.raises(ConfigError, match=f"workers: got {workers}, allowed are"):
+        tiny_config(f"workers={workers}")
