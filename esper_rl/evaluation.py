@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -111,39 +115,60 @@ _FINAL: Mapping[str, Callable[[TensorDictBase], Tensor]] = {
 }
 
 
+PLAYERS: tuple[str, ...] = ("greedy", "sampled", "wait", "random", "fixed-schedule")
+"""Who plays in :func:`evaluate_run`: the policy of the run in two ways, then the baselines."""
+
+
 def evaluate_run(run: str | Path, episodes: int = 64) -> dict[str, Evaluation]:
     """Plays the policy of a run and the baselines on the same episodes; writes evaluation.json.
+
+    Runs in as many processes as collected for the training run.
 
     Args:
         run: folder of a training run.
         episodes: episodes of each policy, all at once.
 
     Returns:
-        An :class:`Evaluation` for each of greedy, sampled, wait, random and fixed-schedule.
+        An :class:`Evaluation` for each of :data:`PLAYERS`.
 
     Raises:
         FileNotFoundError: when there is no such run.
         CheckpointError: when its policy can't be loaded.
     """
     folder = RunFolder.open(run)
-    config = folder.read_config()
-    env = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
-    actor_critic = load_policy(run, env)
-    recurrent_env = TransformedEnv(env, Compose(*actor_critic.transforms()))
-    players: dict[str, tuple[Callable[[TensorDictBase], TensorDictBase], EnvBase, Mode]] = {
-        "greedy": (actor_critic.actor, recurrent_env, "greedy"),
-        "sampled": (actor_critic.actor, recurrent_env, "sampled"),
-        "wait": (WaitPolicy(), env, "sampled"),
-        "random": (RandomPolicy(), env, "sampled"),
-        "fixed-schedule": (FixedSchedulePolicy(), env, "sampled"),
-    }
-    results = {}
-    for name in tqdm(players, desc="evaluate", unit="policy", leave=False, delay=5):
-        policy, world, mode = players[name]
-        world.set_seed(EVALUATION_SEED)
-        torch.manual_seed(EVALUATION_SEED)
-        results[name] = evaluate(policy, world, episodes, mode)
+    load_policy(folder.path)  # what is wrong with the run is said here, not by a worker
+    play = partial(_play, folder.path, episodes)
+    workers = folder.read_config().workers
+    with ExitStack() as stack:
+        played: Iterable[Evaluation] = map(play, PLAYERS)
+        if workers > 1:
+            pool = get_context("spawn").Pool(workers, _start_worker)
+            played = stack.enter_context(pool).imap(play, PLAYERS)
+        bar = tqdm(played, "evaluate", len(PLAYERS), unit="policy", leave=False, delay=5)
+        results = dict(zip(PLAYERS, bar, strict=True))
     summaries = {name: result.summary() for name, result in results.items()}
     content = {"episodes": episodes, "seed": EVALUATION_SEED, "policies": summaries}
     folder.evaluation.write_text(json.dumps(content, indent=2) + "\n")
     return results
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the process that started it ends it
+
+
+def _play(run: Path, episodes: int, player: str) -> Evaluation:
+    config = RunFolder.open(run).read_config()
+    env: EnvBase = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
+    torch.manual_seed(EVALUATION_SEED)
+    if player == "wait":
+        return evaluate(WaitPolicy(), env, episodes)
+    if player == "random":
+        return evaluate(RandomPolicy(), env, episodes)
+    if player == "fixed-schedule":
+        return evaluate(FixedSchedulePolicy(), env, episodes)
+    actor_critic = load_policy(run, env)
+    env = TransformedEnv(env, Compose(*actor_critic.transforms()))
+    torch.manual_seed(EVALUATION_SEED)  # again: loading draws the first weights
+    mode: Mode = "greedy" if player == "greedy" else "sampled"
+    return evaluate(actor_critic.actor, env, episodes, mode)

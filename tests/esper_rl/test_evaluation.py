@@ -112,6 +112,17 @@ def test_an_evaluation_repeats_itself(tiny_config: Callable[..., TrainConfig]) -
         assert torch.equal(first[name].returns, second[name].returns), name
 
 
+def test_processes_play_the_same_episodes(tiny_config: Callable[..., TrainConfig]) -> None:
+    run = train(tiny_config())
+    alone = evaluate_run(run, episodes=3)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("workers: 1", "workers: 2"))
+    together = evaluate_run(run, episodes=3)
+    assert list(alone) == list(together)
+    for name in alone:
+        assert torch.equal(alone[name].returns, together[name].returns), name
+
+
 def test_greedy_and_sampled_are_different_policies(
     tiny_config: Callable[..., TrainConfig],
 ) -> None:
