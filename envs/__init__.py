@@ -2,7 +2,7 @@
 
 >>> from envs import MorphogenesisEnv, list_tasks
 >>> list_tasks()
-['digits', 'digits_full']
+['digits', 'digits_full', 'scaffold']
 """
 
 from envs.morphogenesis import MorphogenesisEnv

@@ -29,6 +29,7 @@ from envs.actions import (
     Style,
     head_sizes,
 )
+from envs.workers import one_thread
 
 GATES: tuple[str, ...] = ("permissive", "strict", "hidden")
 """Values of the environment's ``gates``."""
@@ -324,6 +325,7 @@ def apply_action(
     return Applied(success, op, germinated, gated, fossilized, pruned)
 
 
+@one_thread
 def advance_alpha(slots: Slots) -> None:
     """One epoch of every running ramp; a ramp to removal that arrives empties its slot."""
     running = slots.alpha_mode != AlphaMode.HOLD

@@ -9,6 +9,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from envs.actions import BLUEPRINTS, HEADS, Op, Stage, head_sizes
+from envs.arguments import check_choice, check_integer
 from envs.attribution import record_contributions
 from envs.lifecycle import (
     GATES,
@@ -22,8 +23,8 @@ from envs.lifecycle import (
     legal_slots,
 )
 from envs.observation import HIGH, LOW, History, feature_names, observe, params_utilization
-from envs.population import Growth, Population, Validation
-from envs.randomness import Stream, fold, shuffled
+from envs.growth import Growth, Validation
+from envs.randomness import Stream, fold
 from envs.reward import REWARD_TERMS, Outcome, RewardConfig, reward_terms
 from envs.tasks import make_task
 
@@ -67,10 +68,11 @@ class MorphogenesisEnv(EnvBase):
         task: one of :func:`envs.list_tasks`.
         num_envs: rows N.
         num_slots: slots S that are used, from the input on.
-        max_epochs: steps of an episode.
+        max_epochs: steps of an episode; default: the task's.
         seed: of everything random; see :meth:`set_seed`.
         device: where all of it lives.
-        batches_per_epoch, minibatch_size, validation_size: default: the task's.
+        batches_per_epoch, minibatch_size, validation_size: default: the task's. Only for tasks
+            with data; the attributes are None without.
         gates: ``"permissive"``; ``"strict"``, which also asks for a healthy gradient before
             blending and a contribution before fossilizing; or ``"hidden"``, strict but not
             shown in the masks.
@@ -94,7 +96,7 @@ class MorphogenesisEnv(EnvBase):
         task: str = "digits",
         num_envs: int = 64,
         num_slots: int = 3,
-        max_epochs: int = 50,
+        max_epochs: int | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         *,
@@ -106,49 +108,40 @@ class MorphogenesisEnv(EnvBase):
         counterfactual_every: int = 1,
         time_limit: str = "terminate",
     ) -> None:
-        data = make_task(task)
-        if batches_per_epoch is None:
-            batches_per_epoch = data.batches_per_epoch
-        if minibatch_size is None:
-            minibatch_size = data.minibatch_size
-        if validation_size is None:
-            validation_size = len(data.validation_targets)
-        examples = len(data.train_targets)
-        _check_integer("num_envs", num_envs)
-        _check_integer("max_epochs", max_epochs)
-        _check_integer("counterfactual_every", counterfactual_every)
-        _check_integer("minibatch_size", minibatch_size, examples, "training examples")
-        most_batches = examples // minibatch_size
-        _check_integer(
-            "batches_per_epoch", batches_per_epoch, most_batches, "minibatches of that size"
-        )
-        _check_integer(
-            "validation_size",
-            validation_size,
-            len(data.validation_targets),
-            "validation examples",
-        )
-        _check_integer("num_slots", num_slots, len(data.host.slot_channels), "slots of its host")
-        _check_choice("gates", gates, GATES)
-        _check_choice("time_limit", time_limit, TIME_LIMITS)
+        chosen = make_task(task)
+        if max_epochs is None:
+            max_epochs = chosen.max_epochs
+        check_integer("num_envs", num_envs)
+        check_integer("max_epochs", max_epochs)
+        check_integer("counterfactual_every", counterfactual_every)
+        check_integer("num_slots", num_slots, chosen.num_slots, "slots of its host")
+        check_choice("gates", gates, GATES)
+        check_choice("time_limit", time_limit, TIME_LIMITS)
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
 
         self.task = task
         self.num_envs = num_envs
         self.num_slots = num_slots
         self.max_epochs = max_epochs
-        self.batches_per_epoch = batches_per_epoch
-        self.minibatch_size = minibatch_size
-        self.validation_size = validation_size
         self.gates = gates
         self.reward_config = reward if reward is not None else RewardConfig()
         self.counterfactual_every = counterfactual_every
         self.time_limit = time_limit
-        self._num_examples = examples
-        self._budget = data.parameter_budget
-        self._loss_limit = data.loss_limit
-        self._host_lr, self._seed_lr = data.host_lr, data.seed_lr
-        self._population = Population(data, num_envs, num_slots, validation_size, self.device)
+        self._budget = chosen.parameter_budget
+        self._loss_limit = chosen.loss_limit
+        self._host_lr, self._seed_lr = chosen.host_lr, chosen.seed_lr
+        self._population = chosen.make_hosts(
+            num_envs,
+            num_slots,
+            self.device,
+            batches_per_epoch=batches_per_epoch,
+            minibatch_size=minibatch_size,
+            validation_size=validation_size,
+        )
+        self.batches_per_epoch = self._population.batches_per_epoch
+        self.minibatch_size = self._population.minibatch_size
+        self.validation_size = self._population.validation_size
+        self._slot_numbers = torch.arange(num_slots, device=self.device)
         self._rows = torch.arange(num_envs, device=self.device)
         self._make_specs()
         self.set_seed(seed)
@@ -307,24 +300,15 @@ class MorphogenesisEnv(EnvBase):
         applied = apply_action(self._slots, action, legal, self._population.offered)
         self._success, self._executed_op = applied.success, applied.op
         self._chosen_op = action["op"].clone()
-        for slot in applied.germinated.any(0).nonzero().squeeze(1).tolist():
-            for blueprint in self._slots.blueprint[applied.germinated[:, slot], slot].unique():
-                here = applied.germinated[:, slot] & (self._slots.blueprint[:, slot] == blueprint)
-                rows = here.nonzero().squeeze(1)
-                keys = fold(self._keys[rows], Stream.SEED, self._epoch[rows], slot)
-                self._population.plant(rows, slot, int(blueprint), keys)
-        for slot in applied.gated.any(0).nonzero().squeeze(1).tolist():
-            self._population.reset_gates(applied.gated[:, slot].nonzero().squeeze(1), slot)
+        keys = fold(self._keys[:, None], Stream.SEED, self._epoch[:, None], self._slot_numbers)
+        self._population.plant(applied.germinated, self._slots.blueprint, keys)
+        self._population.reset_gates(applied.gated)
         return applied
 
     def _train(self) -> None:
-        """One epoch of every row, on minibatches that depend on its own seed and epoch only."""
-        indices = shuffled(
-            fold(self._keys, Stream.SHUFFLE, self._epoch),
-            self._num_examples,
-            self.batches_per_epoch * self.minibatch_size,
-        ).view(self.num_envs, self.batches_per_epoch, self.minibatch_size)
-        host_norm, seed_norm = self._population.train_epoch(self._growth(), indices)
+        """One epoch of every row, random only by its own seed and epoch."""
+        keys = fold(self._keys, Stream.SHUFFLE, self._epoch)
+        host_norm, seed_norm = self._population.train_epoch(self._growth(), keys)
         self._host_norm, self._slots.gradient_norm = host_norm, seed_norm
 
     def _validate(self) -> None:
@@ -403,17 +387,3 @@ class MorphogenesisEnv(EnvBase):
             batch_size=self.batch_size,
             device=self.device,
         ).clone()  # what others do to it in place must not reach the environment's state
-
-
-def _check_integer(name: str, value: int, most: int | None = None, what: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1 or (most is not None and value > most):
-        limit = "at least 1" if most is None else f"between 1 and {most}, the {what}"
-        raise ValueError(f"{name} must be {limit}; got {value}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        allowed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {allowed}; got {value!r}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from envs.actions import ALPHA_SPEED_EPOCHS, AlphaMode, Op, Stage
 from envs.lifecycle import Slots
+from envs.workers import one_thread
 
 BASE_FEATURES: tuple[str, ...] = (
     "epoch_progress",
@@ -165,6 +166,7 @@ class History:
         )
 
 
+@one_thread
 def observe(
     history: History,
     slots: Slots,

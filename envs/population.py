@@ -10,57 +10,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from envs.actions import BLUEPRINTS, Algorithm
+from envs.growth import Growth, Validation
 from envs.layers import incubate, linear, permute_rows
 from envs.parameters import ParameterLayout, zeros
 from envs.plan import Group, Mode, Plan, SlotPlan, by_likeness, make_plan, slot_codes
-from envs.tasks import Task
+from envs.randomness import shuffled
 from envs.workers import run_chunks
+
+if TYPE_CHECKING:  # a task makes its population
+    from envs.tasks import DataTask
 
 _CACHE_BYTES = {"cpu": 2**22}
 """Size that the largest activation of a chunk should have; other devices: no limit to speak of."""
 
 _DEVICE_BYTES = 2**29
-
-
-@dataclass
-class Growth:
-    """What the slots of all rows do in an epoch.
-
-    Attributes:
-        stage, blueprint, algorithm: int64 ``[N, S]``.
-        alpha: float32 ``[N, S]``.
-        seed_lr: float32 ``[N, S]``, learning rate of each slot's seed.
-    """
-
-    stage: Tensor
-    blueprint: Tensor
-    algorithm: Tensor
-    alpha: Tensor
-    seed_lr: Tensor
-
-
-@dataclass
-class Validation:
-    """Result of a validation pass over n rows.
-
-    Attributes:
-        loss: mean cross-entropy in nats, float32 ``[n]``; may be non-finite.
-        accuracy: percent, ``[n]``.
-        accuracy_without: percent with a slot's α forced to 0, ``[n, S]``; where the slot's α is
-            0 anyway, the same as ``accuracy``.
-        ablated: bool ``[n, S]``: was ``accuracy_without`` measured?
-    """
-
-    loss: Tensor
-    accuracy: Tensor
-    accuracy_without: Tensor
-    ablated: Tensor
 
 
 @dataclass(frozen=True)
@@ -113,21 +83,27 @@ class Population:
         task: data and host.
         num_rows: N.
         num_slots: how many of the host's slots are used, from the input on.
+        batches_per_epoch, minibatch_size: minibatches of an epoch, examples of a minibatch.
         validation_size: how many validation examples are used.
         device: where everything lives.
     """
 
     def __init__(
         self,
-        task: Task,
+        task: DataTask,
         num_rows: int,
         num_slots: int,
+        batches_per_epoch: int,
+        minibatch_size: int,
         validation_size: int,
         device: torch.device,
     ) -> None:
         self.host = task.host
         self.num_rows = num_rows
         self.num_slots = num_slots
+        self.batches_per_epoch = batches_per_epoch
+        self.minibatch_size = minibatch_size
+        self.validation_size = validation_size
         self.device = device
         self.host_lr = task.host_lr
         self.momentum = task.momentum
@@ -204,16 +180,26 @@ class Population:
             params[rows] = 0.0
             velocity[rows] = 0.0
 
-    def plant(self, rows: Tensor, slot: int, blueprint: int, keys: Tensor) -> None:
+    def plant(self, where: Tensor, blueprint: Tensor, keys: Tensor) -> None:
+        """Fresh seeds in the slots ``where [N, S]``, of ``blueprint`` and from int64 ``keys``."""
+        for slot in where.any(0).nonzero().squeeze(1).tolist():
+            for kind in blueprint[where[:, slot], slot].unique().tolist():
+                here = where[:, slot] & (blueprint[:, slot] == kind)
+                rows = here.nonzero().squeeze(1)
+                self.plant_at(rows, slot, kind, keys[rows, slot])
+
+    def plant_at(self, rows: Tensor, slot: int, blueprint: int, keys: Tensor) -> None:
         """A fresh seed with fresh optimizer state at ``slot`` of ``rows [n]``."""
         layout = self._seed_layouts[slot][blueprint]
         self.seed_params[slot][rows, : layout.size] = layout.draw(keys)
         self.seed_velocity[slot][rows] = 0.0
 
-    def reset_gates(self, rows: Tensor, slot: int) -> None:
-        """A fresh gate (½ everywhere) at ``slot`` of ``rows [n]``."""
-        self.seed_params[slot][rows, : self._gate_sizes[slot]] = 0.0
-        self.seed_velocity[slot][rows, : self._gate_sizes[slot]] = 0.0
+    def reset_gates(self, where: Tensor) -> None:
+        """Fresh gates (½ everywhere) for the seeds in the slots ``where [N, S]``."""
+        for slot in where.any(0).nonzero().squeeze(1).tolist():
+            rows = where[:, slot].nonzero().squeeze(1)
+            self.seed_params[slot][rows, : self._gate_sizes[slot]] = 0.0
+            self.seed_velocity[slot][rows, : self._gate_sizes[slot]] = 0.0
 
     # -- forward ----------------------------------------------------------------------------
 
@@ -305,8 +291,18 @@ class Population:
 
     # -- training ---------------------------------------------------------------------------
 
+    def train_epoch(self, growth: Growth, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """One host epoch of every row, on minibatches drawn from int64 ``keys [N]``.
+
+        Returns:
+            See :meth:`train_on`.
+        """
+        shape = self.batches_per_epoch, self.minibatch_size
+        chosen = shuffled(keys, len(self._targets), math.prod(shape))
+        return self.train_on(growth, chosen.unflatten(1, shape))
+
     @torch.enable_grad()  # collectors step environments without gradients
-    def train_epoch(self, growth: Growth, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def train_on(self, growth: Growth, indices: Tensor) -> tuple[Tensor, Tensor]:
         """One host epoch of SGD with momentum for every row.
 
         Args:

@@ -1,4 +1,4 @@
-"""Chunks of rows on all cores at once.
+"""Chunks of rows on all cores at once, and small tensors on one.
 
 Small networks make small kernels, which one core runs faster than several that wait for each
 other. So each chunk gets a thread of its own, whose kernels are single-threaded.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import TypeVar
+from functools import cache, wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 
 Chunk = TypeVar("Chunk")
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 @cache
@@ -40,3 +42,22 @@ def run_chunks(work: Callable[[Chunk], None], chunks: Iterable[Chunk]) -> None:
 
     list(_pool(threads).map(guarded, chunks))
     torch.set_num_threads(threads)  # a worker that starts sets the default of later threads
+
+
+def one_thread(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Decorator: run a function whose tensors are small with single-threaded kernels.
+
+    exp, log and cos of MKL go to all threads however few the numbers are, and wait for them:
+    microseconds become milliseconds as soon as another process wants a core.
+    """
+
+    @wraps(function)
+    def wrapper(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return wrapper

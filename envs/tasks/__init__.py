@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from envs.tasks.base import Task
+from envs.tasks.base import DataTask, Task
 from envs.tasks.digits import digits, digits_full
+from envs.tasks.scaffold import scaffold
 
-_TASKS: dict[str, Callable[[], Task]] = {"digits": digits, "digits_full": digits_full}
+_TASKS: dict[str, Callable[[], Task]] = {
+    "digits": digits,
+    "digits_full": digits_full,
+    "scaffold": scaffold,
+}
 
 
 def list_tasks() -> list[str]:
@@ -22,12 +27,12 @@ def make_task(name: str) -> Task:
         ValueError: if there is none.
 
     Examples:
-        >>> make_task("digits").train_inputs.shape
-        torch.Size([1297, 1, 8, 8])
+        >>> make_task("digits").max_epochs
+        50
     """
     if name not in _TASKS:
         raise ValueError(f"task {name!r} is unknown; the tasks are {', '.join(_TASKS)}")
     return _TASKS[name]()
 
 
-__all__ = ["Task", "list_tasks", "make_task"]
+__all__ = ["DataTask", "Task", "list_tasks", "make_task"]

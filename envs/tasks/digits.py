@@ -6,22 +6,22 @@ import torch
 from sklearn.datasets import load_digits
 
 from envs.hosts import ConvHost
-from envs.tasks.base import Task
+from envs.tasks.base import DataTask
 
 VALIDATION_SIZE = 500
 
 
-def digits() -> Task:
+def digits() -> DataTask:
     """1×1 kernels only: a host that can't see shape until it grows spatial kernels."""
     return _digits("digits", kernel_size=1, description="8×8 digits, host with 1×1 kernels only")
 
 
-def digits_full() -> Task:
+def digits_full() -> DataTask:
     """3×3 kernels: the control. The right policy is to leave the host alone."""
     return _digits("digits_full", kernel_size=3, description="8×8 digits, host with 3×3 kernels")
 
 
-def _digits(name: str, kernel_size: int, description: str) -> Task:
+def _digits(name: str, kernel_size: int, description: str) -> DataTask:
     data = load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1)
     targets = torch.from_numpy(data.target).long()
@@ -30,8 +30,11 @@ def _digits(name: str, kernel_size: int, description: str) -> Task:
     validation, train = slice(VALIDATION_SIZE), slice(VALIDATION_SIZE, None)
     images = (images - images[train].mean()) / images[train].std()
     host = ConvHost(kernel_size)
-    return Task(
+    return DataTask(
         name=name,
+        description=description,
+        num_slots=len(host.slot_channels),
+        max_epochs=50,
         host=host,
         train_inputs=images[train],
         train_targets=targets[train],
@@ -45,5 +48,4 @@ def _digits(name: str, kernel_size: int, description: str) -> Task:
         minibatch_size=64,
         parameter_budget=8 * sum(segment.layout.size for segment in host.segments),
         loss_limit=10.0,
-        description=description,
     )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from envs.actions import BLUEPRINTS, Algorithm, Stage
 from envs.blueprints import CONV_BLUEPRINTS
-from envs.population import Growth, Population
+from envs.growth import Growth
+from envs.population import Population
 from envs.randomness import fold
 from envs.tasks import Task, make_task
 
@@ -61,7 +62,7 @@ def make_population(
 ) -> Population:
     """Fresh hosts."""
     task = small_task(name, dtype)
-    population = Population(task, num_rows, num_slots, validation_size, CPU)
+    population = task.make_hosts(num_rows, num_slots, CPU, validation_size=validation_size)
     rows = torch.arange(num_rows)
     population.reset_hosts(rows, host_keys(rows))
     population.host_params = population.host_params.to(dtype)
@@ -138,7 +139,7 @@ def plant_seeds(population: Population, growth: Growth, noise: float = 0.1) -> N
     cast_seeds(population, torch.float32)
     for row, slot in (growth.blueprint >= 0).nonzero().tolist():
         index = torch.tensor([row])
-        population.plant(index, slot, int(growth.blueprint[row, slot]), fold(index, slot))
+        population.plant_at(index, slot, int(growth.blueprint[row, slot]), fold(index, slot))
     for slot, params in enumerate(population.seed_params):
         params += noise * torch.randn(params.shape, generator=torch.Generator().manual_seed(slot))
     cast_seeds(population, dtype)

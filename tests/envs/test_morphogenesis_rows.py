@@ -116,13 +116,13 @@ def test_rows_and_seeds_differ():
 
 def watch_training(env: MorphogenesisEnv) -> list[tuple[Growth, torch.Tensor]]:
     """A list that grows by what every epoch of training is given from now on."""
-    given, train = [], env._population.train_epoch
+    given, train = [], env._population.train_on
 
     def watched(growth: Growth, indices: torch.Tensor) -> tuple:
         given.append((growth, indices))
         return train(growth, indices)
 
-    env._population.train_epoch = watched
+    env._population.train_on = watched
     return given
 
 

@@ -151,7 +151,7 @@ def test_training_is_that_of_plain_networks(name, num_slots):
     task = small_task(name, torch.float64)
     for epoch in range(2):
         indices = minibatches(population.num_rows, batches=2, seed=epoch)
-        host_norm, seed_norm = population.train_epoch(growth, indices)
+        host_norm, seed_norm = population.train_on(growth, indices)
         for row, (network, optimizer) in enumerate(zip(networks, optimizers, strict=True)):
             norms = torch.zeros(1 + num_slots, dtype=torch.float64)
             for chosen in indices[row]:
@@ -239,10 +239,10 @@ def test_a_row_does_not_depend_on_its_neighbours(name):
     trios = list(torch.arange(27).view(3, 9).T[::2])
     parts = [*trios, *(torch.tensor([row]) for row in range(0, 28, 5))]
     copies = [copy_rows(population, rows, name) for rows in parts]
-    norms = population.train_epoch(growth, indices)
+    norms = population.train_on(growth, indices)
     validation = population.validate(growth, all_rows(population), ablate=True)
     for rows, copied in zip(parts, copies, strict=True):
-        copied_norms = copied.train_epoch(take(growth, rows), indices[rows])
+        copied_norms = copied.train_on(take(growth, rows), indices[rows])
         assert_close_rows(state(copied), [x[rows] for x in state(population)], 1e-5)
         assert_close_rows(list(copied_norms), [x[rows] for x in norms], 1e-5)
         loss = copied.validate(take(growth, rows), torch.arange(len(rows)), ablate=True).loss
@@ -254,8 +254,8 @@ def test_the_order_of_rows_does_not_matter():
     indices = minibatches(population.num_rows)
     order = torch.randperm(population.num_rows, generator=torch.Generator().manual_seed(0))
     shuffled = copy_rows(population, order)
-    population.train_epoch(growth, indices)
-    shuffled.train_epoch(take(growth, order), indices[order])
+    population.train_on(growth, indices)
+    shuffled.train_on(take(growth, order), indices[order])
     assert_close_rows(state(shuffled), [x[order] for x in state(population)], 1e-5)
 
 
@@ -275,7 +275,7 @@ def test_chunks_and_threads_change_nothing(monkeypatch, rows_at_once, threads):
     for limit in (2**30, rows_at_once * 4 * 256 * 16):
         monkeypatch.setitem(envs.population._CACHE_BYTES, "cpu", limit)
         population, growth = make_every_population(dtype=torch.float64)
-        norms = population.train_epoch(growth, indices)
+        norms = population.train_on(growth, indices)
         validation = population.validate(growth, all_rows(population), ablate=True)
         results.append([*state(population), *norms, *vars(validation).values()])
     for whole, chunked in zip(*results, strict=True):
@@ -300,8 +300,8 @@ def test_a_bad_row_harms_no_other(where, bad):
     others = all_rows(population) != row
     for epoch in range(2):
         indices = minibatches(population.num_rows, batches=1, size=16, seed=epoch)
-        norms = population.train_epoch(growth, indices)
-        clean_norms = clean.train_epoch(growth, indices)
+        norms = population.train_on(growth, indices)
+        clean_norms = clean.train_on(growth, indices)
         validation = population.validate(growth, all_rows(population), ablate=True)
         clean_validation = clean.validate(growth, all_rows(population), ablate=True)
         for mine, theirs in zip(
@@ -339,8 +339,8 @@ def test_an_incubated_seed_never_touches_its_host(blueprint, fill, algorithm):
     grown, growth, bare, nothing = grown_and_bare(blueprint, fill, algorithm=algorithm)
     indices = minibatches(4)
     seeds = [params.clone() for params in grown.seed_params]
-    host_norm, seed_norm = grown.train_epoch(growth, indices)
-    bare_norm, _ = bare.train_epoch(nothing, indices)
+    host_norm, seed_norm = grown.train_on(growth, indices)
+    bare_norm, _ = bare.train_on(nothing, indices)
     assert grown.host_params.equal(bare.host_params)
     assert grown.host_velocity.equal(bare.host_velocity)
     assert host_norm.equal(bare_norm)
@@ -363,8 +363,8 @@ def test_incubated_seeds_of_every_kind_leave_every_host_alone():
     grown.seed_params[0][::2] = INF
     bare = make_population(num_rows=len(stage))
     indices = minibatches(len(stage), batches=5)
-    grown.train_epoch(growth, indices)
-    bare.train_epoch(make_growth(len(stage)), indices)
+    grown.train_on(growth, indices)
+    bare.train_on(make_growth(len(stage)), indices)
     assert_close_rows([grown.host_params], [bare.host_params], 1e-5)
 
 
@@ -375,8 +375,8 @@ def test_other_stages_are_no_seed_at_all(stage):
     grown, bare = make_population(), make_population()
     plant_seeds(grown, growth)
     seeds = [params.clone() for params in grown.seed_params]
-    grown.train_epoch(growth, minibatches(4))
-    bare.train_epoch(make_growth(4), minibatches(4))
+    grown.train_on(growth, minibatches(4))
+    bare.train_on(make_growth(4), minibatches(4))
     assert grown.host_params.equal(bare.host_params)
     assert all(mine.equal(old) for mine, old in zip(grown.seed_params, seeds, strict=True))
 
@@ -391,8 +391,8 @@ def test_a_mixed_seed_at_alpha_zero_is_no_seed_at_all(stage, algorithm):
     before = bare.validate(nothing, rows, ablate=False)
     assert grown.validate(growth, rows, ablate=False).loss.equal(before.loss)
     seeds = [params.clone() for params in grown.seed_params]
-    _, seed_norm = grown.train_epoch(growth, minibatches(4))
-    bare.train_epoch(nothing, minibatches(4))
+    _, seed_norm = grown.train_on(growth, minibatches(4))
+    bare.train_on(nothing, minibatches(4))
     torch.testing.assert_close(grown.host_params, bare.host_params, rtol=1e-10, atol=1e-12)
     assert (seed_norm == 0).all()
     assert all(mine.equal(old) for mine, old in zip(grown.seed_params, seeds, strict=True))
@@ -423,7 +423,9 @@ def test_a_fresh_gate_is_half_open():
         population = make_population(dtype=torch.float64)
         plant_seeds(population, growth)
         for slot in range(3):
-            population.reset_gates(all_rows(population), slot)
+            where = torch.zeros(population.num_rows, 3, dtype=torch.bool)
+            where[:, slot] = True
+            population.reset_gates(where)
         results.append(population.validate(growth, all_rows(population), ablate=False).loss)
     torch.testing.assert_close(*results, rtol=1e-10, atol=0)
 
@@ -436,7 +438,7 @@ def test_every_seed_has_its_own_learning_rate():
     population, growth = make_every_population()
     growth.seed_lr[:, 1] = 0.0
     seeds = [params.clone() for params in population.seed_params]
-    population.train_epoch(growth, minibatches(population.num_rows))
+    population.train_on(growth, minibatches(population.num_rows))
     trains = torch.isin(growth.stage, torch.tensor([Stage.TRAINING, *MIXED]))
     trains[:, 1] = False
     moved = [(mine != old).any(1) for mine, old in zip(population.seed_params, seeds, strict=True)]
@@ -472,7 +474,7 @@ def test_a_fossil_learns_at_the_hosts_rate(monkeypatch):
 
 def test_rows_are_reset_alone():
     population, growth = make_every_population()
-    population.train_epoch(growth, minibatches(population.num_rows))
+    population.train_on(growth, minibatches(population.num_rows))
     before = state(population)
     rows = torch.tensor([2, 9])
     population.reset_hosts(rows, host_keys(torch.tensor([2, 77])))
@@ -505,7 +507,7 @@ def test_planting_is_fresh_and_alone():
             matrix[:] = 5.0
     rows, index = torch.tensor([1, 3]), BLUEPRINTS.index("conv_small")
     before = state(population)
-    population.plant(rows, 1, index, torch.tensor([8, 9]))
+    population.plant_at(rows, 1, index, torch.tensor([8, 9]))
 
     expected = population.host.blueprints["conv_small"].layout(16).draw(torch.tensor([8, 9]))
     size = 17 + expected.shape[1]
@@ -525,8 +527,8 @@ def test_planting_is_fresh_and_alone():
 @pytest.mark.parametrize("blueprint", ["conv_heavy", "bottleneck", "attention"])
 def test_planted_seeds_differ_by_key_and_repeat_by_key(blueprint):
     population, index = make_population(num_rows=5), BLUEPRINTS.index(blueprint)
-    population.plant(torch.arange(3), 0, index, torch.tensor([8, 9, 8]))
-    population.plant(torch.tensor([4]), 0, index, torch.tensor([9]))
+    population.plant_at(torch.arange(3), 0, index, torch.tensor([8, 9, 8]))
+    population.plant_at(torch.tensor([4]), 0, index, torch.tensor([9]))
     params = population.seed_params[0]
     assert params[0].equal(params[2])
     assert params[1].equal(params[4])
@@ -538,7 +540,9 @@ def test_gates_are_reset_alone():
     for group in (population.seed_params, population.seed_velocity):
         for matrix in group:
             matrix[:] = 5.0
-    population.reset_gates(torch.tensor([2]), 1)
+    where = torch.zeros(population.num_rows, 3, dtype=torch.bool)
+    where[2, 1] = True
+    population.reset_gates(where)
     for group in (population.seed_params, population.seed_velocity):
         assert (group[1][2, :17] == 0).all()
         group[1][2, :17] = 5.0
@@ -569,7 +573,7 @@ def test_fewer_slots(num_slots):
     population.reset_hosts(torch.arange(2), torch.arange(2))
     growth = make_growth(2, num_slots, stage=Stage.HOLDING, blueprint="norm", alpha=0.5)
     plant_seeds(population, growth)
-    population.train_epoch(growth, minibatches(2))
+    population.train_on(growth, minibatches(2))
     validation = population.validate(growth, torch.arange(2), ablate=True)
     assert validation.accuracy_without.shape == (2, num_slots)
     assert validation.ablated.all()
