@@ -19,14 +19,20 @@ CHANCE = 10.0
 HOST_RISE, HOST_EPOCHS = 5.0, 15.0
 """A host alone rises by so many points, 63 % of them in so many epochs."""
 
-MIXED_SPEED = 0.5
-"""How fast a seed learns once it is mixed in, beside 1 in TRAINING."""
+INCUBATION_SPEED = 0.25
+"""How fast a seed learns in TRAINING, beside one that is mixed in by α = 1."""
 
-HELP = 2.0
-"""How much faster a seed learns with a helper: a helped one is 1 + HELP times as fast."""
+RIPE = 0.75
+"""A helper is of use until a seed has learned this share of everything."""
 
-LEAN, HINDRANCE = 0.25, 0.15
-"""With a helper, an unripe seed in BLENDING gives more, a finished one less (shares of itself)."""
+HELP = 7.0
+"""With a helper, a seed learns 1 + HELP times as fast."""
+
+LEAN = 0.25
+"""By how much more a seed gives with its helper (share of itself)."""
+
+SLOWED, HINDERED = 0.5, 0.15
+"""With a helper, a finished seed learns by that share slower and gives by that share less."""
 
 GATE_PARAMS = 20
 """Parameters of a seed's gate."""
@@ -38,7 +44,7 @@ class SeedCurve:
 
     Attributes:
         peak: points that it adds in the best slot when it has learned everything.
-        epochs: learning after which it gives 63 % of that.
+        epochs: learning that this takes; 1 is an epoch of a fossilized seed at α = 1.
         help: how well it helps later slots, 0 to 1.
         params: its size.
     """
@@ -53,23 +59,22 @@ class AnalyticHosts:
     """Hosts whose accuracy is a formula of what was planted where, and when.
 
     Symbols: e the epochs that a row has trained; for the seed in slot s: α its mixing, λ its
-    learning rate, P, T, h its curve's ``peak``, ``epochs`` and ``help``, ρ the slot's place
-    factor, τ the learning so far (0 when planted). All are float32.
+    learning rate, P, T and h its curve's ``peak``, ``epochs`` and ``help``, ρ its slot's place
+    factor, τ the learning so far (0 when planted).
 
     - Host: ``base = 10 + 5·(1 − exp(−e / 15))`` percent.
     - Helper of s: ``u = max over earlier slots j < s of α_j·h_j`` (0 without).
-    - Learning of an epoch: ``τ += λ·v·(1 + 2·u)`` with v = 1 in TRAINING and v = ½ in BLENDING;
-      ``τ += λ/2`` in HOLDING and FOSSILIZED, where a helper is of no use.
-    - Ripeness: ``k = 1 − exp(−τ / T)``.
-    - What s gives: ``g = α·ρ·P·k·m`` with ``m = 1 + ¼·(1 − k)·u`` in BLENDING (it leans on its
-      helper) and ``m = 1 − 0.15·u`` in HOLDING and FOSSILIZED (the helper is in its way).
+    - Learning of an epoch: ``τ += λ·v·w`` with v = ¼ in TRAINING, α once mixed in, else 0.
+      In TRAINING and BLENDING a helper speeds it up, w = 1 + 7·u, until τ ≥ ¾·T (**ripe**) and
+      is of no use after, w = 1; in HOLDING and FOSSILIZED it is in the way, w = 1 − u/2.
+    - What s gives: ``g = α·ρ·P·min(τ/T, 1)²·m``. In BLENDING, m = 1 + u/4 until it is ripe (it
+      leans on its helper), 1 after; in HOLDING and FOSSILIZED, m = 1 − 0.15·u.
     - Accuracy: ``base + max over s of g``: seeds don't add up. Loss: ``ln 10 · (100 − accuracy)
       / 90``.
     - Gradient norms: 1 for a host, and a seed's Δτ in this epoch.
 
-    So a helper and the seed that it helps have the interaction ``¼·(1 − k)·u·g/m`` > 0 in
-    BLENDING if the helper gives nothing itself. A blend's style changes nothing but the ramp and
-    the gate's parameters.
+    So a seed in BLENDING has the interaction ``g·(1 − 1/m)`` ≥ 0 with a helper that gives nothing
+    itself. A blend's style changes nothing but the ramp and the gate's parameters.
 
     Args:
         curves: of the blueprints that are offered, by name.
@@ -121,13 +126,13 @@ class AnalyticHosts:
 
     def train_epoch(self, growth: Growth, keys: Tensor) -> tuple[Tensor, Tensor]:
         """One epoch of every row; see the class for the formulas and the gradient norms."""
-        stage = growth.stage
-        incubates = stage == Stage.TRAINING
-        blends = stage == Stage.BLENDING
-        finished = (stage == Stage.HOLDING) | (stage == Stage.FOSSILIZED)
-        helper = _helper(self._help[growth.blueprint] * growth.alpha)
-        speed = incubates + MIXED_SPEED * (blends | finished)
-        step = growth.seed_lr * speed * (1 + HELP * helper * ~finished)
+        blueprint = growth.blueprint
+        helper = _helper(self._help[blueprint] * growth.alpha)
+        stages = _Stages.of(growth.stage)
+        helped = ~stages.finished & (self._learned < RIPE * self._epochs[blueprint])
+        effect = HELP * helped - SLOWED * stages.finished
+        speed = INCUBATION_SPEED * stages.incubates + growth.alpha * stages.mixed
+        step = growth.seed_lr * speed * (1 + effect * helper)
         self._learned += step
         self._age += 1
         return torch.ones_like(self._age), step
@@ -135,13 +140,12 @@ class AnalyticHosts:
     @one_thread
     def validate(self, growth: Growth, rows: Tensor, *, ablate: bool) -> Validation:
         """Loss and accuracy of ``rows [n]``, and accuracy with each seed left out."""
-        stage, blueprint = growth.stage[rows], growth.blueprint[rows]
-        alpha, learned = growth.alpha[rows], self._learned[rows]
-        ripeness = 1 - torch.exp(-learned / self._epochs[blueprint])
-        full = self._places * self._peak[blueprint] * ripeness
-        blends = stage == Stage.BLENDING
-        mixed = blends | (stage == Stage.HOLDING) | (stage == Stage.FOSSILIZED)
-        effect = torch.where(blends, LEAN * (1 - ripeness), -HINDRANCE)
+        stages, blueprint = _Stages.of(growth.stage[rows]), growth.blueprint[rows]
+        alpha = growth.alpha[rows]
+        share = self._learned[rows] / self._epochs[blueprint]
+        full = self._places * self._peak[blueprint] * share.clamp(max=1).square()
+        leans = stages.blends & (share < RIPE)
+        effect = LEAN * leans - HINDERED * stages.finished
         base = CHANCE + HOST_RISE * (1 - torch.exp(-self._age[rows] / HOST_EPOCHS))
         help_ = self._help[blueprint]
 
@@ -155,10 +159,27 @@ class AnalyticHosts:
             others = 1 - torch.eye(alpha.shape[1], device=alpha.device)
             without = accuracy(alpha * others[:, None]).T
         else:
-            mixed = torch.zeros_like(mixed)
             without = whole[:, None].expand_as(alpha)
         loss = math.log(10) * (100 - whole) / (100 - CHANCE)
-        return Validation(loss, whole, without, mixed)
+        return Validation(loss, whole, without, stages.mixed & ablate)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Where a seed learns and gives, bool ``[n, S]`` each."""
+
+    incubates: Tensor
+    blends: Tensor
+    finished: Tensor
+
+    @classmethod
+    def of(cls, stage: Tensor) -> _Stages:
+        finished = (stage == Stage.HOLDING) | (stage == Stage.FOSSILIZED)
+        return cls(stage == Stage.TRAINING, stage == Stage.BLENDING, finished)
+
+    @property
+    def mixed(self) -> Tensor:
+        return self.blends | self.finished
 
 
 def _helper(strength: Tensor) -> Tensor:

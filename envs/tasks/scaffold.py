@@ -6,17 +6,18 @@ from dataclasses import dataclass
 
 import torch
 
+from envs.actions import BLUEPRINTS, Op
 from envs.hosts.analytic import AnalyticHosts, SeedCurve
 from envs.tasks.base import Task
 
 CURVES: dict[str, SeedCurve] = {
-    "conv_light": SeedCurve(peak=9.0, epochs=8.0, help=0.0, params=100),
-    "attention": SeedCurve(peak=4.0, epochs=5.0, help=0.5, params=100),
-    "norm": SeedCurve(peak=0.0, epochs=1.0, help=1.0, params=100),
-    "depthwise": SeedCurve(peak=12.0, epochs=12.0, help=0.0, params=150),
-    "bottleneck": SeedCurve(peak=18.0, epochs=30.0, help=0.0, params=200),
-    "conv_small": SeedCurve(peak=6.0, epochs=5.0, help=0.0, params=50),
-    "conv_heavy": SeedCurve(peak=80.0, epochs=200.0, help=0.0, params=500),
+    "conv_light": SeedCurve(peak=13.0, epochs=20.0, help=0.0, params=50),
+    "attention": SeedCurve(peak=11.0, epochs=10.0, help=0.5, params=50),
+    "norm": SeedCurve(peak=0.0, epochs=1.0, help=1.0, params=50),
+    "depthwise": SeedCurve(peak=15.0, epochs=40.0, help=0.0, params=100),
+    "bottleneck": SeedCurve(peak=16.0, epochs=60.0, help=0.0, params=100),
+    "conv_small": SeedCurve(peak=12.0, epochs=10.0, help=0.0, params=50),
+    "conv_heavy": SeedCurve(peak=80.0, epochs=330.0, help=0.0, params=300),
 }
 """The blueprints: quick small gains, and one that is worth waiting for and worth helping."""
 
@@ -24,6 +25,26 @@ PLACES: tuple[float, ...] = (0.6, 1.0, 0.8)
 """What a seed gives in every slot, beside what it gives in the best one."""
 
 HOST_SIZE = 1000
+
+
+def _plan() -> dict[int, dict[str, int]]:
+    helper = {"slot": 0, "blueprint": BLUEPRINTS.index("norm"), "style": 0, "tempo": 0, "alpha_target": 2}
+    heavy = {"slot": 1, "blueprint": BLUEPRINTS.index("conv_heavy"), "style": 0, "tempo": 0, "alpha_target": 2}
+    return {
+        0: {"op": Op.GERMINATE, **helper},
+        1: {"op": Op.ADVANCE, "slot": 0},
+        2: {"op": Op.ADVANCE, "slot": 0},
+        3: {"op": Op.GERMINATE, **heavy},
+        4: {"op": Op.ADVANCE, "slot": 1},
+        5: {"op": Op.ADVANCE, "slot": 1},
+        66: {"op": Op.PRUNE, "slot": 0, "alpha_speed": 1, "alpha_curve": 0},
+        67: {"op": Op.ADVANCE, "slot": 1},
+        68: {"op": Op.FOSSILIZE, "slot": 1},
+    }
+
+
+BEST_PLAN = _plan()
+BEST_RETURN, WAIT_RETURN = 3.67, -0.58
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +81,8 @@ def scaffold() -> ScaffoldTask:
         description="no data, learning curves in closed form; a helper seed pays 50 epochs later",
         num_slots=len(PLACES),
         max_epochs=150,
-        host_lr=0.0,
-        seed_lr=1.0,
+        host_lr=1.0,
+        seed_lr=0.5,
         parameter_budget=8 * HOST_SIZE,
         loss_limit=10.0,
     )

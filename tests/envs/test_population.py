@@ -569,7 +569,8 @@ def test_seed_parameters_are_counted():
 
 @pytest.mark.parametrize("num_slots", [1, 2, 3])
 def test_fewer_slots(num_slots):
-    population = Population(small_task("digits", torch.float32), 2, num_slots, 20, CPU)
+    task = small_task("digits", torch.float32)
+    population = task.make_hosts(2, num_slots, CPU, validation_size=20)
     population.reset_hosts(torch.arange(2), torch.arange(2))
     growth = make_growth(2, num_slots, stage=Stage.HOLDING, blueprint="norm", alpha=0.5)
     plant_seeds(population, growth)
