@@ -17,7 +17,6 @@ from itertools import product
 
 import torch
 from tensordict import TensorDict
-from tqdm import tqdm
 
 from envs import MorphogenesisEnv
 from envs.actions import BLUEPRINTS, CAUSAL_RELEVANCE, HEADS, Op, head_sizes
@@ -68,8 +67,8 @@ def choices(head: str) -> list[int]:
     return OFFERED if head == "blueprint" else list(range(head_sizes(SLOTS)[head]))
 
 
-def neighbours(plan: Plan) -> Iterator[Plan]:
-    """All plans that differ in one event."""
+def changed(plan: Plan) -> Iterator[Plan]:
+    """All plans in which one event differs, or comes at another time with all after it."""
     for step, action in plan.items():
         rest = {t: a for t, a in plan.items() if t != step}
         yield rest
@@ -82,6 +81,10 @@ def neighbours(plan: Plan) -> Iterator[Plan]:
             moved = {t + by * (t >= step): a for t, a in plan.items()}
             if len(moved) == len(plan) and min(moved) >= 0 and max(moved) < EPOCHS:
                 yield moved
+
+
+def enlarged(plan: Plan) -> Iterator[Plan]:
+    """All plans with one more event."""
     for step in range(EPOCHS):
         if step not in plan:
             yield from ({**plan, step: action} for action in new_actions())
@@ -104,13 +107,17 @@ def new_actions() -> Iterator[dict[str, int]]:
 def climb(plan: Plan) -> tuple[Plan, float]:
     """The best plan that steps to the best neighbour lead to."""
     best = returns([plan]).item()
-    while True:
-        plans = list(neighbours(plan))
+    neighbours = [changed, enlarged]
+    while neighbours:
+        plans = list(neighbours[0](plan))
         found = returns(plans)
-        if found.max().item() <= best + 1e-5:
-            return plan, best
-        plan, best = plans[int(found.argmax())], found.max().item()
-        tqdm.write(f"  {best:.5f}")
+        if found.max().item() > best + 1e-5:
+            plan, best = plans[int(found.argmax())], found.max().item()
+            neighbours = [changed, enlarged]
+            print(f"  {best:.5f}", flush=True)
+        else:
+            neighbours = neighbours[1:]
+    return plan, best
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from torchrl.envs import EnvBase
 from envs.actions import BLUEPRINTS, HEADS, Op, Stage, head_sizes
 from envs.arguments import check_choice, check_integer
 from envs.attribution import record_contributions
+from envs.growth import Growth, Validation
 from envs.lifecycle import (
     GATES,
     Applied,
@@ -23,7 +24,6 @@ from envs.lifecycle import (
     legal_slots,
 )
 from envs.observation import HIGH, LOW, History, feature_names, observe, params_utilization
-from envs.growth import Growth, Validation
 from envs.randomness import Stream, fold
 from envs.reward import REWARD_TERMS, Outcome, RewardConfig, reward_terms
 from envs.tasks import make_task

@@ -28,8 +28,20 @@ HOST_SIZE = 1000
 
 
 def _plan() -> dict[int, dict[str, int]]:
-    helper = {"slot": 0, "blueprint": BLUEPRINTS.index("norm"), "style": 0, "tempo": 0, "alpha_target": 2}
-    heavy = {"slot": 1, "blueprint": BLUEPRINTS.index("conv_heavy"), "style": 0, "tempo": 0, "alpha_target": 2}
+    helper = {
+        "slot": 0,
+        "blueprint": BLUEPRINTS.index("norm"),
+        "style": 0,
+        "tempo": 0,
+        "alpha_target": 2,
+    }
+    heavy = {
+        "slot": 1,
+        "blueprint": BLUEPRINTS.index("conv_heavy"),
+        "style": 0,
+        "tempo": 0,
+        "alpha_target": 2,
+    }
     return {
         0: {"op": Op.GERMINATE, **helper},
         1: {"op": Op.ADVANCE, "slot": 0},

@@ -34,7 +34,7 @@ class EnvConfig:
     task: str = _option("digits", "name of the task, see `esper-rl tasks`")
     num_envs: int = _option(16, "hosts grown at once, N")
     num_slots: int = _option(3, "slots of a host, S")
-    max_epochs: int = _option(50, "epochs of an episode")
+    max_epochs: int | None = _option(None, "epochs of an episode")
     batches_per_epoch: int | None = _option(None, "minibatches of an epoch")
     minibatch_size: int | None = _option(None, "samples of a minibatch")
     validation_size: int | None = _option(None, "samples of the validation pass")
@@ -43,8 +43,10 @@ class EnvConfig:
     time_limit: str = _option("terminate", "terminate | truncate at max_epochs")
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "num_slots", "max_epochs", "counterfactual_every"):
+        for name in ("num_envs", "num_slots", "counterfactual_every"):
             _require_at_least(f"env.{name}", getattr(self, name), 1)
+        if self.max_epochs is not None:
+            _require_at_least("env.max_epochs", self.max_epochs, 1)
 
 
 @dataclass

@@ -35,7 +35,7 @@ def test_counts_that_are_no_integers(name, value):
     assert repr(value) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["num_envs", "num_slots", "max_epochs", "counterfactual_every"])
+@pytest.mark.parametrize("name", ["num_envs", "num_slots", "counterfactual_every"])
 def test_counts_that_are_none(name):
     with pytest.raises(TypeError, match=f"{name} must be an integer, got None"):
         small_env(**{name: None})
