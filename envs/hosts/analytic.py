@@ -19,13 +19,16 @@ CHANCE = 10.0
 HOST_RISE, HOST_EPOCHS = 5.0, 15.0
 """A host alone rises by so many points, 63 % of them in so many epochs."""
 
-INCUBATION_SPEED = 0.25
+HOST_GRADIENT = 0.5
+"""Gradient norm of every host; so small that the strict gate lets every seed pass."""
+
+INCUBATION_SPEED = 0.1
 """How fast a seed learns in TRAINING, beside one that is mixed in by α = 1."""
 
 RIPE = 0.75
 """A helper is of use until a seed has learned this share of everything."""
 
-HELP = 7.0
+HELP = 3.0
 """With a helper, a seed learns 1 + HELP times as fast."""
 
 LEAN = 0.25
@@ -64,14 +67,14 @@ class AnalyticHosts:
 
     - Host: ``base = 10 + 5·(1 − exp(−e / 15))`` percent.
     - Helper of s: ``u = max over earlier slots j < s of α_j·h_j`` (0 without).
-    - Learning of an epoch: ``τ += λ·v·w`` with v = ¼ in TRAINING, α once mixed in, else 0.
-      In TRAINING and BLENDING a helper speeds it up, w = 1 + 7·u, until τ ≥ ¾·T (**ripe**) and
+    - Learning of an epoch: ``τ += λ·v·w`` with v = 0.1 in TRAINING, α once mixed in, else 0.
+      In TRAINING and BLENDING a helper speeds it up, w = 1 + 3·u, until τ ≥ ¾·T (**ripe**) and
       is of no use after, w = 1; in HOLDING and FOSSILIZED it is in the way, w = 1 − u/2.
     - What s gives: ``g = α·ρ·P·min(τ/T, 1)²·m``. In BLENDING, m = 1 + u/4 until it is ripe (it
       leans on its helper), 1 after; in HOLDING and FOSSILIZED, m = 1 − 0.15·u.
     - Accuracy: ``base + max over s of g``: seeds don't add up. Loss: ``ln 10 · (100 − accuracy)
       / 90``.
-    - Gradient norms: 1 for a host, and a seed's Δτ in this epoch.
+    - Gradient norms: ½ for a host, and a seed's Δτ in this epoch.
 
     So a seed in BLENDING has the interaction ``g·(1 − 1/m)`` ≥ 0 with a helper that gives nothing
     itself. A blend's style changes nothing but the ramp and the gate's parameters.
@@ -135,7 +138,7 @@ class AnalyticHosts:
         step = growth.seed_lr * speed * (1 + effect * helper)
         self._learned += step
         self._age += 1
-        return torch.ones_like(self._age), step
+        return torch.full_like(self._age, HOST_GRADIENT), step
 
     @one_thread
     def validate(self, growth: Growth, rows: Tensor, *, ablate: bool) -> Validation:

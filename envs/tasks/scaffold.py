@@ -17,7 +17,7 @@ CURVES: dict[str, SeedCurve] = {
     "depthwise": SeedCurve(peak=15.0, epochs=40.0, help=0.0, params=100),
     "bottleneck": SeedCurve(peak=16.0, epochs=60.0, help=0.0, params=100),
     "conv_small": SeedCurve(peak=12.0, epochs=10.0, help=0.0, params=50),
-    "conv_heavy": SeedCurve(peak=80.0, epochs=330.0, help=0.0, params=300),
+    "conv_heavy": SeedCurve(peak=80.0, epochs=280.0, help=0.0, params=300),
 }
 """The blueprints: quick small gains, and one that is worth waiting for and worth helping."""
 
@@ -49,9 +49,9 @@ def _plan() -> dict[int, dict[str, int]]:
         3: {"op": Op.GERMINATE, **heavy},
         4: {"op": Op.ADVANCE, "slot": 1},
         5: {"op": Op.ADVANCE, "slot": 1},
-        66: {"op": Op.PRUNE, "slot": 0, "alpha_speed": 1, "alpha_curve": 0},
-        67: {"op": Op.ADVANCE, "slot": 1},
-        68: {"op": Op.FOSSILIZE, "slot": 1},
+        82: {"op": Op.PRUNE, "slot": 0, "alpha_speed": 1, "alpha_curve": 0},
+        83: {"op": Op.ADVANCE, "slot": 1},
+        84: {"op": Op.FOSSILIZE, "slot": 1},
     }
 
 
@@ -94,7 +94,7 @@ def scaffold() -> ScaffoldTask:
         num_slots=len(PLACES),
         max_epochs=150,
         host_lr=1.0,
-        seed_lr=0.5,
+        seed_lr=0.75,
         parameter_budget=8 * HOST_SIZE,
         loss_limit=10.0,
     )
