@@ -52,6 +52,7 @@ class PPOConfig:
     """Proximal policy optimisation (Schulman et al. 2017) and its value estimation."""
 
     lr: float = _option(5e-4, "learning rate of Adam")
+    anneal_lr: bool = _option(True, "lower lr in equal steps, to lr / iterations in the last one")
     gamma: float = _option(0.995, "discount per epoch, in [0, 1]")
     lmbda: float = _option(0.98, "decay of generalised advantage estimation, in [0, 1]")
     clip_epsilon: float = _option(0.2, "the ratio is clipped to 1 ± this")

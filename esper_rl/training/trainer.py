@@ -72,6 +72,12 @@ def train(config: TrainConfig) -> Path:
     )
     parameters = list(actor_critic.network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.ppo.lr)
+    schedule = torch.optim.lr_scheduler.LinearLR(
+        optimizer,
+        start_factor=1.0,
+        end_factor=1 / config.iterations if config.ppo.anneal_lr else 1.0,
+        total_iters=config.iterations - 1,
+    )
     collector = make_collector(config, actor_critic)
 
     run = RunFolder.create(config)
@@ -111,11 +117,13 @@ def train(config: TrainConfig) -> Path:
                 "steps": steps,
                 **rollout_metrics(batch),
                 **update_metrics(updates),
+                "lr": schedule.get_last_lr()[0],
                 "seconds/env": env_seconds,
                 "seconds/policy": policy_seconds,
                 "seconds/update": update_seconds,
                 "steps_per_second": batch.numel() / (collect_seconds + update_seconds),
             }
+            schedule.step()
             append_row(run.metrics, row)
             save_checkpoint(run.checkpoint, actor_critic, config, steps)
             progress.set_postfix(_headline(row), refresh=False)

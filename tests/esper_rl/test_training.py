@@ -278,3 +278,14 @@ def test_a_short_run_learns_to_grow(
     returns = [line["return"] for line in read_metrics(train(config))]
     assert sum(returns[:2]) / 2 < 5
     assert sum(returns[-2:]) / 2 > 10
+
+
+@pytest.mark.parametrize(
+    ("anneal", "rates"), [("true", [4e-3, 3e-3, 2e-3, 1e-3]), ("false", [4e-3] * 4)]
+)
+def test_learning_rate_falls_in_equal_steps(
+    tiny_config: Configure, anneal: str, rates: list[float]
+) -> None:
+    config = tiny_config("total_steps=80", "ppo.lr=4e-3", f"ppo.anneal_lr={anneal}")
+    lines = read_metrics(train(config))
+    assert [line["lr"] for line in lines] == pytest.approx(rates)
