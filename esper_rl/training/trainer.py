@@ -72,12 +72,6 @@ def train(config: TrainConfig) -> Path:
     )
     parameters = list(actor_critic.network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.ppo.lr)
-    schedule = torch.optim.lr_scheduler.LinearLR(
-        optimizer,
-        start_factor=1.0,
-        end_factor=1 / config.iterations if config.ppo.anneal_lr else 1.0,
-        total_iters=config.iterations - 1,
-    )
     collector = make_collector(config, actor_critic)
 
     run = RunFolder.create(config)
@@ -86,7 +80,7 @@ def train(config: TrainConfig) -> Path:
     try:
         save_checkpoint(run.checkpoint, actor_critic, config, steps)
         batches = iter(collector)
-        for _ in range(config.iterations):
+        for iteration in range(config.iterations):
             start = perf_counter()
             batch = next(batches)  # [N, T]
             collect_seconds = perf_counter() - start
@@ -96,6 +90,10 @@ def train(config: TrainConfig) -> Path:
             batch = compute_advantages(
                 batch, actor_critic, gamma=config.ppo.gamma, lmbda=config.ppo.lmbda
             )
+            entropy_coeff = config.ppo.entropy_coeff
+            if config.ppo.anneal_entropy:
+                entropy_coeff *= 1 - iteration / config.iterations
+            loss_module.entropy_coeff.fill_(entropy_coeff)
             updates = []
             for _ in range(config.ppo.epochs):
                 for rows in torch.randperm(config.env.num_envs).chunk(config.ppo.minibatches):
@@ -117,13 +115,12 @@ def train(config: TrainConfig) -> Path:
                 "steps": steps,
                 **rollout_metrics(batch),
                 **update_metrics(updates),
-                "lr": schedule.get_last_lr()[0],
+                "entropy_coeff": entropy_coeff,
                 "seconds/env": env_seconds,
                 "seconds/policy": policy_seconds,
                 "seconds/update": update_seconds,
                 "steps_per_second": batch.numel() / (collect_seconds + update_seconds),
             }
-            schedule.step()
             append_row(run.metrics, row)
             save_checkpoint(run.checkpoint, actor_critic, config, steps)
             progress.set_postfix(_headline(row), refresh=False)

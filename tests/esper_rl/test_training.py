@@ -281,11 +281,15 @@ def test_a_short_run_learns_to_grow(
 
 
 @pytest.mark.parametrize(
-    ("anneal", "rates"), [("true", [4e-3, 3e-3, 2e-3, 1e-3]), ("false", [4e-3] * 4)]
+    ("anneal", "coefficients"), [("true", [4e-3, 3e-3, 2e-3, 1e-3]), ("false", [4e-3] * 4)]
 )
-def test_learning_rate_falls_in_equal_steps(
-    tiny_config: Configure, anneal: str, rates: list[float]
+def test_entropies_count_less_and_less(
+    tiny_config: Configure, anneal: str, coefficients: list[float]
 ) -> None:
-    config = tiny_config("total_steps=80", "ppo.lr=4e-3", f"ppo.anneal_lr={anneal}")
+    config = tiny_config("total_steps=80", "ppo.entropy_coeff=4e-3", f"ppo.anneal_entropy={anneal}")
     lines = read_metrics(train(config))
-    assert [line["lr"] for line in lines] == pytest.approx(rates)
+    assert [line["entropy_coeff"] for line in lines] == pytest.approx(coefficients)
+    for line in lines:  # the entropy of every head is within 1 % of its maximum at first
+        assert line["loss_entropy"] / line["entropy_coeff"] == pytest.approx(
+            lines[0]["loss_entropy"] / 4e-3, rel=0.2
+        )
