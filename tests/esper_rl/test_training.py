@@ -293,3 +293,11 @@ def test_entropies_count_less_and_less(
         assert line["loss_entropy"] / line["entropy_coeff"] == pytest.approx(
             lines[0]["loss_entropy"] / 4e-3, rel=0.2
         )
+
+
+@pytest.mark.parametrize(("time_limit", "regressed"), [("truncate", True), ("terminate", False)])
+def test_the_value_at_a_time_limit_is_regressed(
+    tiny_config: Configure, time_limit: str, regressed: bool
+) -> None:
+    lines = read_metrics(train(tiny_config(f"env.time_limit={time_limit}")))
+    assert all(line.get("loss_final_value", 0.0) > 0 for line in lines) is regressed
