@@ -67,7 +67,7 @@ def draw(results: dict[str, dict[str, dict]], path: Path) -> None:
         axis.set_xticks(range(len(blueprints)), blueprints, rotation=30, ha="right")
         axis.set(title=task, ylabel="final validation accuracy, %")
         axis.grid(axis="y", alpha=0.3)
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     figure.savefig(path, dpi=130)
 
 

@@ -9,6 +9,7 @@ No operation mixes networks, so a NaN in one never reaches another.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -117,15 +118,55 @@ def max_pool(x: Tensor) -> Tensor:
     return _MaxPool.apply(x)
 
 
-def _patches(x: Tensor) -> Tensor:
-    """The 3×3 neighbourhood of every pixel: ``[n, C, H, W, B]`` to ``[n, C·9, H·W·B]``."""
-    n, channels, height, width, batch = x.shape
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [n, C, 3, 3, B, H, W]
-    return windows.permute(0, 1, 2, 3, 5, 6, 4).reshape(n, channels * 9, height * width * batch)
+class _DenseConv3x3(torch.autograd.Function):
+    """As one fully connected layer, whose matrix is mostly zeros: the fastest on tiny maps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        out_channels, in_channels = kernel.shape[1:3]
+        height, width = x.shape[2:4]
+        pixels = height * width
+        matrix = kernel.flatten(3) @ _taps(height, width, kernel.dtype, kernel.device)
+        matrix = matrix.unflatten(3, (pixels, pixels)).transpose(2, 3)
+        matrix = matrix.reshape(-1, out_channels * pixels, in_channels * pixels)
+        ctx.save_for_backward(x, matrix, kernel)
+        out = torch.matmul(matrix, x.flatten(1, 3))
+        return out.unflatten(1, (out_channels, height, width))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, matrix, kernel = ctx.saved_tensors
+        out_channels, in_channels = kernel.shape[1:3]
+        pixels = x.shape[2] * x.shape[3]
+        grad = grad.reshape(len(matrix), out_channels * pixels, -1)
+        grad_matrix = torch.matmul(grad, x.flatten(1, 3).transpose(1, 2))
+        grad_matrix = grad_matrix.view(-1, out_channels, pixels, in_channels, pixels)
+        taps = _taps(*x.shape[2:4], kernel.dtype, kernel.device)
+        grad_kernel = grad_matrix.transpose(2, 3).flatten(3) @ taps.T
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.bmm(matrix.transpose(1, 2), grad).view(x.shape)
+        return grad_x, grad_kernel.view(kernel.shape)
 
 
-class _Conv3x3(torch.autograd.Function):
+_DENSE_PIXELS = 16
+"""Largest map for which :class:`_DenseConv3x3` wins."""
+
+
+@cache
+def _taps(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 where a tap of a 3×3 kernel joins an output pixel to an input pixel: ``[9, pixels²]``."""
+    row = torch.arange(height, device=device).repeat_interleave(width)
+    column = torch.arange(width, device=device).repeat(height)
+    down, right = row - row[:, None], column - column[:, None]  # [output pixel, input pixel]
+    taps = [(down == i) & (right == j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    return torch.stack(taps).flatten(1).to(dtype)
+
+
+class _PatchConv3x3(torch.autograd.Function):
+    """As a product of the kernel with all 3×3 neighbourhoods."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
         patches = _patches(x)
@@ -145,24 +186,12 @@ class _Conv3x3(torch.autograd.Function):
         return grad_x, grad_kernel
 
 
-class _DepthwiseConv3x3(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
-        patches = _patches(x).view(x.shape[0] * x.shape[1], 9, -1)
-        ctx.save_for_backward(patches, kernel)
-        return torch.bmm(kernel.reshape(-1, 1, 9), patches).view(x.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
-        patches, kernel = ctx.saved_tensors
-        each = grad.reshape(len(patches), 1, -1)
-        grad_kernel = torch.bmm(each, patches.transpose(1, 2)).view(kernel.shape)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            turned = kernel.flip(2, 3).reshape(-1, 1, 9)
-            grad_x = torch.bmm(turned, _patches(grad).view(patches.shape)).view(grad.shape)
-        return grad_x, grad_kernel
+def _patches(x: Tensor) -> Tensor:
+    """The 3×3 neighbourhood of every pixel: ``[n, C, H, W, B]`` to ``[n, C·9, H·W·B]``."""
+    n, channels, height, width, batch = x.shape
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [n, C, 3, 3, B, H, W]
+    return windows.permute(0, 1, 2, 3, 5, 6, 4).reshape(n, channels * 9, height * width * batch)
 
 
 def pointwise_conv(x: Tensor, kernel: Tensor) -> Tensor:
@@ -182,7 +211,8 @@ def conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
         x: features ``[n, C_in, H, W, B]``; n may be 1 where all networks share their input.
         kernel: ``[n, C_out, C_in, 3, 3]``.
     """
-    return _Conv3x3.apply(x, kernel)
+    small = x.shape[2] * x.shape[3] <= _DENSE_PIXELS
+    return (_DenseConv3x3 if small else _PatchConv3x3).apply(x, kernel)
 
 
 def depthwise_conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
@@ -192,7 +222,8 @@ def depthwise_conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
         x: features ``[n, C, H, W, B]``.
         kernel: ``[n, C, 3, 3]``.
     """
-    return _DepthwiseConv3x3.apply(x, kernel)
+    # Every channel is a network of its own.
+    return conv3x3(x.flatten(0, 1)[:, None], kernel.flatten(0, 1)[:, None, None]).view(x.shape)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

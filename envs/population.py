@@ -9,6 +9,7 @@ seed together.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -235,40 +236,41 @@ class Population:
             h = permute_rows(h, plan.order)
         if not plan.groups:
             return h
-        parts = h.split([plan.num_passing, *(len(group.rows) for group in plan.groups)])
-        grown = [parts[0]] if plan.num_passing else []
-        for group, params, part in zip(plan.groups, seeds, parts[1:], strict=True):
+        passing = [plan.num_passing] if plan.num_passing else []
+        parts = _split(h, [*passing, *(len(group.rows) for group in plan.groups)])
+        grown = list(parts[: len(passing)])
+        for group, params, part in zip(plan.groups, seeds, parts[len(passing) :], strict=True):
             grown += self._grow(group, params, part, alpha[group.rows])
         if plan.ablated is not None:
             grown.append(h.index_select(0, plan.ablated))
-        return torch.cat(grown) if len(grown) > 1 else grown[0]
+        return _join(grown)
 
     def _grow(
         self, group: Group, params: dict[str, Tensor], h: Tensor, alpha: Tensor
     ) -> list[Tensor]:
         """Features ``h`` of a group's lanes with its seeds mixed in, one tensor a mode."""
-        seed_input = h
-        if group.modes[0][0] is Mode.INCUBATE:
-            incubating = group.modes[0][1]
-            seed_input = torch.cat([h[:incubating].detach(), h[incubating:]])
-        seed = self._blueprints[group.blueprint](params, seed_input)
+        counts = [count for _, count in group.modes]
         alpha = alpha.view(-1, *[1] * (h.dim() - 1))
-        grown, start = [], 0
-        for mode, count in group.modes:
-            lanes = slice(start, start + count)
-            start += count
+        hs, alphas = _split(h, counts), _split(alpha, counts)
+        seed_inputs = list(hs)
+        if group.modes[0][0] is Mode.INCUBATE:
+            seed_inputs[0] = hs[0].detach()
+        seeds = _split(self._blueprints[group.blueprint](params, _join(seed_inputs)), counts)
+        grown = []
+        for i, (mode, count) in enumerate(group.modes):
             if mode is Mode.INCUBATE:
-                out = incubate(h[lanes], seed[lanes])
+                out = incubate(hs[i], seeds[i])
             elif mode is Mode.ADD:
-                out = torch.lerp(h[lanes], seed[lanes], alpha[lanes])
+                out = torch.lerp(hs[i], seeds[i], alphas[i])
             elif mode is Mode.MULTIPLY:
-                change = torch.tanh(seed[lanes] - h[lanes])
-                out = torch.addcmul(h[lanes], h[lanes] * alpha[lanes], change)
+                out = torch.addcmul(hs[i], hs[i] * alphas[i], torch.tanh(seeds[i] - hs[i]))
             else:
-                pooled = self.host.pool(h[lanes])
-                score = linear(pooled, params["gate_weight"][lanes], params["gate_bias"][lanes])
+                weight = _split(params["gate_weight"], counts)[i]
+                score = linear(
+                    self.host.pool(hs[i]), weight, _split(params["gate_bias"], counts)[i]
+                )
                 openness = torch.sigmoid(score).view(count, *[1] * (h.dim() - 2), -1)
-                out = torch.lerp(h[lanes], seed[lanes], alpha[lanes] * openness)
+                out = torch.lerp(hs[i], seeds[i], alphas[i] * openness)
             grown.append(out)
         return grown
 
@@ -420,6 +422,16 @@ class Population:
         named = [part.layout.unflatten(part.flat(part.params)) for part in self._parts(plan)]
         x = self._validation_inputs.expand(len(plan.lane_rows[0]), -1, -1)
         return self._forward(plan, named, x, growth.alpha)
+
+
+def _split(x: Tensor, counts: list[int]) -> Sequence[Tensor]:
+    """``x`` in parts of so many lanes; the gradient of a single part costs nothing."""
+    return (x,) if len(counts) == 1 else x.split(counts)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """The inverse of :func:`_split`."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _compose(orders: list[Tensor | None]) -> Tensor | None:

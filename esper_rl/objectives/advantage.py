@@ -1,4 +1,4 @@
-"""Advantages of a recurrent rollout with the sampled-op bootstrap."""
+"""Advantages of a recurrent rollout with the sampled-op bootstrap, and values where it ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def compute_advantages(
         raise ValueError(f"batch has shape {tuple(batch.shape)}, but must be [rows, steps]")
     value = batch["state_value"]
     done, terminated = batch["next", "done"], batch["next", "terminated"]
-    valid = batch.get(("collector", "mask"), torch.ones_like(done)).reshape(done.shape)
+    valid = _valid(batch)
     last = valid & ~torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], dim=1)
     end = done | last
     next_value = torch.where(end, 0.0, value.roll(-1, dims=1))
@@ -62,6 +62,35 @@ def compute_advantages(
     return batch
 
 
+def final_value_loss(batch: TensorDictBase, actor_critic: ActorCritic) -> Tensor:
+    """Squared value of the observations at which episodes were truncated, to be added to a loss.
+
+    For worlds that pay a lump at their time limit. The bootstrap there is a value that no other
+    loss regresses: it copies that of the step before, which grows by the lump every time. Nothing
+    more is paid after the lump, so this pulls the value towards 0, at an op that the policy draws.
+
+    Args:
+        batch: steps ``[N, T]`` of a collector.
+        actor_critic: whose values they are; its action heads get no gradient.
+
+    Returns:
+        A scalar: the sum over the truncated steps, divided by the number of valid steps, so that
+        each of them weighs as much as any other step in the value loss.
+    """
+    valid = _valid(batch)
+    truncated = batch["next", "truncated"] & ~batch["next", "terminated"] & valid
+    if not truncated.any():
+        return torch.zeros((), device=truncated.device)
+    value = _bootstrap(batch["next"][truncated.squeeze(-1)], actor_critic)
+    return value.square().sum() / valid.sum()
+
+
+def _valid(batch: TensorDictBase) -> Tensor:
+    """Bool ``[N, T, 1]``: the steps that aren't padding."""
+    done = batch["next", "done"]
+    return batch.get(("collector", "mask"), torch.ones_like(done)).reshape(done.shape)
+
+
 def _bootstrap(after: TensorDictBase, actor_critic: ActorCritic) -> Tensor:
     """Hard values ``[K, 1]`` of K final observations with ops sampled there."""
     keys = [key for key in actor_critic.actor.in_keys if key != "is_init"]
@@ -76,5 +105,6 @@ def _bootstrap(after: TensorDictBase, actor_critic: ActorCritic) -> Tensor:
     # A last observation goes on with the memory of its episode, whatever comes after it.
     state["is_init"] = torch.zeros(*state.shape, 1, dtype=torch.bool, device=after.device)
     with set_recurrent_mode(False), set_exploration_type(ExplorationType.RANDOM):
-        action = actor_critic.actor(state.copy()).select("action")
+        with torch.no_grad():
+            action = actor_critic.actor(state.copy()).select("action")
         return actor_critic.critic(state.update(action))["state_value"]

@@ -55,12 +55,13 @@ class PPOConfig:
 
     lr: float = _option(5e-4, "learning rate of Adam")
     gamma: float = _option(0.995, "discount per epoch, in [0, 1]")
-    lmbda: float = _option(0.98, "decay of generalised advantage estimation, in [0, 1]")
+    lmbda: float = _option(0.95, "decay of generalised advantage estimation, in [0, 1]")
     clip_epsilon: float = _option(0.2, "the ratio is clipped to 1 ± this")
     epochs: int = _option(6, "passes over the steps of an iteration")
     minibatches: int = _option(2, "parts of a pass; rows are split, their time never is")
     critic_coeff: float = _option(0.5, "weight of the value loss")
-    entropy_coeff: float = _option(0.003, "weight of the entropies")
+    entropy_coeff: float = _option(0.003, "weight of the entropies, in the first iteration")
+    anneal_entropy: bool = _option(True, "lower entropy_coeff in equal steps towards 0")
     max_grad_norm: float = _option(1.0, "the gradient is scaled down to this norm")
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig.v2)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    total_steps: int = _option(16_000, "environment steps of the run, over all rows")
+    total_steps: int = _option(20_000, "environment steps of the run, over all rows")
     steps_per_iteration: int = _option(800, "steps between two updates, over all rows")
     seed: int = _option(0, "seed of everything random")
     device: str = _option("cpu", "device of world and policy")

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from envs.actions import CAUSAL_RELEVANCE
-from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages
+from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages, final_value_loss
 from esper_rl.policy import ENTROPY_WEIGHTS, make_actor_critic
 from esper_rl.report.curves import plot_learning_curve
 from esper_rl.training.checkpoint import save_checkpoint
@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> Path:
     try:
         save_checkpoint(run.checkpoint, actor_critic, config, steps)
         batches = iter(collector)
-        for _ in range(config.iterations):
+        for iteration in range(config.iterations):
             start = perf_counter()
             batch = next(batches)  # [N, T]
             collect_seconds = perf_counter() - start
@@ -90,14 +90,19 @@ def train(config: TrainConfig) -> Path:
             batch = compute_advantages(
                 batch, actor_critic, gamma=config.ppo.gamma, lmbda=config.ppo.lmbda
             )
+            entropy_coeff = config.ppo.entropy_coeff
+            if config.ppo.anneal_entropy:
+                entropy_coeff *= 1 - iteration / config.iterations
+            loss_module.entropy_coeff.fill_(entropy_coeff)
             updates = []
             for _ in range(config.ppo.epochs):
                 for rows in torch.randperm(config.env.num_envs).chunk(config.ppo.minibatches):
                     losses = loss_module(batch[rows])
+                    if config.env.time_limit == "truncate":
+                        final_value = final_value_loss(batch[rows], actor_critic)
+                        losses["loss_final_value"] = config.ppo.critic_coeff * final_value
                     optimizer.zero_grad()
-                    loss = sum(
-                        losses[key] for key in ("loss_objective", "loss_critic", "loss_entropy")
-                    )
+                    loss = sum(term for key, term in losses.items() if key.startswith("loss_"))
                     loss.backward()
                     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.ppo.max_grad_norm)
                     _require_finite(loss, grad_norm, steps)
@@ -111,6 +116,7 @@ def train(config: TrainConfig) -> Path:
                 "steps": steps,
                 **rollout_metrics(batch),
                 **update_metrics(updates),
+                "entropy_coeff": entropy_coeff,
                 "seconds/env": env_seconds,
                 "seconds/policy": policy_seconds,
                 "seconds/update": update_seconds,

@@ -25,6 +25,7 @@ from envs.layers import (
 
 NETWORKS, IN, OUT, HEIGHT, WIDTH, BATCH = 3, 4, 5, 4, 6, 7
 FEATURES = (IN, HEIGHT, WIDTH, BATCH)
+SMALL_FEATURES = (IN, 4, 3, BATCH)  # convolutions take another path
 
 
 def norm_of_one(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -54,7 +55,13 @@ LAYERS: dict[str, tuple[Callable, Callable, list[tuple[int, ...]]]] = {
     "max_pool": (max_pool, lambda x: batch_last(F.max_pool2d(batch_first(x), 2)), [FEATURES]),
     "pointwise_conv": (pointwise_conv, pointwise_of_one, [FEATURES, (OUT, IN)]),
     "conv3x3": (conv3x3, conv_of_one, [FEATURES, (OUT, IN, 3, 3)]),
+    "conv3x3 on a small map": (conv3x3, conv_of_one, [SMALL_FEATURES, (OUT, IN, 3, 3)]),
     "depthwise_conv3x3": (depthwise_conv3x3, depthwise_of_one, [FEATURES, (IN, 3, 3)]),
+    "depthwise_conv3x3 on a small map": (
+        depthwise_conv3x3,
+        depthwise_of_one,
+        [SMALL_FEATURES, (IN, 3, 3)],
+    ),
     "linear": (
         linear,
         lambda x, weight, bias: batch_last(F.linear(batch_first(x), weight, bias)),
@@ -180,8 +187,9 @@ def test_relu_passes_no_gradient_at_exactly_zero():
     assert all((gradient == 0).all() for gradient in gradients)
 
 
-def test_networks_can_share_the_input_of_conv3x3():
-    shared, kernel = draw(FEATURES, (OUT, IN, 3, 3))
+@pytest.mark.parametrize("features", [FEATURES, SMALL_FEATURES])
+def test_networks_can_share_the_input_of_conv3x3(features):
+    shared, kernel = draw(features, (OUT, IN, 3, 3))
     shared = shared[:1]
     alone = results(lambda k: conv3x3(shared, k), [kernel])
     repeated = results(lambda k: conv3x3(shared.expand(NETWORKS, -1, -1, -1, -1), k), [kernel])

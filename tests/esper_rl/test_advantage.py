@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrl.collectors.utils import split_trajectories
 
 from envs.actions import Op
-from esper_rl.objectives import compute_advantages
+from esper_rl.objectives import compute_advantages, final_value_loss
 from esper_rl.policy import ActorCritic
 
 GAMMA, LMBDA = 0.9, 0.7
@@ -176,3 +176,43 @@ def test_a_missing_entry_is_named(
 def test_steps_without_time_are_refused(batch: TensorDictBase, ac: ActorCritic) -> None:
     with pytest.raises(ValueError, match=r"shape \(12,\)"):
         compute_advantages(batch[:, 0], ac)
+
+
+def truncated_steps(batch: TensorDictBase) -> Tensor:
+    """Bool ``[N, T]``."""
+    return (batch["next", "truncated"] & ~batch["next", "terminated"]).squeeze(-1)
+
+
+def test_final_values_by_hand(batch: TensorDictBase, waiting: ActorCritic) -> None:
+    truncated = truncated_steps(batch)
+    assert 1 < truncated.sum() < (batch["next", "done"]).sum()
+    values = hard_values(waiting, batch["next"][truncated])[:, Op.WAIT]
+    expected = values.square().sum() / batch.numel()
+    torch.testing.assert_close(final_value_loss(batch, waiting), expected)
+
+
+def test_final_values_teach_the_value_and_no_action_head(
+    batch: TensorDictBase, ac: ActorCritic
+) -> None:
+    final_value_loss(batch, ac).backward()
+    for name, parameter in ac.network.named_parameters():
+        got = parameter.grad is not None and bool((parameter.grad != 0).any())
+        assert got is not name.startswith("heads."), name
+
+
+def test_no_final_value_where_nothing_was_truncated(batch: TensorDictBase, ac: ActorCritic) -> None:
+    truncated = truncated_steps(batch)
+    batch["next", "terminated"][truncated] = True
+    assert final_value_loss(batch, ac) == 0
+
+
+def test_padding_has_no_final_value(batch: TensorDictBase, waiting: ActorCritic) -> None:
+    truncated = truncated_steps(batch)
+    row, step = truncated.nonzero()[0].tolist()
+    valid = torch.ones(batch.shape, dtype=torch.bool)
+    valid[row, step] = False
+    whole = final_value_loss(batch, waiting) * batch.numel()
+    batch.set(("collector", "mask"), valid)
+    rest = final_value_loss(batch, waiting) * (batch.numel() - 1)
+    missing = hard_values(waiting, batch["next"][row, step][None])[0, Op.WAIT].square()
+    torch.testing.assert_close(whole - rest, missing)

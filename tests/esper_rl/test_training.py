@@ -278,3 +278,26 @@ def test_a_short_run_learns_to_grow(
     returns = [line["return"] for line in read_metrics(train(config))]
     assert sum(returns[:2]) / 2 < 5
     assert sum(returns[-2:]) / 2 > 10
+
+
+@pytest.mark.parametrize(
+    ("anneal", "coefficients"), [("true", [4e-3, 3e-3, 2e-3, 1e-3]), ("false", [4e-3] * 4)]
+)
+def test_entropies_count_less_and_less(
+    tiny_config: Configure, anneal: str, coefficients: list[float]
+) -> None:
+    config = tiny_config("total_steps=80", "ppo.entropy_coeff=4e-3", f"ppo.anneal_entropy={anneal}")
+    lines = read_metrics(train(config))
+    assert [line["entropy_coeff"] for line in lines] == pytest.approx(coefficients)
+    for line in lines:  # the entropy of every head is within 1 % of its maximum at first
+        assert line["loss_entropy"] / line["entropy_coeff"] == pytest.approx(
+            lines[0]["loss_entropy"] / 4e-3, rel=0.2
+        )
+
+
+@pytest.mark.parametrize(("time_limit", "regressed"), [("truncate", True), ("terminate", False)])
+def test_the_value_at_a_time_limit_is_regressed(
+    tiny_config: Configure, time_limit: str, regressed: bool
+) -> None:
+    lines = read_metrics(train(tiny_config(f"env.time_limit={time_limit}")))
+    assert all(line.get("loss_final_value", 0.0) > 0 for line in lines) is regressed
