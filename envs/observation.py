@@ -61,6 +61,9 @@ SLOT_FEATURES: tuple[str, ...] = (
 )
 """Names of a slot's 29 features."""
 
+ACTION_FEEDBACK: tuple[int, int] = (18, 25)
+"""First column of the last action's success and op, and the column after the last one."""
+
 _KEPT_IN_COOL_DOWN = torch.tensor(
     [
         name in ("is_active", "epochs_in_stage_norm") or name.startswith("stage_")

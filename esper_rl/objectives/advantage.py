@@ -11,16 +11,24 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from esper_rl.policy import ActorCritic
 
+BOOTSTRAPS: tuple[str, ...] = ("sampled", "expected")
+"""How the value of an observation is found after which nothing is known."""
+
 
 @torch.no_grad()
 def compute_advantages(
-    batch: TensorDictBase, actor_critic: ActorCritic, *, gamma: float = 0.995, lmbda: float = 0.98
+    batch: TensorDictBase,
+    actor_critic: ActorCritic,
+    *,
+    gamma: float = 0.995,
+    lmbda: float = 0.98,
+    bootstrap: str = "sampled",
 ) -> TensorDictBase:
     """Fill in GAE (Schulman et al. 2016) from the values that the rollout stored.
 
-    The baseline is the soft ``"state_value"`` written beside the action. Where an episode was
-    truncated, or the batch ends in mid-episode, the value of the ``next`` observation is the hard
-    one of the op that the policy samples there; a terminated step has no bootstrap. Only those
+    The baseline is the ``"state_value"`` written beside the action. Where an episode was
+    truncated, or the batch ends in mid-episode, the value of the ``next`` observation is that of
+    the op that the policy samples there; a terminated step has no bootstrap. Only those
     observations are evaluated.
 
     Steps that ``("collector", "mask")`` marks as padding (of split trajectories) neither count in
@@ -31,6 +39,7 @@ def compute_advantages(
         actor_critic: whose values they are.
         gamma: discount.
         lmbda: of GAE.
+        bootstrap: ``"sampled"``, or ``"expected"`` for the mean over the policy's ops.
 
     Returns:
         The batch with ``("next", "state_value")``, ``"advantage"`` (normalised over all valid
@@ -38,8 +47,10 @@ def compute_advantages(
 
     Raises:
         KeyError: if ``next`` lacks what the actor reads, such as the recurrent state.
-        ValueError: if the batch isn't ``[N, T]``.
+        ValueError: if the batch isn't ``[N, T]``, or ``bootstrap`` unknown.
     """
+    if bootstrap not in BOOTSTRAPS:
+        raise ValueError(f"bootstrap must be one of {BOOTSTRAPS}; got {bootstrap!r}")
     if batch.ndim != 2:
         raise ValueError(f"batch has shape {tuple(batch.shape)}, but must be [rows, steps]")
     value = batch["state_value"]
@@ -50,7 +61,7 @@ def compute_advantages(
     next_value = torch.where(end, 0.0, value.roll(-1, dims=1))
     bootstrapped = (valid & end & ~terminated).squeeze(-1)
     if bootstrapped.any():
-        next_value[bootstrapped] = _bootstrap(batch["next"][bootstrapped], actor_critic)
+        next_value[bootstrapped] = _value_of(batch["next"][bootstrapped], actor_critic, bootstrap)
     advantage, target = generalized_advantage_estimate(
         gamma, lmbda, value, next_value, batch["next", "reward"], end, terminated, time_dim=1
     )
@@ -81,7 +92,7 @@ def final_value_loss(batch: TensorDictBase, actor_critic: ActorCritic) -> Tensor
     truncated = batch["next", "truncated"] & ~batch["next", "terminated"] & valid
     if not truncated.any():
         return torch.zeros((), device=truncated.device)
-    value = _bootstrap(batch["next"][truncated.squeeze(-1)], actor_critic)
+    value = _value_of(batch["next"][truncated.squeeze(-1)], actor_critic, "sampled")
     return value.square().sum() / valid.sum()
 
 
@@ -91,8 +102,8 @@ def _valid(batch: TensorDictBase) -> Tensor:
     return batch.get(("collector", "mask"), torch.ones_like(done)).reshape(done.shape)
 
 
-def _bootstrap(after: TensorDictBase, actor_critic: ActorCritic) -> Tensor:
-    """Hard values ``[K, 1]`` of K final observations with ops sampled there."""
+def _value_of(after: TensorDictBase, actor_critic: ActorCritic, how: str) -> Tensor:
+    """Values ``[K, 1]`` of K final observations: see ``bootstrap`` above."""
     keys = [key for key in actor_critic.actor.in_keys if key != "is_init"]
     present = after.keys(True)
     for key in keys:
@@ -105,6 +116,8 @@ def _bootstrap(after: TensorDictBase, actor_critic: ActorCritic) -> Tensor:
     # A last observation goes on with the memory of its episode, whatever comes after it.
     state["is_init"] = torch.zeros(*state.shape, 1, dtype=torch.bool, device=after.device)
     with set_recurrent_mode(False), set_exploration_type(ExplorationType.RANDOM):
+        if how == "expected":
+            return actor_critic.expected_critic(state)["state_value"]
         with torch.no_grad():
             action = actor_critic.actor(state.copy()).select("action")
         return actor_critic.critic(state.update(action))["state_value"]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDictBase
 from tensordict.nn import (
     InteractionType,
@@ -20,12 +19,16 @@ from tensordict.nn import (
     TensorDictModuleBase,
     TensorDictSequential,
 )
+from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.envs import EnvBase, InitTracker, Transform
-from torchrl.modules import LSTMModule, MaskedCategorical, set_recurrent_mode
+from torchrl.data import Unbounded
+from torchrl.envs import EnvBase, InitTracker, TensorDictPrimer, Transform
+from torchrl.modules import LSTMModule, MaskedCategorical, recurrent_mode, set_recurrent_mode
 
+from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.config import PolicyConfig
 from esper_rl.policy.network import FactoredRecurrentNetwork
+from esper_rl.policy.value import ExpectedValue, HardValue, SoftValue
 
 MEMORY = "memory"
 """Key of the normalised LSTM output; never stored in rollouts."""
@@ -110,39 +113,88 @@ class OpConditionedCritic(TensorDictSequential):
             return super().forward(tensordict, **kwargs)
 
 
+class AttentionModule(TensorDictModuleBase):
+    """:class:`RecentAttention` of a key, its state carried beside it as an LSTM's is.
+
+    Over a time dimension it starts from the state stored at the first step, and writes none.
+
+    Args:
+        attention: the layer.
+        key: what it reads and replaces.
+    """
+
+    def __init__(self, attention: RecentAttention, key: str) -> None:
+        super().__init__()
+        self.attention = attention
+        self.key = key
+        self.state = ["attention_past", "attention_count"]
+        self.in_keys = [key, *self.state, "is_init"]
+        self.out_keys = [key, *(("next", name) for name in self.state)]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        x, past, count, is_init = (tensordict.get(key) for key in self.in_keys)
+        if recurrent_mode():
+            out = self.attention.over_time(x, past[:, 0], count[:, 0], is_init)
+            return tensordict.set(self.key, out)
+        for key, value in zip(
+            self.out_keys, self.attention.step(x, past, count, is_init), strict=True
+        ):
+            tensordict.set(key, value)
+        return tensordict
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """The transform that adds the state to an environment's resets."""
+        past, count = self.state
+        shape = (self.attention.span, self.attention.size)
+        return TensorDictPrimer(
+            {past: Unbounded(shape), count: Unbounded((1,), dtype=torch.int64)}, expand_specs=True
+        )
+
+
 @dataclass
 class ActorCritic:
     """What :func:`make_actor_critic` builds.
 
     Attributes:
         actor: a collector's policy. Writes ``("action", head)``, ``("action", head +
-            "_log_prob")``, the soft ``"state_value"`` and the next recurrent state.
+            "_log_prob")``, the baseline ``"state_value"`` and the next recurrent state.
         critic: the value of a batch from a fresh trunk pass and the op taken.
-        network: the ``nn.Module`` behind both.
+        expected_critic: the same averaged over the policy's ops.
+        network: the ``nn.Module`` behind all of them.
         heads: names of the action's heads, the op first.
-        recurrence: the LSTM as a TensorDict module.
+        memories: the modules that carry something from step to step.
     """
 
     actor: FactoredActor
     critic: OpConditionedCritic
+    expected_critic: OpConditionedCritic
     network: FactoredRecurrentNetwork
     heads: tuple[str, ...]
-    recurrence: LSTMModule
+    memories: tuple[LSTMModule | AttentionModule, ...]
 
     def transforms(self) -> list[Transform]:
         """What the environment needs around it: ``is_init`` and the recurrent state."""
-        return [InitTracker(), self.recurrence.make_tensordict_primer()]
+        return [InitTracker(), *(memory.make_tensordict_primer() for memory in self.memories)]
 
 
-def make_actor_critic(config: PolicyConfig, env: EnvBase) -> ActorCritic:
-    """Build actor and critic for an environment.
+def make_actor_critic(
+    config: PolicyConfig, env: EnvBase, *, compilable: bool = False
+) -> ActorCritic:
+    """Build actor and critic for an environment with a factored discrete action.
+
+    It needs ``"observation"`` ``[N, features]``, an action of several discrete heads under
+    ``"action"``, the first of which is the op, and for each of them a mask
+    ``("action_mask", head)``, ``[N, choices]`` or, where it depends on the op,
+    ``[N, ops, choices]``. ``"blueprint_indices"`` ``[N, S]`` are embedded where there are any.
 
     Args:
-        config: sizes.
-        env: read for its specs: observation, blueprint indices, masks and the action's heads.
+        config: sizes and value mode.
+        env: read for its specs.
+        compilable: see :class:`FactoredRecurrentNetwork`.
 
     Raises:
         ValueError: if the environment has another number of slots than the config.
+        KeyError: if it lacks an observation, a factored action or a mask.
 
     Examples:
         >>> from envs import MorphogenesisEnv
@@ -154,80 +206,121 @@ def make_actor_critic(config: PolicyConfig, env: EnvBase) -> ActorCritic:
         torch.Size([2, 3])
     """
     spec = env.full_observation_spec
-    num_slots = spec["blueprint_indices"].shape[-1]
-    if num_slots != config.num_slots:
-        raise ValueError(
-            f"the policy's num_slots is {config.num_slots}, but the environment has {num_slots} "
-            "slots; make both the same"
-        )
-    heads = tuple(key[-1] for key in env.full_action_spec.keys(True, True))
+    heads = _heads(env)
     sizes = {head: spec["action_mask", head].shape[-1] for head in heads}
     conditional = [
         head for head in heads if spec["action_mask", head].ndim > len(env.batch_size) + 1
     ]
+    if "blueprint" in heads:
+        num_slots = spec["blueprint_indices"].shape[-1]
+        if num_slots != config.num_slots:
+            raise ValueError(
+                f"the policy's num_slots is {config.num_slots}, but the environment has "
+                f"{num_slots} slots; make both the same"
+            )
+    elif not config.action_feedback:
+        raise ValueError(
+            "action_feedback=False leaves out columns of the morphogenesis world's observation; "
+            "in another world it must be True"
+        )
     network = FactoredRecurrentNetwork(
-        spec["observation"].shape[-1], num_slots, sizes, config.hidden_size
+        spec["observation"].shape[-1], sizes, config, compilable=compilable
     ).to(env.device)
 
-    recurrence = LSTMModule(
-        lstm=network.lstm,
-        in_keys=["features", "recurrent_state_h", "recurrent_state_c"],
-        out_keys=["lstm", ("next", "recurrent_state_h"), ("next", "recurrent_state_c")],
-    )
-    trunk = [
-        TensorDictModule(network.blueprint_embedding, ["blueprint_indices"], ["embedded"]),
-        TensorDictModule(network.feature_net, ["observation", "embedded"], ["features"]),
-        recurrence,
-        TensorDictModule(network.lstm_norm, ["lstm"], [MEMORY]),
-    ]
+    trunk, memories = _trunk(network)
     op = heads[0]
+    logits = TensorDictModule(network.heads, [MEMORY], [("logits", head) for head in heads])
+    op_choices = LegalChoices([op])
+    draw_op, *draw_others = _sampling(heads, conditional)
+    given_distribution = [MEMORY, ("logits", op), ("mask", op)]
+    taken = TensorDictModule(
+        HardValue(network.value_head, sizes[op]), [MEMORY, ("action", op)], ["state_value"]
+    )
+    soft = TensorDictModule(SoftValue(network.value_head), given_distribution, ["state_value"])
+    expected = TensorDictModule(
+        ExpectedValue(network.value_head, sizes[op]), given_distribution, ["state_value"]
+    )
+    if config.value_mode == "state":
+        taken = expected = TensorDictModule(network.value_head, [MEMORY], ["state_value"])
+    before = {"soft": [soft], "expected": [expected], "state": [taken], "sampled": []}
+    after = [taken] if config.value_mode == "sampled" else []
     actor = FactoredActor(
-        *trunk,
-        TensorDictModule(network.heads, [MEMORY], [("logits", head) for head in heads]),
-        LegalChoices([op]),
-        TensorDictModule(
-            SoftValue(network.value_head), [MEMORY, ("logits", op), ("mask", op)], ["state_value"]
-        ),
-        *_sampling(heads, conditional),
+        *trunk, logits, op_choices, *before[config.value_mode], draw_op, *after, *draw_others
     )
-    stored = [("action", head) for head in heads]
+    stored: list[NestedKey] = [("action", head) for head in heads]
     stored += [("action", f"{head}_log_prob") for head in heads]
-    actor.select_out_keys(*stored, "state_value", *recurrence.out_keys[1:])
-    critic = OpConditionedCritic(
-        *trunk,
-        TensorDictModule(
-            HardValue(network.value_head, sizes[op]), [MEMORY, ("action", op)], ["state_value"]
-        ),
+    stored += [key for memory in memories for key in memory.out_keys if key[0] == "next"]
+    actor.select_out_keys(*stored, "state_value")
+    critic = OpConditionedCritic(*trunk, taken)
+    expected_critic = OpConditionedCritic(*trunk, logits, op_choices, expected)
+    for module in (critic, expected_critic):
+        module.select_out_keys("state_value")
+    return ActorCritic(actor, critic, expected_critic, network, heads, tuple(memories))
+
+
+def _heads(env: EnvBase) -> tuple[str, ...]:
+    """Names of the action's heads; refuses a world that the policy can't act in."""
+    present = set(env.full_observation_spec.keys(True, True))
+    if "observation" not in present:
+        raise KeyError("the environment has no 'observation', which the policy reads")
+    keys = list(env.full_action_spec.keys(True, True))
+    if not all(isinstance(key, tuple) and key[0] == "action" for key in keys):
+        raise KeyError(
+            f"the environment's action is {keys}, but the policy needs one entry for each head "
+            "under 'action', such as ('action', 'op')"
+        )
+    heads = tuple(key[-1] for key in keys)
+    for head in heads:
+        if ("action_mask", head) not in present:
+            raise KeyError(
+                f"the environment has no ('action_mask', {head!r}); show a bool mask of the "
+                "choices of each head, all True where everything is legal"
+            )
+    if "blueprint" in heads and "blueprint_indices" not in present:
+        raise KeyError("the environment has a head 'blueprint', but shows no 'blueprint_indices'")
+    return heads
+
+
+def _trunk(
+    network: FactoredRecurrentNetwork,
+) -> tuple[list[TensorDictModuleBase], list[LSTMModule | AttentionModule]]:
+    """From observation to :data:`MEMORY`, and those of its modules that carry a state."""
+    trunk: list[TensorDictModuleBase] = [
+        TensorDictModule(network.visible, ["observation"], ["visible"])
+    ]
+    inputs = ["visible"]
+    if network.blueprint_embedding is not None:
+        trunk.append(
+            TensorDictModule(network.blueprint_embedding, ["blueprint_indices"], ["embedded"])
+        )
+        inputs.append("embedded")
+    trunk.append(TensorDictModule(network.feature_net, inputs, ["features"]))
+    memories: list[LSTMModule | AttentionModule] = []
+    features = "features"
+    if network.lstm is not None:
+        memories.append(_recurrence(network.lstm, features, "lstm", "recurrent_state"))
+        trunk.append(memories[-1])
+        features = "lstm"
+    if network.upper_lstm is not None:
+        memories.append(
+            _recurrence(network.upper_lstm, features, "upper_lstm", "upper_recurrent_state")
+        )
+        trunk += [memories[-1], TensorDictModule(torch.add, [features, "upper_lstm"], ["both"])]
+        features = "both"
+    trunk.append(TensorDictModule(network.lstm_norm, [features], [MEMORY]))
+    if network.attention is not None:
+        memories.append(AttentionModule(network.attention, MEMORY))
+        trunk.append(memories[-1])
+    return trunk, memories
+
+
+def _recurrence(lstm: torch.nn.Module, features: str, out: str, state: str) -> LSTMModule:
+    states = [f"{state}_h", f"{state}_c"]
+    return LSTMModule(
+        lstm=lstm,
+        in_keys=[features, *states],
+        out_keys=[out, *(("next", name) for name in states)],
     )
-    critic.select_out_keys("state_value")
-    return ActorCritic(actor, critic, network, heads, recurrence)
-
-
-class SoftValue(torch.nn.Module):
-    """V(s, π(op|s)): the value at the op probabilities, which get no gradient from it.
-
-    Without the detached probabilities the value loss would train the actor to help the critic.
-    """
-
-    def __init__(self, value_head: torch.nn.Module) -> None:
-        super().__init__()
-        self.value_head = value_head
-
-    def forward(self, memory: Tensor, op_logits: Tensor, op_mask: Tensor) -> Tensor:
-        probabilities = MaskedCategorical(logits=op_logits.detach(), mask=op_mask).probs
-        return self.value_head(memory, probabilities)
-
-
-class HardValue(torch.nn.Module):
-    """V(s, op): the value at the op taken."""
-
-    def __init__(self, value_head: torch.nn.Module, num_ops: int) -> None:
-        super().__init__()
-        self.value_head = value_head
-        self.num_ops = num_ops
-
-    def forward(self, memory: Tensor, op: Tensor) -> Tensor:
-        return self.value_head(memory, F.one_hot(op, self.num_ops).to(memory.dtype))
 
 
 def _sampling(heads: Sequence[str], conditional: Sequence[str]) -> list[TensorDictModuleBase]:
@@ -244,11 +337,9 @@ def _sampling(heads: Sequence[str], conditional: Sequence[str]) -> list[TensorDi
         )
 
     op, *others = heads
-    return [
-        draw(op),
-        LegalChoices(others, conditional, op),
-        *(draw(head) for head in others),
-    ]
+    if not others:
+        return [draw(op)]
+    return [draw(op), LegalChoices(others, conditional, op), *map(draw, others)]
 
 
 def select_row(mask: Tensor, op: Tensor) -> Tensor:

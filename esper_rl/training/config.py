@@ -12,16 +12,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from esper_rl.policy import PolicyConfig
+from esper_rl.objectives import BOOTSTRAPS
+from esper_rl.policy import PRESETS, PolicyConfig
+from esper_rl.policy.config import option
 
 
 class ConfigError(ValueError):
     """A configuration that can't be run; the message says which field and what is allowed."""
-
-
-def _option(default: Any, help: str) -> Any:
-    """A dataclass field with the text that ``esper-rl train --help`` shows for it."""
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -31,16 +28,16 @@ class EnvConfig:
     Fields left at None take the task's own value.
     """
 
-    task: str = _option("digits", "name of the task, see `esper-rl tasks`")
-    num_envs: int = _option(16, "hosts grown at once, N")
-    num_slots: int = _option(3, "slots of a host, S")
-    max_epochs: int | None = _option(None, "epochs of an episode")
-    batches_per_epoch: int | None = _option(None, "minibatches of an epoch")
-    minibatch_size: int | None = _option(None, "samples of a minibatch")
-    validation_size: int | None = _option(None, "samples of the validation pass")
-    gates: str = _option("permissive", "permissive | strict | hidden")
-    counterfactual_every: int = _option(1, "epochs between measurements of the contributions")
-    time_limit: str = _option("terminate", "terminate | truncate at max_epochs")
+    task: str = option("digits", "name of the task, see `esper-rl tasks`")
+    num_envs: int = option(16, "hosts grown at once, N")
+    num_slots: int = option(3, "slots of a host, S")
+    max_epochs: int | None = option(None, "epochs of an episode")
+    batches_per_epoch: int | None = option(None, "minibatches of an epoch")
+    minibatch_size: int | None = option(None, "samples of a minibatch")
+    validation_size: int | None = option(None, "samples of the validation pass")
+    gates: str = option("permissive", "permissive | strict | hidden")
+    counterfactual_every: int = option(1, "epochs between measurements of the contributions")
+    time_limit: str = option("terminate", "terminate | truncate at max_epochs")
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "num_slots", "counterfactual_every"):
@@ -53,18 +50,23 @@ class EnvConfig:
 class PPOConfig:
     """Proximal policy optimisation (Schulman et al. 2017) and its value estimation."""
 
-    lr: float = _option(5e-4, "learning rate of Adam")
-    gamma: float = _option(0.995, "discount per epoch, in [0, 1]")
-    lmbda: float = _option(0.95, "decay of generalised advantage estimation, in [0, 1]")
-    clip_epsilon: float = _option(0.2, "the ratio is clipped to 1 ± this")
-    epochs: int = _option(6, "passes over the steps of an iteration")
-    minibatches: int = _option(2, "parts of a pass; rows are split, their time never is")
-    critic_coeff: float = _option(0.5, "weight of the value loss")
-    entropy_coeff: float = _option(0.003, "weight of the entropies, in the first iteration")
-    anneal_entropy: bool = _option(True, "lower entropy_coeff in equal steps towards 0")
-    max_grad_norm: float = _option(1.0, "the gradient is scaled down to this norm")
+    lr: float = option(5e-4, "learning rate of Adam")
+    gamma: float = option(0.995, "discount per epoch, in [0, 1]")
+    lmbda: float = option(0.95, "decay of generalised advantage estimation, in [0, 1]")
+    clip_epsilon: float = option(0.2, "the ratio is clipped to 1 ± this")
+    epochs: int = option(6, "passes over the steps of an iteration")
+    minibatches: int = option(2, "parts of a pass; rows are split, their time never is")
+    critic_coeff: float = option(0.5, "weight of the value loss")
+    entropy_coeff: float = option(0.003, "weight of the entropies, in the first iteration")
+    anneal_entropy: bool = option(True, "lower entropy_coeff in equal steps towards 0")
+    bootstrap: str = option("sampled", "op of the value after a cut: sampled | expected (mean)")
+    max_grad_norm: float = option(1.0, "the gradient is scaled down to this norm")
 
     def __post_init__(self) -> None:
+        if self.bootstrap not in BOOTSTRAPS:
+            raise ConfigError(
+                f"ppo.bootstrap: got {self.bootstrap}, allowed are {', '.join(BOOTSTRAPS)}"
+            )
         for name in ("epochs", "minibatches"):
             _require_at_least(f"ppo.{name}", getattr(self, name), 1)
         for name in ("lr", "clip_epsilon", "max_grad_norm"):
@@ -93,14 +95,14 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig.v2)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    total_steps: int = _option(20_000, "environment steps of the run, over all rows")
-    steps_per_iteration: int = _option(800, "steps between two updates, over all rows")
-    seed: int = _option(0, "seed of everything random")
-    device: str = _option("cpu", "device of world and policy")
-    workers: int = _option(2, "processes that collect, each with num_envs / workers rows")
-    threads: int | None = _option(None, "CPU threads of PyTorch; null leaves its own choice")
-    run_dir: str | None = _option(None, "run folder, new; null makes runs/<task>-<time>")
-    eval_episodes: int = _option(64, "episodes a policy at the end; 0 leaves the evaluation out")
+    total_steps: int = option(20_000, "environment steps of the run, over all rows")
+    steps_per_iteration: int = option(800, "steps between two updates, over all rows")
+    seed: int = option(0, "seed of everything random")
+    device: str = option("cpu", "device of world and policy")
+    workers: int = option(2, "processes that collect, each with num_envs / workers rows")
+    threads: int | None = option(None, "CPU threads of PyTorch; null leaves its own choice")
+    run_dir: str | None = option(None, "run folder, new; null makes runs/<task>-<time>")
+    eval_episodes: int = option(64, "episodes a policy at the end; 0 leaves the evaluation out")
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "steps_per_iteration"):
@@ -123,7 +125,7 @@ class TrainConfig:
         if self.policy.num_slots != self.env.num_slots:
             raise ConfigError(
                 f"policy.num_slots: got {self.policy.num_slots}, allowed is env.num_slots = "
-                f"{self.env.num_slots}; set both"
+                f"{self.env.num_slots}"
             )
         if self.ppo.minibatches > self.env.num_envs:
             raise ConfigError(
@@ -151,7 +153,9 @@ def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
     """The default configuration with some fields replaced.
 
     Args:
-        overrides: strings such as ``"ppo.lr=1e-3"`` (Hydra's ``key=value`` form, values in YAML).
+        overrides: strings such as ``"ppo.lr=1e-3"`` (Hydra's ``key=value`` form, values in YAML),
+            and ``"policy=v1"`` or ``"policy=v2"`` for all fields of the policy at once; what else
+            is said of the policy is about that preset.
 
     Raises:
         ConfigError: for a string without ``=``, an unknown key (the nearest known one is named),
@@ -160,8 +164,23 @@ def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
     Examples:
         >>> parse_overrides(["env.num_envs=8", "ppo.lr=1e-3"]).ppo.lr
         0.001
+        >>> parse_overrides(["policy=v1", "policy.hidden_size=64"]).policy.value_mode
+        'state'
     """
-    config = OmegaConf.structured(TrainConfig)
+    presets = [override for override in overrides if override.startswith("policy=")]
+    others = [override for override in overrides if override not in presets]
+    preset = presets[-1].removeprefix("policy=") if presets else "v2"
+    if preset not in PRESETS:
+        raise ConfigError(f"policy: got {preset}, allowed are {', '.join(PRESETS)}")
+    env = _merge(OmegaConf.structured(TrainConfig), others).env
+    _require_at_least("env.num_slots", env.num_slots, 1)
+    # The preset that fits the number of slots, which the first pass has found out.
+    defaults = OmegaConf.structured(TrainConfig)
+    defaults.policy = OmegaConf.structured(PRESETS[preset](env.num_slots))
+    return _to_config(_merge(defaults, others))
+
+
+def _merge(config: Any, overrides: Sequence[str]) -> Any:
     known = [key for key, _, _ in describe_options()]
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -177,7 +196,7 @@ def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError(f"override {override!r}: {_first_line(error)}") from error
-    return _to_config(config)
+    return config
 
 
 def load_config(text: str) -> TrainConfig:
@@ -208,9 +227,12 @@ def _walk(config: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
         value, key = getattr(config, entry.name), prefix + entry.name
         if is_dataclass(value):
             yield from _walk(value, key + ".")
+        elif isinstance(value, dict):
+            yield from (
+                (f"{key}.{name}", str(v), entry.metadata["help"]) for name, v in value.items()
+            )
         else:
-            default = "null" if value is None else str(value)
-            yield key, default, entry.metadata.get("help", f"see {type(config).__name__}")
+            yield key, "null" if value is None else str(value), entry.metadata["help"]
 
 
 def _to_config(config: Any) -> TrainConfig:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from envs.actions import CAUSAL_RELEVANCE
 from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages, final_value_loss
-from esper_rl.policy import ENTROPY_WEIGHTS, make_actor_critic
+from esper_rl.policy import make_actor_critic
 from esper_rl.report.curves import plot_learning_curve
 from esper_rl.training.checkpoint import save_checkpoint
 from esper_rl.training.collection import collection_seconds, make_collector
@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> Path:
         actor_critic.critic,
         heads=actor_critic.heads,
         relevance=CAUSAL_RELEVANCE,
-        entropy_weights=ENTROPY_WEIGHTS,
+        entropy_weights=config.policy.entropy_weights,
         clip_epsilon=config.ppo.clip_epsilon,
         critic_coeff=config.ppo.critic_coeff,
         entropy_coeff=config.ppo.entropy_coeff,
@@ -88,7 +88,11 @@ def train(config: TrainConfig) -> Path:
 
             start = perf_counter()
             batch = compute_advantages(
-                batch, actor_critic, gamma=config.ppo.gamma, lmbda=config.ppo.lmbda
+                batch,
+                actor_critic,
+                gamma=config.ppo.gamma,
+                lmbda=config.ppo.lmbda,
+                bootstrap=config.ppo.bootstrap,
             )
             entropy_coeff = config.ppo.entropy_coeff
             if config.ppo.anneal_entropy:

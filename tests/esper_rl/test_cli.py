@@ -34,7 +34,7 @@ def test_evaluation_can_be_left_out(
 
 def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tasks"]) == 0
-    assert capsys.readouterr().out.split() == ["digits", "digits_full"]
+    assert capsys.readouterr().out.split() == ["digits", "digits_full", "scaffold"]
 
 
 @pytest.mark.parametrize(

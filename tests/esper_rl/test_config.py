@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from esper_rl import PolicyConfig
 from esper_rl.training.config import (
     ConfigError,
     EnvConfig,
@@ -67,7 +68,9 @@ def test_a_bad_override_is_named(override: str, says: str) -> None:
         ("eval_episodes=-1", "eval_episodes"),
         ("steps_per_iteration=801", "steps_per_iteration"),
         ("ppo.minibatches=17", "ppo.minibatches"),
-        ("env.num_slots=2", "policy.num_slots"),
+        ("policy.num_slots=2", "policy.num_slots"),
+        ("env.num_slots=0", "env.num_slots"),
+        ("ppo.bootstrap=mean", "ppo.bootstrap"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_allowed(override: str, field: str) -> None:
@@ -96,3 +99,23 @@ def test_every_field_of_a_run_is_described() -> None:
         assert text, key
         assert default, key
     assert ("ppo.lr", "0.0005") in [option[:2] for option in describe_options()]
+
+
+def test_a_preset_sets_all_of_the_policy() -> None:
+    assert parse_overrides(["policy=v1"]).policy == PolicyConfig.v1()
+    assert parse_overrides(["policy=v2"]) == TrainConfig()
+    both = parse_overrides(["policy.lstm_layers=2", "policy=v1", "policy.entropy_weights.op=2"])
+    expected = PolicyConfig.v1()
+    expected.lstm_layers, expected.entropy_weights["op"] = 2, 2.0
+    assert both.policy == expected
+
+
+@pytest.mark.parametrize(("preset", "hidden"), [("v1", 128), ("v2", 384)])
+def test_the_policy_follows_the_number_of_slots(preset: str, hidden: int) -> None:
+    policy = parse_overrides(["env.num_slots=5", f"policy={preset}"]).policy
+    assert (policy.num_slots, policy.hidden_size) == (5, hidden)
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ConfigError, match="policy: got v3, allowed are v1, v2"):
+        parse_overrides(["policy=v3"])

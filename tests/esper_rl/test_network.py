@@ -14,10 +14,10 @@ from esper_rl import PolicyConfig
 from esper_rl.policy.network import BlueprintEmbedding, FactoredRecurrentNetwork
 
 
-def build(num_slots: int = 3) -> FactoredRecurrentNetwork:
-    config = PolicyConfig.v2(num_slots)
+def build(config: PolicyConfig | None = None) -> FactoredRecurrentNetwork:
+    config = config or PolicyConfig.v2()
     return FactoredRecurrentNetwork(
-        25 + 29 * num_slots, num_slots, head_sizes(num_slots), config.hidden_size
+        25 + 29 * config.num_slots, head_sizes(config.num_slots), config
     )
 
 
@@ -42,6 +42,7 @@ def test_number_of_parameters(network: FactoredRecurrentNetwork) -> None:
     parts = {name: count(module) for name, module in network.named_children()}
     heads = {name: count(head) for name, head in network.heads.items()}
     assert parts == {
+        "visible": 0,
         "blueprint_embedding": 14 * 4,
         "feature_net": 124 * 256 + 256 + 2 * 256,
         "lstm": 4 * (256 * 256 + 256 * 256 + 2 * 256),
@@ -56,7 +57,7 @@ def test_number_of_parameters(network: FactoredRecurrentNetwork) -> None:
 def test_number_of_parameters_with_five_slots() -> None:
     hidden, half = 384, 192
     others = 6 + 5 + 4 + 3 + 3 + 4 + 5
-    assert count(build(5)) == (
+    assert count(build(PolicyConfig.v2(num_slots=5))) == (
         14 * 4
         + (190 * hidden + hidden + 2 * hidden)
         + 4 * (2 * hidden * hidden + 2 * hidden)
@@ -65,6 +66,35 @@ def test_number_of_parameters_with_five_slots() -> None:
         + others * (half + 1)
         + (hidden * hidden + hidden + hidden * 128 + 128 + 128 * 13 + 13)
         + ((hidden + 6) * half + half + half + 1)
+    )
+
+
+def test_number_of_parameters_of_v1() -> None:
+    assert count(build(PolicyConfig.v1())) == 224_802
+
+
+def test_number_of_parameters_of_the_options() -> None:
+    v2, hidden = count(build()), 256
+    lstm = 4 * (2 * hidden * hidden + 2 * hidden)
+    attention = 3 * (hidden * hidden + hidden) + hidden * hidden + hidden
+    assert count(build(PolicyConfig(lstm_layers=2))) == v2 + lstm
+    assert count(build(PolicyConfig(lstm_layers=0))) == v2 - lstm
+    assert count(build(PolicyConfig(attention_span=20))) == v2 + attention
+    assert count(build(PolicyConfig(value_mode="state"))) == v2 - 6 * 128
+    assert count(build(PolicyConfig(action_feedback=False))) == v2 - 7 * 256
+    shallow = 256 * 128 + 128 + 128 * 13 + 13
+    deep = 256 * 256 + 256 + shallow
+    assert count(build(PolicyConfig(blueprint_layers=2))) == v2 - deep + shallow
+    wide = count(build(PolicyConfig(hidden_size=512)))
+    assert wide == (
+        14 * 4
+        + (124 * 512 + 3 * 512)
+        + 4 * (2 * 512 * 512 + 2 * 512)
+        + 2 * 512
+        + 7 * (512 * 256 + 256)
+        + 28 * 257
+        + (512 * 512 + 512 + 512 * 128 + 128 + 128 * 13 + 13)
+        + (518 * 256 + 256 + 257)
     )
 
 
@@ -149,8 +179,12 @@ def test_preset(slots: int, hidden: int) -> None:
         ({"num_slots": 0}, "num_slots must be at least 1, got 0"),
         ({"hidden_size": 0}, "hidden_size must be even and at least 2"),
         ({"hidden_size": 33}, "got 33"),
+        ({"lstm_layers": 3}, "lstm_layers must be one of 0, 1, 2; got 3"),
+        ({"blueprint_layers": 1}, "blueprint_layers must be one of 2, 3; got 1"),
+        ({"attention_span": -1}, "attention_span must be at least 0"),
+        ({"value_mode": "hard"}, "value_mode must be one of soft, expected, sampled, state"),
     ],
 )
-def test_config_refuses(sizes: dict[str, int], says: str) -> None:
+def test_config_refuses(sizes: dict[str, int | str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         PolicyConfig(**sizes)
