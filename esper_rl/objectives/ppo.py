@@ -38,6 +38,9 @@ _PASSED_ON = {
     "device",
 }
 
+RATIOS: tuple[str, ...] = ("joint", "per_head")
+"""Values of the loss's ``ratio``."""
+
 
 @dataclass
 class _Evaluation:
@@ -46,6 +49,7 @@ class _Evaluation:
     log_prob: Tensor
     old_log_prob: Tensor
     entropy: Tensor
+    normalized_entropy: Tensor
     relevant: Tensor
 
 
@@ -59,6 +63,9 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     log-probabilities, entropies and value.
 
     The entropy bonus is −``entropy_coeff`` · Σ_head weight · mean entropy over all steps.
+
+    ``ratio="per_head"`` is another algorithm, known from other code: each head's ratio is clipped
+    alone, and the heads' terms are summed.
 
     With one head, or a table of all True over independent heads, it equals
     :class:`~torchrl.objectives.ClipPPOLoss`. Nothing in it depends on what the heads mean.
@@ -74,6 +81,9 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         clip_epsilon: of the ratio, one number or (low, high).
         entropy_coeff: base of the entropy bonus; a buffer, so it can be scheduled.
         critic_coeff: weight of the value loss; a buffer too. 0 leaves the value out.
+        ratio: ``"joint"`` or ``"per_head"``.
+        normalize_entropy: divide a head's entropy in the bonus by log(number of legal choices),
+            so that it lies in [0, 1]; where there is one choice only it counts as 0.
         loss_critic_type: ``"l2"``, ``"l1"`` or ``"smooth_l1"``.
         **kwargs: of the parent: ``entropy_bonus``, ``log_explained_variance``,
             ``normalize_advantage``, ``normalize_advantage_exclude_dims``, ``advantage_norm``,
@@ -84,6 +94,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     ``max_ratio``, ``mean_ratio``, ``explained_variance``, and
 
     - ``("head_entropy", head)``: mean over all steps, nats;
+    - ``("normalized_entropy", head)``: the same divided by log(number of legal choices);
     - ``("relevant_entropy", head)``, ``("head_kl", head)``, ``("head_clip_fraction", head)``: over
       the steps where the head mattered (nan where there was none);
     - ``("op_critic_loss", index)``: squared value error over the steps with that op;
@@ -91,7 +102,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
 
     Raises:
         ValueError: if heads, table or weights don't fit the actor; in ``forward``, if the number
-            of ops doesn't fit the table, or an advantage's shape the batch.
+            of ops doesn't fit the table, or an advantage's shape the batch; on an unknown
+            ``ratio``.
         TypeError: if the table isn't bool, ``entropy_coeff`` a mapping, or an option unknown.
         NotImplementedError: for options of the parent that can't work here.
         KeyError: in ``forward``, naming an entry that the batch lacks.
@@ -119,8 +131,12 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         entropy_coeff: float = 0.01,
         critic_coeff: float | None = 0.5,
         loss_critic_type: str = "l2",
+        ratio: str = "joint",
+        normalize_entropy: bool = False,
         **kwargs: object,
     ) -> None:
+        if ratio not in RATIOS:
+            raise ValueError(f"ratio must be one of {RATIOS}; got {ratio!r}")
         for option, reason in _REFUSED.items():
             if kwargs.pop(option, None):
                 raise NotImplementedError(
@@ -173,6 +189,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         self.register_buffer(
             "entropy_weights", torch.tensor([weights[head] for head in self.heads], device=device)
         )
+        self.ratio = ratio
+        self.normalize_entropy = normalize_entropy
         self._critic_tail = _without_shared(critic, actor)
 
     @dispatch
@@ -186,18 +204,27 @@ class FactoredClipPPOLoss(ClipPPOLoss):
 
         now = self._evaluate(tensordict, keys)
         log_ratios = torch.where(now.relevant, now.log_prob - now.old_log_prob, 0.0)
-        log_ratio = log_ratios.sum(-1)
-        clipped = log_ratio.clamp(*self._clip_bounds)
-        gain = torch.minimum(log_ratio.exp() * advantage, clipped.exp() * advantage)
-        out = TensorDict({"loss_objective": self._reduce_loss(-gain, tensordict)})
+        out = TensorDict(
+            {"loss_objective": self._reduce_loss(-self._gain(log_ratios, advantage), tensordict)}
+        )
         if self.entropy_bonus:
-            bonus = (self.entropy_weights * now.entropy).sum(-1)
+            entropy = now.normalized_entropy if self.normalize_entropy else now.entropy
+            bonus = (self.entropy_weights * entropy).sum(-1)
             out.set("loss_entropy", self._reduce_loss(-self.entropy_coeff * bonus, tensordict))
         if self._has_critic:
             self._add_critic(out, tensordict, valid)
         with torch.no_grad():
             self._add_diagnostics(out, now, log_ratios[valid], valid)
         return out
+
+    def _gain(self, log_ratios: Tensor, advantage: Tensor) -> Tensor:
+        """The clipped surrogate of every step, from ``log_ratios [..., heads]``."""
+        per_head = self.ratio == "per_head"
+        log_ratio = log_ratios if per_head else log_ratios.sum(-1, keepdim=True)
+        advantage = advantage.unsqueeze(-1)
+        clipped = log_ratio.clamp(*self._clip_bounds)
+        gain = torch.minimum(log_ratio.exp() * advantage, clipped.exp() * advantage)
+        return gain.sum(-1)
 
     def _stored_keys(self) -> dict[NestedKey, NestedKey]:
         """The log-probability key of each action key; both may be set by ``set_keys``."""
@@ -271,7 +298,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         self, tensordict: TensorDictBase, stored: Mapping[NestedKey, NestedKey]
     ) -> _Evaluation:
         """Log-probabilities of the stored actions; leaves the trunk's output in the batch."""
-        new, old, entropy = [], [], []
+        new, old, entropy, normalized = [], [], [], []
         with set_recurrent_mode(tensordict.ndim > 1):
             for module in self.actor_network.module:
                 if not isinstance(module, ProbabilisticTensorDictModule):
@@ -283,11 +310,17 @@ class FactoredClipPPOLoss(ClipPPOLoss):
                 new.append(distribution.log_prob(tensordict.get(action)))
                 old.append(tensordict.get(stored[action]).detach())
                 entropy.append(distribution.entropy())
+                choices = distribution.logits.isfinite().sum(-1).clamp(min=2)
+                normalized.append(entropy[-1] / choices.log())
                 if module is self._draws[0]:
                     self._require_row_per_op(distribution.logits.shape[-1])
         op = tensordict.get(self._draws[0].out_keys[0])
         return _Evaluation(
-            torch.stack(new, -1), torch.stack(old, -1), torch.stack(entropy, -1), self.relevance[op]
+            log_prob=torch.stack(new, -1),
+            old_log_prob=torch.stack(old, -1),
+            entropy=torch.stack(entropy, -1),
+            normalized_entropy=torch.stack(normalized, -1),
+            relevant=self.relevance[op],
         )
 
     def _require_row_per_op(self, ops: int) -> None:
@@ -335,11 +368,13 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         out.set("max_ratio", ratio.max())
         out.set("mean_ratio", ratio.mean())
         entropies, relevant = now.entropy[valid], now.relevant[valid]
+        normalized = now.normalized_entropy[valid]
         out.set("entropy", entropies.sum(-1).mean())
         for i, head in enumerate(self.heads):
             here = relevant[:, i]
             changes = log_ratios[here, i]
             out.set(("head_entropy", head), entropies[:, i].mean())
+            out.set(("normalized_entropy", head), normalized[:, i].mean())
             out.set(("relevant_entropy", head), entropies[here, i].mean())
             out.set(("head_kl", head), -changes.mean())
             outside = (changes < low) | (changes > high)

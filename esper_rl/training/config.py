@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from esper_rl.objectives import BOOTSTRAPS
+from esper_rl.objectives import BOOTSTRAPS, RATIOS
 from esper_rl.policy import PRESETS, PolicyConfig
 from esper_rl.policy.config import option
 
@@ -59,14 +59,17 @@ class PPOConfig:
     critic_coeff: float = option(0.5, "weight of the value loss")
     entropy_coeff: float = option(0.003, "weight of the entropies, in the first iteration")
     anneal_entropy: bool = option(True, "lower entropy_coeff in equal steps towards 0")
+    ratio: str = option("joint", "what is clipped: joint | per_head")
+    normalize_entropy: bool = option(False, "divide entropies by log(number of legal choices)")
     bootstrap: str = option("sampled", "op of the value after a cut: sampled | expected (mean)")
     max_grad_norm: float = option(1.0, "the gradient is scaled down to this norm")
 
     def __post_init__(self) -> None:
-        if self.bootstrap not in BOOTSTRAPS:
-            raise ConfigError(
-                f"ppo.bootstrap: got {self.bootstrap}, allowed are {', '.join(BOOTSTRAPS)}"
-            )
+        for name, allowed in (("ratio", RATIOS), ("bootstrap", BOOTSTRAPS)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"ppo.{name}: got {getattr(self, name)}, allowed are {', '.join(allowed)}"
+                )
         for name in ("epochs", "minibatches"):
             _require_at_least(f"ppo.{name}", getattr(self, name), 1)
         for name in ("lr", "clip_epsilon", "max_grad_norm"):

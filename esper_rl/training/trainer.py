@@ -69,6 +69,8 @@ def train(config: TrainConfig) -> Path:
         clip_epsilon=config.ppo.clip_epsilon,
         critic_coeff=config.ppo.critic_coeff,
         entropy_coeff=config.ppo.entropy_coeff,
+        ratio=config.ppo.ratio,
+        normalize_entropy=config.ppo.normalize_entropy,
     )
     parameters = list(actor_critic.network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.ppo.lr)

@@ -327,22 +327,31 @@ def test_a_collectors_fresh_rollout_has_ratio_one(make_world: Callable[[], EnvBa
     collector.shutdown()
 
 
-def test_gradients_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("joint", [True, False])
+def test_gradients_by_hand(
+    batch: TensorDictBase, ac: ActorCritic, joint: bool, normalize: bool
+) -> None:
     stir(ac.network, 0.3)
-    out = make_loss(ac)(batch)
+    options = {"ratio": "joint" if joint else "per_head", "normalize_entropy": normalize}
+    out = make_loss(ac, **options)(batch)
     got = sum(out[key] for key in LOSSES)
 
     op, advantage = batch["action", "op"], batch["advantage"].squeeze(-1)
     memory = memory_by_hand(ac, batch)
-    log_ratio, bonus = torch.zeros(12, 10), torch.zeros(12, 10)
+    changes, bonus = [], torch.zeros(12, 10)
     for i, (head, logits) in enumerate(zip(HEADS, ac.network.heads(memory), strict=True)):
         log_probs = logits.masked_fill(~mask_of(batch, head), -1e9).log_softmax(-1)
-        bonus = bonus - ENTROPY_WEIGHTS[head] * (log_probs.exp() * log_probs).sum(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        most = mask_of(batch, head).sum(-1).log()
+        normalized = torch.where(most > 0, entropy / most.clamp(min=0.1), 0.0)
+        torch.testing.assert_close(out["normalized_entropy", head], normalized.mean())
+        bonus = bonus + ENTROPY_WEIGHTS[head] * (normalized if normalize else entropy)
         new = log_probs.gather(-1, batch["action", head][..., None]).squeeze(-1)
-        change = new - batch["action", f"{head}_log_prob"]
-        log_ratio = log_ratio + CAUSAL_RELEVANCE[op, i] * change
-    ratio = log_ratio.exp()
-    gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        changes.append(CAUSAL_RELEVANCE[op, i] * (new - batch["action", f"{head}_log_prob"]))
+    gain = torch.zeros(12, 10)
+    for ratio in [sum(changes).exp()] if joint else [change.exp() for change in changes]:
+        gain = gain + torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
     error = batch["value_target"] - ac.network.value_head(memory, torch.eye(NUM_OPS)[op])
     wanted = -gain.mean() + 0.5 * error.square().mean() - 0.01 * bonus.mean()
 
@@ -519,6 +528,7 @@ def test_heads_of_another_world_without_memory() -> None:
         ({"relevance": CAUSAL_RELEVANCE[0]}, ValueError, r"\(8,\).*\(ops, 8\)"),
         ({"entropy_coeff": {"op": 1.0}}, TypeError, "entropy_weights"),
         ({"entropy_weight": {"op": 1.0}}, TypeError, r"no options \['entropy_weight'\]"),
+        ({"ratio": "each"}, ValueError, r"ratio must be one of .*'per_head'\); got 'each'"),
         ({"clip_value": True}, NotImplementedError, "'clip_value'"),
         ({"delay_actor": True}, NotImplementedError, "'delay_actor'"),
         ({"functional": True}, NotImplementedError, "'functional'"),
