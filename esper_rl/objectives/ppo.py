@@ -97,7 +97,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     - ``("normalized_entropy", head)``: the same divided by log(number of legal choices);
     - ``("relevant_entropy", head)``, ``("head_kl", head)``, ``("head_clip_fraction", head)``: over
       the steps where the head mattered (nan where there was none);
-    - ``("op_critic_loss", index)``: squared value error over the steps with that op;
+    - ``("op_critic_loss", index)``, ``("op_residual_variance", index)``: mean square and variance
+      of the value's error over the steps with that op;
     - ``explained_variance_soft``: of the soft value, where the actor writes one.
 
     Raises:
@@ -350,9 +351,12 @@ class FactoredClipPPOLoss(ClipPPOLoss):
                 soft = soft.detach().squeeze(-1)[valid]
                 out.set("explained_variance_soft", _explained_variance(soft, target))
         op = tensordict.get(self._draws[0].out_keys[0])[valid]
-        squared = (target - value).square()
         for index in range(len(self.relevance)):
-            out.set(("op_critic_loss", str(index)), squared[op == index].mean())
+            residual = (target - value)[op == index]
+            out.set(("op_critic_loss", str(index)), residual.square().mean())
+            out.set(
+                ("op_residual_variance", str(index)), (residual - residual.mean()).square().mean()
+            )
 
     def _add_diagnostics(
         self, out: TensorDict, now: _Evaluation, log_ratios: Tensor, valid: Tensor

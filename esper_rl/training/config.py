@@ -98,7 +98,7 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig.v2)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    total_steps: int = option(20_000, "environment steps of the run, over all rows")
+    total_steps: int = option(16_000, "environment steps of the run, over all rows")
     steps_per_iteration: int = option(800, "steps between two updates, over all rows")
     seed: int = option(0, "seed of everything random")
     device: str = option("cpu", "device of world and policy")

@@ -1,14 +1,35 @@
-"""The numbers that a training run watches."""
+"""What a training run watches, and when it warns.
+
+Every number is computed from one batch by one function; :func:`find_warnings` reads them all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictModule
 from torch import Tensor
+from torchrl.modules import MaskedCategorical, set_recurrent_mode
 
 from envs.actions import Op
+from envs.observation import ACTION_FEEDBACK
+from esper_rl.policy import ActorCritic
+
+ENTROPY_WARNING, ENTROPY_ALERT = 0.3, 0.1
+"""Shares of its maximum under which a head's entropy is remarkable."""
+
+WAIT_ALERT = 0.95
+"""Share of WAIT above which a policy has stopped acting."""
+
+DRIFT_WARNING = 2.0
+"""Growth of the cell state's norm, last fifth against middle fifth of the episode."""
+
+FEEDBACK_WARNING = 0.5
+"""Share of the op's probability that moves when the feedback columns are hidden."""
+
+EPISODE_PARTS = 5
 
 
 def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
@@ -52,6 +73,117 @@ def update_metrics(updates: Sequence[TensorDictBase]) -> dict[str, float]:
     """
     scalars = TensorDict.stack(list(updates)).flatten_keys("/")
     means = {name: scalars[name].float().nanmean().item() for name in sorted(scalars.keys())}
-    for op in Op:
-        means[f"op_critic_loss/{op.name}"] = means.pop(f"op_critic_loss/{op:d}")
+    for kind in ("op_critic_loss", "op_residual_variance"):
+        for op in Op:
+            means[f"{kind}/{op.name}"] = means.pop(f"{kind}/{op:d}")
     return means
+
+
+def cell_metrics(batch: TensorDictBase) -> dict[str, float]:
+    """Norm of the LSTM's cell state through the episode (Policy V2, "Monitoring Points").
+
+    Args:
+        batch: steps ``[N, T]`` with ``("next", "recurrent_state_c")``, the ``epoch_progress`` of
+            the observation in its first column.
+
+    Returns:
+        Mean norm in every fifth of the episode, nan where the batch has no step of it, and
+        ``cell_norm/drift``, that of the last fifth over that of the middle one. Nothing for a
+        policy without an LSTM.
+    """
+    cell = batch.get(("next", "recurrent_state_c"), None)
+    if cell is None:
+        return {}
+    norm = cell.flatten(2).norm(dim=-1)
+    progress = batch["observation"][..., 0]  # of the step's beginning: from 0 to below 1
+    part = (progress * EPISODE_PARTS + 1e-4).long().clamp(max=EPISODE_PARTS - 1)
+    means = [norm[part == i].mean().item() for i in range(EPISODE_PARTS)]
+    norms = {f"cell_norm/fifth_{i + 1}": mean for i, mean in enumerate(means)}
+    return {**norms, "cell_norm/drift": means[-1] / means[EPISODE_PARTS // 2]}
+
+
+def gradient_metrics(actor_critic: ActorCritic) -> TensorDict:
+    """Gradient norm of every action head's own weights, ``("head_grad_norm", head)``."""
+    return TensorDict(
+        {
+            ("head_grad_norm", name): torch.nn.utils.get_total_norm(
+                [weight.grad for weight in head.parameters() if weight.grad is not None]
+            )
+            for name, head in actor_critic.network.heads.items()
+        }
+    )
+
+
+@torch.no_grad()
+def feedback_metrics(batch: TensorDictBase, actor_critic: ActorCritic) -> dict[str, float]:
+    """How much the op's probabilities lean on the action-feedback columns (shortcut learning).
+
+    Args:
+        batch: steps ``[N, T]`` of a collector.
+        actor_critic: its policy.
+
+    Returns:
+        Mean total variation distance, in [0, 1], between π(op|s) and the same after the columns
+        were zeroed (``feedback/zeroed``) or exchanged between rows (``feedback/permuted``).
+    """
+    columns = slice(*ACTION_FEEDBACK)
+    observation = batch["observation"]
+    before = _op_probabilities(batch, observation, actor_critic)
+    moved = {}
+    order = torch.arange(len(batch), device=observation.device).roll(1)
+    for name, shown in (
+        ("zeroed", torch.zeros_like(observation[..., columns])),
+        ("permuted", observation[order][..., columns]),
+    ):
+        changed = observation.clone()
+        changed[..., columns] = shown
+        after = _op_probabilities(batch, changed, actor_critic)
+        moved[f"feedback/{name}"] = (after - before).abs().sum(-1).mean().item() / 2
+    return moved
+
+
+def _op_probabilities(
+    batch: TensorDictBase, observation: Tensor, actor_critic: ActorCritic
+) -> Tensor:
+    """π(op|s) ``[N, T, ops]`` of the batch's states with another observation."""
+    steps = batch.copy().set("observation", observation)
+    with set_recurrent_mode(True):
+        for module in actor_critic.actor.module:
+            if isinstance(module, ProbabilisticTensorDictModule):
+                break  # the op comes first
+            module(steps)
+    op = actor_critic.heads[0]
+    return MaskedCategorical(logits=steps["logits", op], mask=steps["mask", op]).probs
+
+
+def find_warnings(row: Mapping[str, float]) -> dict[str, str]:
+    """What is remarkable in an iteration's metrics.
+
+    Args:
+        row: all metrics of the iteration, by name; missing ones and nan raise no warning.
+
+    Returns:
+        A sentence for each warning, by the name of the metric that it is about.
+    """
+    found = {}
+    for name, value in row.items():
+        kind, _, about = name.partition("/")
+        if kind == "normalized_entropy" and value < ENTROPY_WARNING:
+            level = "alert" if value < ENTROPY_ALERT else "warning"
+            found[name] = (
+                f"{level}: head {about!r} has {value:.0%} of its largest entropy; it hardly "
+                "explores (see ppo.entropy_coeff)"
+            )
+        elif name == f"op/{Op.WAIT.name}" and value > WAIT_ALERT:
+            found[name] = f"alert: {value:.0%} of the ops are WAIT; the policy has stopped acting"
+        elif name == "cell_norm/drift" and value > DRIFT_WARNING:
+            found[name] = (
+                f"warning: the LSTM's cell state grows by a factor of {value:.1f} from the middle "
+                "to the end of the episode"
+            )
+        elif kind == "feedback" and value > FEEDBACK_WARNING:
+            found[name] = (
+                f"warning: {value:.0%} of the op's probability moves when the feedback columns "
+                f"are {about}; the policy may have learned a shortcut"
+            )
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +20,14 @@ from esper_rl.training.collection import collection_seconds, make_collector
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 from esper_rl.training.loggers import append_row
-from esper_rl.training.monitors import rollout_metrics, update_metrics
+from esper_rl.training.monitors import (
+    cell_metrics,
+    feedback_metrics,
+    find_warnings,
+    gradient_metrics,
+    rollout_metrics,
+    update_metrics,
+)
 from esper_rl.training.run_folder import RunFolder
 
 
@@ -78,6 +86,7 @@ def train(config: TrainConfig) -> Path:
 
     run = RunFolder.create(config)
     steps = 0
+    warned: dict[str, str] = {}
     progress = tqdm(total=config.iterations * config.steps_per_iteration, unit="step")
     try:
         save_checkpoint(run.checkpoint, actor_critic, config, steps)
@@ -110,6 +119,7 @@ def train(config: TrainConfig) -> Path:
                     optimizer.zero_grad()
                     loss = sum(term for key, term in losses.items() if key.startswith("loss_"))
                     loss.backward()
+                    losses.update(gradient_metrics(actor_critic))
                     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.ppo.max_grad_norm)
                     _require_finite(loss, grad_norm, steps)
                     optimizer.step()
@@ -121,6 +131,8 @@ def train(config: TrainConfig) -> Path:
             row = {
                 "steps": steps,
                 **rollout_metrics(batch),
+                **cell_metrics(batch),
+                **feedback_metrics(batch, actor_critic),
                 **update_metrics(updates),
                 "entropy_coeff": entropy_coeff,
                 "seconds/env": env_seconds,
@@ -129,6 +141,7 @@ def train(config: TrainConfig) -> Path:
                 "steps_per_second": batch.numel() / (collect_seconds + update_seconds),
             }
             append_row(run.metrics, row)
+            warned = _warn(row, warned)
             save_checkpoint(run.checkpoint, actor_critic, config, steps)
             progress.set_postfix(_headline(row), refresh=False)
             progress.update(batch.numel())
@@ -149,6 +162,14 @@ def _require_finite(loss: Tensor, grad_norm: Tensor, steps: int) -> None:
                 f"the {name} became {value.item()} after {steps} steps; this update wasn't made, "
                 "the checkpoint holds the weights before it; a smaller ppo.lr may help"
             )
+
+
+def _warn(row: Mapping[str, float], before: Mapping[str, str]) -> dict[str, str]:
+    """Print the warnings that weren't there in the iteration before, above the progress bar."""
+    now = find_warnings(row)
+    for name in now.keys() - before.keys():
+        tqdm.write(f"after {row['steps']:,.0f} steps: {now[name]}", file=sys.stderr)
+    return now
 
 
 def _headline(row: Mapping[str, float]) -> dict[str, str]:

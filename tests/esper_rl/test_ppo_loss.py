@@ -270,6 +270,8 @@ def test_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:
     for index in range(NUM_OPS):
         wanted = error.squeeze(-1)[op == index].square().mean()
         torch.testing.assert_close(out["op_critic_loss", str(index)], wanted)
+        spread = error.squeeze(-1)[op == index].var(correction=0)
+        torch.testing.assert_close(out["op_residual_variance", str(index)], spread)
     for key, value in (("explained_variance", hard), ("explained_variance_soft", soft)):
         residual = (batch["value_target"] - value).var(correction=0)
         wanted = 1 - residual / batch["value_target"].var(correction=0)

@@ -1,0 +1,206 @@
+"""What is watched, on batches made to show one thing each."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from fake_world import FakeWorld, collect, small_actor_critic
+from tensordict import TensorDict, TensorDictBase
+
+from envs.actions import CAUSAL_RELEVANCE, Op
+from envs.observation import ACTION_FEEDBACK
+from esper_rl import FactoredClipPPOLoss
+from esper_rl.objectives import compute_advantages
+from esper_rl.policy import ActorCritic
+from esper_rl.training.monitors import (
+    cell_metrics,
+    feedback_metrics,
+    find_warnings,
+    gradient_metrics,
+    rollout_metrics,
+    update_metrics,
+)
+
+
+@pytest.fixture
+def world() -> FakeWorld:
+    return FakeWorld(num_envs=8)
+
+
+@pytest.fixture
+def ac(world: FakeWorld) -> ActorCritic:
+    return small_actor_critic(world)
+
+
+@pytest.fixture
+def batch(world: FakeWorld, ac: ActorCritic) -> TensorDictBase:
+    return compute_advantages(collect(world, ac, steps=10), ac)
+
+
+def losses(ac: ActorCritic, batch: TensorDictBase) -> TensorDictBase:
+    return FactoredClipPPOLoss(ac.actor, ac.critic, heads=ac.heads, relevance=CAUSAL_RELEVANCE)(
+        batch
+    )
+
+
+def test_a_healthy_policy_gives_no_warning(batch: TensorDictBase, world: FakeWorld) -> None:
+    ac = small_actor_critic(world, decided=False)
+    row = {**update_metrics([losses(ac, batch)]), **feedback_metrics(batch, ac)}
+    assert len([name for name in row if name.startswith("normalized_entropy/")]) == 8
+    assert not find_warnings(row)
+
+
+@pytest.mark.parametrize(("strength", "level"), [(2.8, "warning"), (50.0, "alert")])
+def test_a_collapsed_head(
+    batch: TensorDictBase, world: FakeWorld, strength: float, level: str
+) -> None:
+    ac = small_actor_critic(world, decided=False)
+    batch["action_mask", "blueprint"][:] = True
+    with torch.no_grad():
+        ac.network.heads["blueprint"][-1].bias[3] = strength * 2
+    row = update_metrics([losses(ac, batch)])
+    warnings = find_warnings(row)
+    assert list(warnings) == ["normalized_entropy/blueprint"]
+    text = warnings["normalized_entropy/blueprint"]
+    assert text.startswith(f"{level}: head 'blueprint' has")
+
+
+def test_entropy_is_compared_with_the_legal_choices(
+    batch: TensorDictBase, world: FakeWorld
+) -> None:
+    """Two of thirteen blueprints, equally likely, are all the entropy there can be."""
+    ac = small_actor_critic(world, decided=False)
+    batch["action_mask", "blueprint"][:] = False
+    batch["action_mask", "blueprint"][..., :2] = True
+    row = update_metrics([losses(ac, batch)])
+    assert row["normalized_entropy/blueprint"] == pytest.approx(1, abs=0.01)
+    assert row["head_entropy/blueprint"] == pytest.approx(math.log(2), abs=0.01)
+
+
+def outcome(ops: list[Op]) -> TensorDictBase:
+    """One row of steps with those ops."""
+    steps = len(ops)
+    done = torch.zeros(1, steps, 1, dtype=torch.bool)
+    done[:, -1] = True
+    after = {
+        "done": done,
+        "episode_reward": torch.arange(steps).view(1, -1, 1).float(),
+        "last_action_success": torch.ones_like(done),
+        "metrics": {
+            "val_accuracy": torch.full((1, steps, 1), 42.0),
+            "seed_params": torch.full((1, steps, 1), 7.0),
+        },
+    }
+    return TensorDict({"action": {"op": torch.tensor([ops])}, "next": after}, [1, steps])
+
+
+def test_a_policy_that_only_waits() -> None:
+    waiting = rollout_metrics(outcome([Op.WAIT] * 30))
+    assert waiting["op/WAIT"] == 1
+    assert find_warnings(waiting) == {
+        "op/WAIT": "alert: 100% of the ops are WAIT; the policy has stopped acting"
+    }
+    acting = rollout_metrics(outcome([Op.WAIT] * 18 + [Op.GERMINATE, Op.ADVANCE]))
+    assert (acting["op/WAIT"], acting["op/GERMINATE"]) == pytest.approx((0.9, 0.05))
+    assert not find_warnings(acting)
+
+
+def test_ends_of_episodes() -> None:
+    row = rollout_metrics(outcome([Op.WAIT] * 5))
+    assert (row["episodes"], row["return"], row["final_accuracy"], row["seed_params"]) == (
+        1,
+        4.0,
+        42.0,
+        7.0,
+    )
+
+
+def cells(norms: list[float]) -> TensorDictBase:
+    """A row whose cell state has those norms, one a step of an episode."""
+    steps = len(norms)
+    cell = torch.tensor(norms)[None, :, None, None].expand(1, steps, 1, 4) / 2  # ‖(½…½)‖ = 1
+    progress = torch.arange(steps) / steps
+    return TensorDict(
+        {"observation": progress[None, :, None], "next": {"recurrent_state_c": cell}}, [1, steps]
+    )
+
+
+def test_a_drifting_cell_state() -> None:
+    steady = cell_metrics(cells([2.0] * 50))
+    assert steady == pytest.approx(
+        {**{f"cell_norm/fifth_{i}": 2.0 for i in range(1, 6)}, "cell_norm/drift": 1.0}
+    )
+    assert not find_warnings(steady)
+    growing = cell_metrics(cells([float(t) for t in range(1, 51)]))
+    fifths = [growing[f"cell_norm/fifth_{i}"] for i in range(1, 6)]
+    assert fifths == pytest.approx([5.5, 15.5, 25.5, 35.5, 45.5])
+    assert growing["cell_norm/drift"] == pytest.approx(45.5 / 25.5)
+    exploding = cell_metrics(cells([1.1**t for t in range(50)]))
+    assert "by a factor of 6.7" in find_warnings(exploding)["cell_norm/drift"]
+
+
+def test_half_an_episode_has_no_drift() -> None:
+    half = cells([1.0] * 50)[:, :20]
+    row = cell_metrics(half)
+    assert math.isnan(row["cell_norm/drift"])
+    assert not find_warnings(row)
+
+
+def test_no_cell_state_without_a_memory() -> None:
+    assert cell_metrics(cells([1.0]).exclude(("next", "recurrent_state_c"))) == {}
+
+
+def test_a_policy_that_leans_on_the_feedback_columns(
+    batch: TensorDictBase, world: FakeWorld
+) -> None:
+    ac = small_actor_critic(world, decided=False)
+    assert max(feedback_metrics(batch, ac).values()) < 0.05
+    batch["action_mask", "op"][:] = True
+    feedback = torch.zeros(8, 10, 7)
+    feedback[:4, :, 3], feedback[4:, :, 5] = 1.0, 1.0  # rows in two camps
+    batch["observation"][..., slice(*ACTION_FEEDBACK)] = feedback
+    before = batch.clone()
+    leaning = small_actor_critic(world, decided=False)
+    with torch.no_grad():  # a trunk that shows hardly anything but the feedback
+        leaning.network.feature_net[0].weight.mul_(0.01)
+        leaning.network.feature_net[0].weight[:, slice(*ACTION_FEEDBACK)].mul_(1000)
+        leaning.network.heads["op"][-1].weight.mul_(3000)
+    row = feedback_metrics(batch, leaning)
+    assert row["feedback/zeroed"] > 0.5
+    # Shifted by one row, two of eight rows get another camp's feedback.
+    assert 0.1 < row["feedback/permuted"] <= 0.25 + 1e-5
+    assert list(find_warnings(row)) == ["feedback/zeroed"]
+    assert (batch == before).all()
+
+
+def test_gradient_norms_of_heads(batch: TensorDictBase, ac: ActorCritic) -> None:
+    out = losses(ac, batch)
+    (out["loss_objective"] + out["loss_entropy"]).backward()
+    norms = gradient_metrics(ac)["head_grad_norm"]
+    assert set(norms.keys()) == set(ac.heads)
+    for name, head in ac.network.heads.items():
+        wanted = sum(float(w.grad.double().square().sum()) for w in head.parameters()) ** 0.5
+        assert norms[name].item() == pytest.approx(wanted, rel=1e-5)
+    assert norms["op"] > 0
+
+
+def test_updates_are_averaged_without_those_that_say_nothing() -> None:
+    def update(wait: float) -> TensorDictBase:
+        kinds = ("op_critic_loss", "op_residual_variance")
+        return TensorDict(
+            {
+                kind: {str(i): torch.tensor(wait if i == 0 else 1.0) for i in range(6)}
+                for kind in kinds
+            }
+        )
+
+    means = update_metrics([update(2.0), update(math.nan), update(4.0)])
+    assert means["op_critic_loss/WAIT"] == 3.0
+    assert means["op_residual_variance/ADVANCE"] == 1.0
+
+
+def test_missing_numbers_warn_of_nothing() -> None:
+    nan = math.nan
+    assert not find_warnings({"normalized_entropy/op": nan, "op/WAIT": nan, "feedback/zeroed": nan})
