@@ -120,6 +120,7 @@ class MorphogenesisEnv(EnvBase):
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
 
         self.task = task
+        self.topology = chosen.topology
         self.num_envs = num_envs
         self.num_slots = num_slots
         self.max_epochs = max_epochs

@@ -21,6 +21,7 @@ class Task(ABC):
     Attributes:
         name: its name in the registry.
         description: one line for people.
+        topology: kind of host; a policy knows the blueprints of one kind only.
         num_slots: how many slots its host has.
         max_epochs: default length of an episode.
         host_lr: learning rate of host and fossilized seeds.
@@ -32,6 +33,7 @@ class Task(ABC):
 
     name: str
     description: str
+    topology: str
     num_slots: int
     max_epochs: int
     host_lr: float

@@ -33,6 +33,7 @@ def _digits(name: str, kernel_size: int, description: str) -> DataTask:
     return DataTask(
         name=name,
         description=description,
+        topology="convolutional",
         num_slots=len(host.slot_channels),
         max_epochs=50,
         host=host,

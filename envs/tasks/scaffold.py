@@ -91,6 +91,7 @@ def scaffold() -> ScaffoldTask:
     return ScaffoldTask(
         name="scaffold",
         description="no data, learning curves in closed form; a helper seed pays 50 epochs later",
+        topology="analytic",
         num_slots=len(PLACES),
         max_epochs=150,
         host_lr=1.0,

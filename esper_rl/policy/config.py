@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,23 @@ class PolicyConfig:
         if self.attention_span < 0:
             raise ValueError(f"attention_span must be at least 0, got {self.attention_span}")
 
+    def describe(self) -> str:
+        """Its name for people.
+
+        Examples:
+            >>> PolicyConfig.v1().describe(), PolicyConfig(lstm_layers=2).describe()
+            ('V1 policy for 3 slots', 'V2 policy (lstm_layers=2) for 3 slots')
+        """
+        presets = {name: preset(self.num_slots) for name, preset in PRESETS.items()}
+        differing = {
+            name: [field for field, value in vars(self).items() if value != getattr(preset, field)]
+            for name, preset in presets.items()
+        }
+        nearest = min(differing, key=lambda name: len(differing[name]))
+        changes = ", ".join(f"{field}={getattr(self, field)}" for field in differing[nearest])
+        details = f" ({changes})" if changes else ""
+        return f"{nearest.upper()} policy{details} for {self.num_slots} slots"
+
     @classmethod
     def v1(cls, num_slots: int = 3) -> PolicyConfig:
         """The design document's "before": half as wide, no feedback, a value without the op."""
@@ -103,5 +121,5 @@ class PolicyConfig:
         return cls(num_slots=num_slots, hidden_size=384 if num_slots >= 5 else 256)
 
 
-PRESETS = {"v1": PolicyConfig.v1, "v2": PolicyConfig.v2}
+PRESETS: dict[str, Callable[[int], PolicyConfig]] = {"v1": PolicyConfig.v1, "v2": PolicyConfig.v2}
 """By name; each takes the number of slots."""

@@ -49,7 +49,7 @@ class Heads(nn.ModuleDict):
 
     def forward(self, memory: Tensor) -> tuple[Tensor, ...]:
         """Logits of every head, in order, from the normalised LSTM output ``[..., hidden]``."""
-        return tuple(head(memory) for head in self.values())
+        return tuple(_at_least_float32(head(memory)) for head in self.values())
 
 
 class WithoutColumns(nn.Module):
@@ -153,6 +153,16 @@ class FactoredRecurrentNetwork(nn.Module):
         start = features.new_zeros(1, len(features), features.shape[-1])
         return lstm(features, (start, start))[0]
 
+    def compile_parts(self) -> None:
+        """Have feature layer, LSTM, heads and value head compiled at their first call.
+
+        Needs a network that was built ``compilable``; that first call takes a minute.
+        """
+        parts = (self.feature_net, self.lstm, self.upper_lstm, self.heads, self.value_head)
+        for part in parts:
+            if part is not None:
+                part.compile()
+
     def _initialise(self) -> None:
         """Orthogonal; small last layers in the action heads; the LSTM remembers at first."""
         for module in self.modules():
@@ -175,6 +185,11 @@ class FactoredRecurrentNetwork(nn.Module):
             forget = slice(lstm.hidden_size, 2 * lstm.hidden_size)
             with torch.no_grad():
                 lstm.get_parameter("bias_ih_l0")[forget] = 1.0
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Log-probabilities need more digits than bf16 has."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _layers(*sizes: int) -> list[nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from esper_rl.policy import ActorCritic, make_actor_critic
-from esper_rl.training.config import TrainConfig
+from esper_rl.policy import ActorCritic, PolicyConfig, make_actor_critic
 from esper_rl.training.environment import make_env
 from esper_rl.training.run_folder import RunFolder
 
@@ -22,17 +21,21 @@ class CheckpointError(ValueError):
     """A file that holds no policy, or one that doesn't fit; the message says what differs."""
 
 
-def save_checkpoint(file: Path, actor_critic: ActorCritic, config: TrainConfig, steps: int) -> None:
+def save_checkpoint(
+    file: Path, actor_critic: ActorCritic, policy: PolicyConfig, topology: str, steps: int
+) -> None:
     """Writes the policy so that ``file`` is whole at every moment, also when interrupted.
 
     Args:
         file: where to; a file there is replaced.
         actor_critic: the policy and value to save.
-        config: what the run was started with.
+        policy: its configuration.
+        topology: of the hosts that it was trained on.
         steps: environment steps that the policy has been trained for.
     """
     content = {
-        "policy": asdict(config.policy),
+        "policy": asdict(policy),
+        "topology": topology,
         "steps": steps,
         "weights": actor_critic.network.state_dict(),
     }
@@ -41,33 +44,39 @@ def save_checkpoint(file: Path, actor_critic: ActorCritic, config: TrainConfig, 
     os.replace(unfinished, file)
 
 
-def load_policy(run: str | Path, env: EnvBase | None = None) -> ActorCritic:
+def load_policy(
+    run: str | Path, env: EnvBase | None = None, policy: PolicyConfig | None = None
+) -> ActorCritic:
     """The policy and value of a training run.
 
     Args:
         run: folder of the run.
         env: the world that the policy is to act in; without it, one like the run's.
+        policy: the kind of policy to load the weights into; without it, the run's own.
 
     Raises:
         FileNotFoundError: when there is no such run.
-        CheckpointError: when the file is damaged, or the policy doesn't fit ``env``.
+        CheckpointError: when the file is damaged, or was written by another kind of policy, for
+            another number of slots or another topology of hosts.
     """
     folder = RunFolder.open(run)
     config = folder.read_config()
     if env is None:
         env = make_env(config, num_envs=1, seed=config.seed)
-    try:
-        actor_critic = make_actor_critic(config.policy, env)
-    except ValueError as error:
-        raise CheckpointError(f"the policy of {folder.path} doesn't fit env: {error}") from error
     content = _read(folder.checkpoint, device=config.device)
+    slots = env.full_observation_spec["blueprint_indices"].shape[-1]
+    wanted = replace(config.policy if policy is None else policy, num_slots=slots)
+    actor_critic = make_actor_critic(wanted, env)
     network = actor_critic.network
     difference = _first_difference(content["weights"], network.state_dict())
+    if content["topology"] != env.topology:
+        difference = f"it was trained on {content['topology']} hosts, not on {env.topology} ones"
     if difference:
+        saved = PolicyConfig(**content["policy"]).describe()
         raise CheckpointError(
-            f"{folder.checkpoint} was saved by a policy of {content['policy']}, which doesn't fit "
-            f"one of {asdict(config.policy)} in this world: {difference}; load it with the "
-            "configuration and kind of world that it was trained with, or train a new one"
+            f"{folder.checkpoint} holds a {saved}, which doesn't fit this {wanted.describe()}: "
+            f"{difference}; load it as what it is, into a world like that of its run, or train a "
+            "new one"
         )
     network.load_state_dict(content["weights"])
     return actor_critic
@@ -78,8 +87,9 @@ def _read(file: Path, device: str) -> dict[str, Any]:
         content = torch.load(file, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{file} is not a checkpoint, or it is damaged") from error
-    if not isinstance(content, dict) or "weights" not in content:
-        raise CheckpointError(f"{file} is not a checkpoint of a policy: it has no weights")
+    missing = {"policy", "topology", "weights"} - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise CheckpointError(f"{file} is not a checkpoint of a policy: it has no {min(missing)!r}")
     return content
 
 

@@ -103,6 +103,8 @@ class TrainConfig:
     seed: int = option(0, "seed of everything random")
     device: str = option("cpu", "device of world and policy")
     workers: int = option(2, "processes that collect, each with num_envs / workers rows")
+    compile: bool = option(False, "torch.compile the network for updates; needs a C++ compiler")
+    bf16: bool = option(False, "updates under bf16 autocast")
     threads: int | None = option(None, "CPU threads of PyTorch; null leaves its own choice")
     run_dir: str | None = option(None, "run folder, new; null makes runs/<task>-<time>")
     eval_episodes: int = option(64, "episodes a policy at the end; 0 leaves the evaluation out")

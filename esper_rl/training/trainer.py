@@ -67,7 +67,8 @@ def train(config: TrainConfig) -> Path:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
-    actor_critic = make_actor_critic(config.policy, make_env(config, seed=config.seed))
+    env = make_env(config, seed=config.seed)
+    actor_critic = make_actor_critic(config.policy, env, compilable=config.compile)
     loss_module = FactoredClipPPOLoss(
         actor_critic.actor,
         actor_critic.critic,
@@ -83,13 +84,19 @@ def train(config: TrainConfig) -> Path:
     parameters = list(actor_critic.network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.ppo.lr)
     collector = make_collector(config, actor_critic)
+    if config.compile:
+        actor_critic.network.compile_parts()
 
     run = RunFolder.create(config)
     steps = 0
+
+    def save() -> None:
+        save_checkpoint(run.checkpoint, actor_critic, config.policy, env.topology, steps)
+
     warned: dict[str, str] = {}
     progress = tqdm(total=config.iterations * config.steps_per_iteration, unit="step")
     try:
-        save_checkpoint(run.checkpoint, actor_critic, config, steps)
+        save()
         batches = iter(collector)
         for iteration in range(config.iterations):
             start = perf_counter()
@@ -112,7 +119,8 @@ def train(config: TrainConfig) -> Path:
             updates = []
             for _ in range(config.ppo.epochs):
                 for rows in torch.randperm(config.env.num_envs).chunk(config.ppo.minibatches):
-                    losses = loss_module(batch[rows])
+                    with torch.autocast(env.device.type, torch.bfloat16, enabled=config.bf16):
+                        losses = loss_module(batch[rows])
                     if config.env.time_limit == "truncate":
                         final_value = final_value_loss(batch[rows], actor_critic)
                         losses["loss_final_value"] = config.ppo.critic_coeff * final_value
@@ -142,14 +150,14 @@ def train(config: TrainConfig) -> Path:
             }
             append_row(run.metrics, row)
             warned = _warn(row, warned)
-            save_checkpoint(run.checkpoint, actor_critic, config, steps)
+            save()
             progress.set_postfix(_headline(row), refresh=False)
             progress.update(batch.numel())
     except KeyboardInterrupt as interrupt:
         raise TrainingInterrupted(run.path) from interrupt
     finally:
         progress.close()
-        save_checkpoint(run.checkpoint, actor_critic, config, steps)
+        save()
         plot_learning_curve(run.metrics, run.learning_curve)
         collector.shutdown()
     return run.path

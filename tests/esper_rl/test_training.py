@@ -18,11 +18,20 @@ import esper_rl.training.collection as collection
 import esper_rl.training.trainer as trainer
 from envs import MorphogenesisEnv, RewardConfig
 from esper_rl import load_policy, train
+from esper_rl.policy import PRESETS
 from esper_rl.training.checkpoint import CheckpointError
 from esper_rl.training.config import ConfigError, TrainConfig, load_config
 from esper_rl.training.run_folder import RunFolder
 
 Configure = Callable[..., TrainConfig]
+
+SCAFFOLD = (
+    "env.task=scaffold",
+    "env.batches_per_epoch=null",
+    "env.minibatch_size=null",
+    "env.validation_size=null",
+)
+"""The scaffold task, which has no data."""
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -184,18 +193,42 @@ def test_load_policy_refuses_a_damaged_file(tiny_config: Configure, damage: byte
 def test_load_policy_refuses_a_world_with_other_slots(tiny_config: Configure) -> None:
     run = train(tiny_config("total_steps=20"))
     env = MorphogenesisEnv(num_envs=1, num_slots=2, max_epochs=5)
-    with pytest.raises(CheckpointError, match="num_slots is 3, but the environment has 2"):
-        load_policy(run, env)
-
-
-def test_load_policy_refuses_weights_of_another_shape(tiny_config: Configure) -> None:
-    run = train(tiny_config("total_steps=20"))
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("hidden_size: 256", "hidden_size: 128"))
     with pytest.raises(CheckpointError) as refusal:
-        load_policy(run)
-    assert "'hidden_size': 256" in str(refusal.value)
-    assert "feature_net.0.weight is [256, 124] in the file and [128, 124]" in str(refusal.value)
+        load_policy(run, env)
+    assert (
+        "a V2 policy for 3 slots, which doesn't fit this V2 policy for 2 slots: feature_net.0"
+        in (str(refusal.value))
+    )
+    assert "is [256, 124] in the file and [256, 91] here; load it" in str(refusal.value)
+
+
+@pytest.mark.parametrize(("trained", "wanted"), [("v1", "v2"), ("v2", "v1")])
+def test_load_policy_refuses_another_version(
+    tiny_config: Configure, trained: str, wanted: str
+) -> None:
+    run = train(tiny_config("total_steps=20", f"policy={trained}"))
+    with pytest.raises(CheckpointError) as refusal:
+        load_policy(run, policy=PRESETS[wanted]())
+    shapes = {"v1": "[128, 117]", "v2": "[256, 124]"}
+    assert str(refusal.value).endswith(
+        f"holds a {trained.upper()} policy for 3 slots, which doesn't fit this {wanted.upper()} "
+        f"policy for 3 slots: feature_net.0.weight is {shapes[trained]} in the file and "
+        f"{shapes[wanted]} here; load it as what it is, into a world like that of its run, or "
+        "train a new one"
+    )
+
+
+def test_load_policy_refuses_another_topology(tiny_config: Configure) -> None:
+    run = train(tiny_config("total_steps=20"))
+    with pytest.raises(CheckpointError, match="trained on convolutional hosts, not on analytic"):
+        load_policy(run, MorphogenesisEnv("scaffold", num_envs=1))
+
+
+def test_load_policy_takes_a_world_of_the_same_kind(tiny_config: Configure) -> None:
+    run = train(tiny_config("total_steps=20"))
+    other = load_policy(run, MorphogenesisEnv("digits_full", num_envs=2))
+    for name, tensor in weights(run).items():
+        assert torch.equal(tensor, other.network.state_dict()[name])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -301,3 +334,30 @@ def test_the_value_at_a_time_limit_is_regressed(
 ) -> None:
     lines = read_metrics(train(tiny_config(f"env.time_limit={time_limit}")))
     assert all(line.get("loss_final_value", 0.0) > 0 for line in lines) is regressed
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("policy=v1",),
+        ("policy.lstm_layers=2", "policy.attention_span=3", "policy.value_mode=expected"),
+        ("policy.lstm_layers=0", "policy.value_mode=sampled", "ppo.bootstrap=expected"),
+        ("ppo.ratio=per_head", "ppo.normalize_entropy=true", "env.time_limit=truncate"),
+        (*SCAFFOLD, "workers=2", "bf16=true"),
+    ],
+    ids=" ".join,
+)
+def test_options_train_and_load(tiny_config: Configure, overrides: tuple[str, ...]) -> None:
+    run = train(tiny_config(*overrides))
+    assert len(read_metrics(run)) == 2
+    load_policy(run)
+
+
+def test_warnings_are_shown_once(
+    tiny_config: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A policy of very strong preferences from the start."""
+    train(tiny_config("ppo.lr=0.3", "total_steps=100"))
+    shown = [line for line in capsys.readouterr().err.splitlines() if "alert: head 'op'" in line]
+    assert len(shown) == 1
+    assert shown[0].strip().startswith("after ")
