@@ -114,7 +114,9 @@ def train(config: TrainConfig) -> Path:
             )
             entropy_coeff = config.ppo.entropy_coeff
             if config.ppo.anneal_entropy:
-                entropy_coeff *= 1 - iteration / config.iterations
+                # Heads that few ops need get little from the advantages beside the bonus, which
+                # counts at every step: they make up their minds when it has become small.
+                entropy_coeff *= (1 - iteration / config.iterations) ** 2
             loss_module.entropy_coeff.fill_(entropy_coeff)
             updates = []
             for _ in range(config.ppo.epochs):

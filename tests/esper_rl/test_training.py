@@ -314,17 +314,19 @@ def test_a_short_run_learns_to_grow(
 
 
 @pytest.mark.parametrize(
-    ("anneal", "coefficients"), [("true", [4e-3, 3e-3, 2e-3, 1e-3]), ("false", [4e-3] * 4)]
+    ("anneal", "coefficients"), [("true", [16e-3, 9e-3, 4e-3, 1e-3]), ("false", [16e-3] * 4)]
 )
 def test_entropies_count_less_and_less(
     tiny_config: Configure, anneal: str, coefficients: list[float]
 ) -> None:
-    config = tiny_config("total_steps=80", "ppo.entropy_coeff=4e-3", f"ppo.anneal_entropy={anneal}")
+    config = tiny_config(
+        "total_steps=80", "ppo.entropy_coeff=16e-3", f"ppo.anneal_entropy={anneal}"
+    )
     lines = read_metrics(train(config))
     assert [line["entropy_coeff"] for line in lines] == pytest.approx(coefficients)
     for line in lines:  # the entropy of every head is within 1 % of its maximum at first
         assert line["loss_entropy"] / line["entropy_coeff"] == pytest.approx(
-            lines[0]["loss_entropy"] / 4e-3, rel=0.2
+            lines[0]["loss_entropy"] / 16e-3, rel=0.2
         )
 
 
