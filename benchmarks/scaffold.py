@@ -26,7 +26,7 @@ from tensordict import TensorDict
 
 from envs import MorphogenesisEnv
 from envs.actions import BLUEPRINTS, CAUSAL_RELEVANCE, HEADS, Op, head_sizes
-from envs.tasks.scaffold import BEST_PLAN, BEST_RETURN, CURVES, WAIT_RETURN
+from envs.tasks.scaffold import BEST_PLAN, BEST_RETURN, CURVES, WAIT_RETURN, Plan
 from esper_rl import train
 from esper_rl.baselines import RandomPolicy
 from esper_rl.evaluation import evaluate_run
@@ -43,8 +43,6 @@ TRAINING: tuple[str, ...] = (
     "ppo.minibatches=4",
     "workers=1",
 )
-
-Plan = dict[int, dict[str, int]]
 
 EPOCHS, SLOTS, ROWS = 150, 3, 4096
 OFFERED = [BLUEPRINTS.index(name) for name in CURVES]
