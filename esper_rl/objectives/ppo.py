@@ -49,8 +49,13 @@ class _Evaluation:
     log_prob: Tensor
     old_log_prob: Tensor
     entropy: Tensor
-    normalized_entropy: Tensor
+    choices: Tensor
     relevant: Tensor
+
+    @property
+    def normalized_entropy(self) -> Tensor:
+        """In [0, 1]; 0 where there is one choice only."""
+        return self.entropy / self.choices.clamp(min=2).log()
 
 
 class FactoredClipPPOLoss(ClipPPOLoss):
@@ -94,7 +99,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     ``max_ratio``, ``mean_ratio``, ``explained_variance``, and
 
     - ``("head_entropy", head)``: mean over all steps, nats;
-    - ``("normalized_entropy", head)``: the same divided by log(number of legal choices);
+    - ``("normalized_entropy", head)``: the same divided by log(number of legal choices), over the
+      steps where there is a choice (nan where there was none);
     - ``("relevant_entropy", head)``, ``("head_kl", head)``, ``("head_clip_fraction", head)``: over
       the steps where the head mattered (nan where there was none);
     - ``("op_critic_loss", index)``, ``("op_residual_variance", index)``: mean square and variance
@@ -299,7 +305,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         self, tensordict: TensorDictBase, stored: Mapping[NestedKey, NestedKey]
     ) -> _Evaluation:
         """Log-probabilities of the stored actions; leaves the trunk's output in the batch."""
-        new, old, entropy, normalized = [], [], [], []
+        new, old, entropy, choices = [], [], [], []
         with set_recurrent_mode(tensordict.ndim > 1):
             for module in self.actor_network.module:
                 if not isinstance(module, ProbabilisticTensorDictModule):
@@ -311,8 +317,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
                 new.append(distribution.log_prob(tensordict.get(action)))
                 old.append(tensordict.get(stored[action]).detach())
                 entropy.append(distribution.entropy())
-                choices = distribution.logits.isfinite().sum(-1).clamp(min=2)
-                normalized.append(entropy[-1] / choices.log())
+                choices.append(distribution.logits.isfinite().sum(-1))
                 if module is self._draws[0]:
                     self._require_row_per_op(distribution.logits.shape[-1])
         op = tensordict.get(self._draws[0].out_keys[0])
@@ -320,7 +325,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             log_prob=torch.stack(new, -1),
             old_log_prob=torch.stack(old, -1),
             entropy=torch.stack(entropy, -1),
-            normalized_entropy=torch.stack(normalized, -1),
+            choices=torch.stack(choices, -1),
             relevant=self.relevance[op],
         )
 
@@ -372,13 +377,13 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         out.set("max_ratio", ratio.max())
         out.set("mean_ratio", ratio.mean())
         entropies, relevant = now.entropy[valid], now.relevant[valid]
-        normalized = now.normalized_entropy[valid]
+        normalized, free = now.normalized_entropy[valid], now.choices[valid] > 1
         out.set("entropy", entropies.sum(-1).mean())
         for i, head in enumerate(self.heads):
             here = relevant[:, i]
             changes = log_ratios[here, i]
             out.set(("head_entropy", head), entropies[:, i].mean())
-            out.set(("normalized_entropy", head), normalized[:, i].mean())
+            out.set(("normalized_entropy", head), normalized[free[:, i], i].mean())
             out.set(("relevant_entropy", head), entropies[here, i].mean())
             out.set(("head_kl", head), -changes.mean())
             outside = (changes < low) | (changes > high)

@@ -347,7 +347,7 @@ def test_gradients_by_hand(
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         most = mask_of(batch, head).sum(-1).log()
         normalized = torch.where(most > 0, entropy / most.clamp(min=0.1), 0.0)
-        torch.testing.assert_close(out["normalized_entropy", head], normalized.mean())
+        torch.testing.assert_close(out["normalized_entropy", head], normalized[most > 0].mean())
         bonus = bonus + ENTROPY_WEIGHTS[head] * (normalized if normalize else entropy)
         new = log_probs.gather(-1, batch["action", head][..., None]).squeeze(-1)
         changes.append(CAUSAL_RELEVANCE[op, i] * (new - batch["action", f"{head}_log_prob"]))
@@ -451,6 +451,8 @@ def test_one_legal_choice_gives_no_nan(batch: TensorDictBase, ac: ActorCritic) -
         batch["action", f"{head}_log_prob"].zero_()
     out = make_loss(ac)(batch)
     sum(out[key] for key in LOSSES).backward()
+    normalized = out.pop("normalized_entropy")
+    assert normalized["blueprint"].isnan(), "there was no step with a choice"
     assert all(value.isfinite() for value in out.values(True, True))
     gradients = [parameter.grad for parameter in ac.network.parameters()]
     assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
