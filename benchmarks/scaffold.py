@@ -42,6 +42,7 @@ TRAINING: tuple[str, ...] = (
     "ppo.epochs=4",
     "ppo.minibatches=4",
     "workers=1",
+    "threads=1",
 )
 
 EPOCHS, SLOTS, ROWS = 150, 3, 4096

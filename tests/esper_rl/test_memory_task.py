@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from memory_task import DELAY, RELEVANCE, MemoryTask, Move
@@ -11,6 +13,15 @@ from torchrl.envs.utils import check_env_specs
 
 from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
 from esper_rl.objectives import compute_advantages
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several, much slower beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def success_rate(config: PolicyConfig, iterations: int) -> float:
@@ -48,11 +59,8 @@ def test_specs() -> None:
     check_env_specs(MemoryTask(num_envs=3))
 
 
-@pytest.mark.parametrize(
-    "memory", [{"lstm_layers": 1}, {"lstm_layers": 0, "attention_span": DELAY + 1}], ids=str
-)
-def test_a_policy_with_memory_solves_it(memory: dict[str, int]) -> None:
-    assert success_rate(PolicyConfig(hidden_size=32, **memory), iterations=400) > 0.7
+def test_a_policy_with_memory_solves_it() -> None:
+    assert success_rate(PolicyConfig(hidden_size=32), iterations=400) > 0.7
 
 
 def test_a_policy_without_memory_can_only_guess() -> None:
