@@ -9,113 +9,122 @@ No operation mixes networks, so a NaN in one never reaches another.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-EPSILON = 1e-5
-"""Added to the variance in normalisation layers, as in torch."""
+from envs import kernels
+from envs.kernels import EPSILON
+
+_KERNEL_DEVICE = "cpu"
+"""Where envs.kernels can be used."""
 
 
-def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x`` less its mean over C, H, W as ``[n, C, H·W, B]``, and 1/σ as ``[n, 1, 1, B]``."""
-    flat = x.reshape(x.shape[0], -1, x.shape[-1])
-    share = 1 / flat.shape[1]
-    centred = torch.sub(flat, flat.sum(1, keepdim=True), alpha=share)
-    rstd = centred.square().sum(1, keepdim=True).mul_(share).add_(EPSILON).rsqrt_()
-    return centred.view(*x.shape[:2], -1, x.shape[-1]), rstd.unsqueeze(2)
+def _array(x: Tensor | None) -> np.ndarray | None:
+    """A contiguous tensor's memory, for a kernel."""
+    return None if x is None else x.detach().numpy()
+
+
+def _statistics_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for mean and 1/σ of every example: ``[n, B]`` each."""
+    mean, rstd = x.new_empty(2, x.shape[0], x.shape[-1]).unbind()
+    return mean, rstd
 
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
-        centred, rstd = _centred(x)
-        out = torch.addcmul(shift[:, :, None, None], centred, scale[:, :, None, None] * rstd)
-        if relu:
-            out.clamp_(min=0)
-        ctx.save_for_backward(centred, rstd, scale, out if relu else None)
-        return out.view(x.shape)
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, relu: bool, residual: Tensor | None
+    ) -> Tensor:
+        x, scale, shift = x.contiguous(), scale.contiguous(), shift.contiguous()
+        residual = None if residual is None else residual.contiguous()
+        out = torch.empty_like(x)
+        mean, rstd = _statistics_of(x)
+        inputs = map(_array, (x, scale, shift, residual))
+        kernels.norm_forward(*inputs, relu, *map(_array, (out, mean, rstd)))
+        ctx.save_for_backward(x, scale, shift, mean, rstd)
+        ctx.relu = relu
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        centred, rstd, scale, out = ctx.saved_tensors
-        shape = grad.shape
-        grad = grad.reshape(centred.shape)
-        if out is not None:
-            grad = torch.ops.aten.threshold_backward(grad, out, 0)
-        grad_sum = grad.sum(2)
-        grad_dot = (grad * centred).sum(2).mul_(rstd[:, :, 0])
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            # dx = rstd · (scale·g − mean(scale·g) − x̂ · mean(scale·g·x̂)), means over C, H, W
-            column = scale.unsqueeze(2)
-            share = -1 / (centred.shape[1] * centred.shape[2])
-            mean_sum = (column * grad_sum).sum(1)[:, None, None].mul_(share)
-            mean_dot = (column * grad_dot).sum(1)[:, None, None].mul_(share).mul_(rstd)
-            grad_x = torch.addcmul(mean_sum, centred, mean_dot)
-            grad_x = grad_x.addcmul_(grad, column.unsqueeze(3)).mul_(rstd).view(shape)
-        return grad_x, grad_dot.sum(2), grad_sum.sum(2), None
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor, None, Tensor | None]:
+        x, scale, shift, mean, rstd = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_scale, grad_shift = torch.empty_like(scale), torch.empty_like(shift)
+        inputs = map(_array, (grad, x, scale, shift, mean, rstd))
+        outputs = map(_array, (grad_x, grad_scale, grad_shift))
+        kernels.norm_backward(*inputs, ctx.relu, *outputs)
+        return grad_x, grad_scale, grad_shift, None, grad if ctx.needs_input_grad[4] else None
 
 
-def _group_norm(x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
-    if torch.is_grad_enabled():
-        return _GroupNorm.apply(x, scale, shift, relu)
-    out, rstd = _centred(x)
-    gain = scale[:, :, None, None] * rstd
-    torch.addcmul(shift[:, :, None, None], out, gain, out=out)
-    return (out.clamp_(min=0) if relu else out).view(x.shape)
+class _GroupNormPoolReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        x, scale, shift = x.contiguous(), scale.contiguous(), shift.contiguous()
+        n, channels, height, width, batch = x.shape
+        out = x.new_empty(n, channels, height // 2, width // 2, batch)
+        chosen = torch.empty_like(out, dtype=torch.uint8)
+        mean, rstd = _statistics_of(x)
+        kernels.norm_pool_forward(*map(_array, (x, scale, shift, out, chosen, mean, rstd)))
+        ctx.save_for_backward(x, scale, mean, rstd, chosen)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, scale, mean, rstd, chosen = ctx.saved_tensors
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_scale, grad_shift = torch.empty_like(scale), torch.empty_like(scale)
+        inputs = map(_array, (grad.contiguous(), x, scale, mean, rstd, chosen))
+        kernels.norm_pool_backward(*inputs, *map(_array, (grad_x, grad_scale, grad_shift)))
+        return grad_x, grad_scale, grad_shift
 
 
-def group_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Group normalisation with one group (Wu & He 2018).
+def _plain_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """For devices without a kernel."""
+    variance, mean = torch.var_mean(x, (1, 2, 3), correction=0, keepdim=True)
+    normed = (x - mean) * (variance + EPSILON).rsqrt()
+    return torch.addcmul(shift[:, :, None, None, None], normed, scale[:, :, None, None, None])
+
+
+def group_norm(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    relu: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Group normalisation with one group (Wu & He 2018), and what often follows it.
 
     Args:
         x: features ``[n, C, H, W, B]``.
         scale: ``[n, C]``.
         shift: ``[n, C]``.
+        relu: ReLU of it.
+        residual: added at the end, shaped like ``x``.
     """
-    return _group_norm(x, scale, shift, relu=False)
+    if x.device.type == _KERNEL_DEVICE:
+        return _GroupNorm.apply(x, scale, shift, relu, residual)
+    out = _plain_norm(x, scale, shift)
+    out = F.relu(out) if relu else out
+    return out if residual is None else out + residual
 
 
-def group_norm_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """ReLU of :func:`group_norm`, in fewer passes over memory."""
-    return _group_norm(x, scale, shift, relu=True)
-
-
-class _MaxPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        top_left, top_right, low_left, low_right = _windows(x)
-        out = torch.maximum(torch.maximum(top_left, top_right), torch.maximum(low_left, low_right))
-        ctx.save_for_backward(x, out)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, out = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
-        # The first of equal pixels takes the gradient, as in torch.
-        for pixel, target in zip(_windows(x), _windows(grad_x), strict=True):
-            torch.mul(grad, pixel == out, out=target)
-            grad = grad - target
-        return grad_x
-
-
-def _windows(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four pixels of every 2×2 window, row by row, as views ``[n, C, H/2, W/2, B]``."""
-    top, low = x[:, :, 0::2], x[:, :, 1::2]
-    return top[:, :, :, 0::2], top[:, :, :, 1::2], low[:, :, :, 0::2], low[:, :, :, 1::2]
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """2×2 max pooling of ``[n, C, H, W, B]``; height and width must be even."""
-    return _MaxPool.apply(x)
+def group_norm_pool_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """ReLU of 2×2 max pooling of :func:`group_norm`; height and width must be even."""
+    if x.device.type == _KERNEL_DEVICE:
+        return _GroupNormPoolReLU.apply(x, scale, shift)
+    out = _plain_norm(x, scale, shift).movedim(-1, 1)
+    return F.relu(F.max_pool3d(out, (1, 2, 2))).movedim(1, -1)
 
 
 class _DenseConv3x3(torch.autograd.Function):
@@ -123,45 +132,52 @@ class _DenseConv3x3(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
-        out_channels, in_channels = kernel.shape[1:3]
-        height, width = x.shape[2:4]
-        pixels = height * width
-        matrix = kernel.flatten(3) @ _taps(height, width, kernel.dtype, kernel.device)
-        matrix = matrix.unflatten(3, (pixels, pixels)).transpose(2, 3)
-        matrix = matrix.reshape(-1, out_channels * pixels, in_channels * pixels)
+        n, out_channels, in_channels = kernel.shape[:3]
+        size = x.shape[2:4]
+        matrix = kernel.new_empty(n, out_channels, *size, in_channels, *size)
+        kernels.dense_matrix(_array(kernel.contiguous()), _array(matrix))
         ctx.save_for_backward(x, matrix, kernel)
-        out = torch.matmul(matrix, x.flatten(1, 3))
-        return out.unflatten(1, (out_channels, height, width))
+        out = torch.matmul(matrix.flatten(4).flatten(1, 3), x.flatten(1, 3))
+        return out.view(n, out_channels, *size, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
         x, matrix, kernel = ctx.saved_tensors
-        out_channels, in_channels = kernel.shape[1:3]
-        pixels = x.shape[2] * x.shape[3]
-        grad = grad.reshape(len(matrix), out_channels * pixels, -1)
-        grad_matrix = torch.matmul(grad, x.flatten(1, 3).transpose(1, 2))
-        grad_matrix = grad_matrix.view(-1, out_channels, pixels, in_channels, pixels)
-        taps = _taps(*x.shape[2:4], kernel.dtype, kernel.device)
-        grad_kernel = grad_matrix.transpose(2, 3).flatten(3) @ taps.T
+        grad = grad.flatten(1, 3)
+        grad_matrix = torch.matmul(grad, x.flatten(1, 3).transpose(1, 2)).view(matrix.shape)
+        grad_kernel = torch.empty_like(kernel, memory_format=torch.contiguous_format)
+        kernels.dense_matrix_backward(_array(grad_matrix), _array(grad_kernel))
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.bmm(matrix.transpose(1, 2), grad).view(x.shape)
-        return grad_x, grad_kernel.view(kernel.shape)
+            transposed = matrix.flatten(4).flatten(1, 3).transpose(1, 2)
+            grad_x = torch.bmm(transposed, grad).view(x.shape)
+        return grad_x, grad_kernel
 
 
 _DENSE_PIXELS = 16
 """Largest map for which :class:`_DenseConv3x3` wins."""
 
 
-@cache
-def _taps(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """1 where a tap of a 3×3 kernel joins an output pixel to an input pixel: ``[9, pixels²]``."""
-    row = torch.arange(height, device=device).repeat_interleave(width)
-    column = torch.arange(width, device=device).repeat(height)
-    down, right = row - row[:, None], column - column[:, None]  # [output pixel, input pixel]
-    taps = [(down == i) & (right == j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-    return torch.stack(taps).flatten(1).to(dtype)
+class _DepthwiseConv3x3(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        x, kernel = x.contiguous(), kernel.contiguous()
+        out = torch.empty_like(x)
+        kernels.depthwise_forward(_array(x), _array(kernel), _array(out))
+        ctx.save_for_backward(x, kernel)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, kernel = ctx.saved_tensors
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_kernel = torch.empty_like(kernel)
+        kernels.depthwise_backward(
+            *map(_array, (grad.contiguous(), x, kernel, grad_x, grad_kernel))
+        )
+        return grad_x, grad_kernel
 
 
 class _PatchConv3x3(torch.autograd.Function):
@@ -194,6 +210,61 @@ def _patches(x: Tensor) -> Tensor:
     return windows.permute(0, 1, 2, 3, 5, 6, 4).reshape(n, channels * 9, height * width * batch)
 
 
+class _Stem(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        x, kernel = x.contiguous(), kernel.contiguous()
+        scale, shift = scale.contiguous(), shift.contiguous()
+        out = x.new_empty(*kernel.shape, x.shape[1] // 2 - 1, x.shape[2])
+        mean, rstd = x.new_empty(2, len(kernel), x.shape[2]).unbind()
+        kernels.stem_forward(*map(_array, (x, kernel, scale, shift, out, mean, rstd)))
+        ctx.save_for_backward(x, kernel, scale, shift, mean, rstd)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+        _, *weights = ctx.saved_tensors
+        gradients = [torch.empty_like(weight) for weight in weights[:3]]
+        inputs = (grad.contiguous(), *ctx.saved_tensors)
+        kernels.stem_backward(*map(_array, (*inputs, *gradients)))
+        return None, *gradients
+
+
+def pointwise_stem(x: Tensor, kernel: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """1×1 convolution of one-channel images, :func:`group_norm_pool_relu`, in closed form.
+
+    Channel c of the convolution is k_c · pixel, so the norm only needs the image's mean and
+    variance, and the pooled value is an increasing or decreasing function of the pixel: it is
+    reached at the window's largest or smallest pixel. A quarter of the work, exactly the same
+    function (and gradient) of the same parameters.
+
+    Args:
+        x: ``[n or 1, 2·P + 2, B]``: largest and smallest pixel of each of the P windows, mean
+            and variance of the image. They get no gradient.
+        kernel: ``[n, C]``.
+        scale: ``[n, C]``.
+        shift: ``[n, C]``.
+
+    Returns:
+        ``[n, C, P, B]``.
+    """
+    if x.device.type == _KERNEL_DEVICE:
+        return _Stem.apply(x, kernel, scale, shift)
+    windows = x.shape[1] // 2 - 1
+    largest, smallest, mean, variance = x.split([windows, windows, 1, 1], dim=1)
+    kernel, scale, shift = kernel.unsqueeze(2), scale.unsqueeze(2), shift.unsqueeze(2)
+    kernel_mean = kernel.mean(1, keepdim=True)
+    kernel_variance = (kernel - kernel_mean).square().mean(1, keepdim=True)
+    # Variance of k·x over channels and pixels, k and x independent: both terms are ≥ 0.
+    spread = kernel.square().mean(1, keepdim=True) * variance + kernel_variance * mean.square()
+    rstd = (spread + EPSILON).rsqrt()  # [n, 1, B]
+    gain = kernel * scale  # [n, C, 1]
+    offset = torch.addcmul(shift, scale, kernel_mean * mean * rstd, value=-1)
+    extreme = torch.where(gain.unsqueeze(3) >= 0, largest.unsqueeze(1), smallest.unsqueeze(1))
+    return F.relu(torch.addcmul(offset.unsqueeze(2), extreme, (gain * rstd).unsqueeze(2)))
+
+
 def pointwise_conv(x: Tensor, kernel: Tensor) -> Tensor:
     """1×1 convolution.
 
@@ -211,8 +282,8 @@ def conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
         x: features ``[n, C_in, H, W, B]``; n may be 1 where all networks share their input.
         kernel: ``[n, C_out, C_in, 3, 3]``.
     """
-    small = x.shape[2] * x.shape[3] <= _DENSE_PIXELS
-    return (_DenseConv3x3 if small else _PatchConv3x3).apply(x, kernel)
+    dense = x.device.type == _KERNEL_DEVICE and x.shape[2] * x.shape[3] <= _DENSE_PIXELS
+    return (_DenseConv3x3 if dense else _PatchConv3x3).apply(x, kernel)
 
 
 def depthwise_conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
@@ -222,6 +293,8 @@ def depthwise_conv3x3(x: Tensor, kernel: Tensor) -> Tensor:
         x: features ``[n, C, H, W, B]``.
         kernel: ``[n, C, 3, 3]``.
     """
+    if x.device.type == _KERNEL_DEVICE:
+        return _DepthwiseConv3x3.apply(x, kernel)
     # Every channel is a network of its own.
     return conv3x3(x.flatten(0, 1)[:, None], kernel.flatten(0, 1)[:, None, None]).view(x.shape)
 

@@ -23,12 +23,12 @@ from envs.layers import incubate, linear, permute_rows
 from envs.parameters import ParameterLayout, zeros
 from envs.plan import Group, Mode, Plan, SlotPlan, by_likeness, make_plan, slot_codes
 from envs.randomness import shuffled
-from envs.workers import run_chunks
+from envs.workers import keep_freed_memory, run_chunks
 
 if TYPE_CHECKING:  # a task makes its population
     from envs.tasks import DataTask
 
-_CACHE_BYTES = {"cpu": 2**22}
+_CACHE_BYTES = {"cpu": 2**21}
 """Size that the largest activation of a chunk should have; other devices: no limit to speak of."""
 
 _DEVICE_BYTES = 2**29
@@ -108,6 +108,7 @@ class Population:
         self.device = device
         self.host_lr = task.host_lr
         self.momentum = task.momentum
+        keep_freed_memory()
         self._inputs = self.host.prepare(task.train_inputs).to(device)
         self._targets = task.train_targets.to(device)
         validation_inputs = self.host.prepare(task.validation_inputs[:validation_size])
@@ -403,7 +404,8 @@ class Population:
             logits = self._validate_chunk(plan, growth)
             lanes, slots = plan.lane_rows[-1], plan.lane_ablated
             targets = self._validation_targets.expand(len(logits), -1)
-            lane_accuracy = (logits.argmax(1) == targets).to(loss.dtype).mean(1) * 100
+            best = logits.max(1).indices  # several times as fast as argmax
+            lane_accuracy = (best == targets).to(loss.dtype).mean(1) * 100
             whole = slots == -1
             loss[lanes[whole]] = F.cross_entropy(
                 logits[whole], targets[whole], reduction="none"

@@ -12,15 +12,17 @@ from envs.layers import (
     depthwise_conv3x3,
     global_average,
     group_norm,
-    group_norm_relu,
     linear,
     pointwise_conv,
 )
 from envs.parameters import ParameterLayout, bias, norm, weight, zeros
 
 
-def _norm_relu(params: dict[str, Tensor], name: str, h: Tensor) -> Tensor:
-    return group_norm_relu(h, params[f"{name}_scale"], params[f"{name}_shift"])
+def _norm_relu(
+    params: dict[str, Tensor], name: str, h: Tensor, residual: Tensor | None = None
+) -> Tensor:
+    scale, shift = params[f"{name}_scale"], params[f"{name}_shift"]
+    return group_norm(h, scale, shift, relu=True, residual=residual)
 
 
 class Norm:
@@ -72,8 +74,9 @@ class ResidualConv:
     def __call__(self, params: dict[str, Tensor], h: Tensor) -> Tensor:
         out = h
         for i in range(self.depth):
-            out = _norm_relu(params, f"norm{i}", conv3x3(out, params[f"conv{i}"]))
-        return h + out
+            residual = h if i == self.depth - 1 else None
+            out = _norm_relu(params, f"norm{i}", conv3x3(out, params[f"conv{i}"]), residual)
+        return out
 
 
 class PointwiseConv:
@@ -104,7 +107,7 @@ class DepthwiseConv:
 
     def __call__(self, params: dict[str, Tensor], h: Tensor) -> Tensor:
         out = depthwise_conv3x3(h, params["depthwise"].squeeze(2))
-        return h + _norm_relu(params, "norm", pointwise_conv(out, params["pointwise"]))
+        return _norm_relu(params, "norm", pointwise_conv(out, params["pointwise"]), residual=h)
 
 
 class Bottleneck:

@@ -11,14 +11,13 @@ from torch import Tensor
 from envs.blueprints import CONV_BLUEPRINTS, Blueprint
 from envs.hosts.base import Segment
 from envs.layers import (
-    EPSILON,
     conv3x3,
     global_average,
     group_norm,
-    group_norm_relu,
+    group_norm_pool_relu,
     linear,
-    max_pool,
     pointwise_conv,
+    pointwise_stem,
 )
 from envs.parameters import ParameterLayout, bias, norm, weight
 
@@ -63,19 +62,14 @@ class ConvBlock:
             x = pointwise_conv(x.expand(len(kernel), *x.shape[1:]), kernel)
         scale, shift = params["norm_scale"], params["norm_shift"]
         if not self.pool:
-            return group_norm_relu(x, scale, shift)
-        return F.relu(max_pool(group_norm(x, scale, shift)))
+            return group_norm(x, scale, shift, relu=True)
+        return group_norm_pool_relu(x, scale, shift)
 
 
 class PointwiseStem:
     """A first 1×1 :class:`ConvBlock` with pooling on one-channel images, in closed form.
 
-    Channel c of its convolution is k_c · pixel, so the norm only needs the image's mean and
-    variance, and the pooled value is an increasing or decreasing function of the pixel: it is
-    reached at the window's largest or smallest pixel. A quarter of the work, exactly the same
-    function (and gradient) of the same parameters.
-
-    Takes examples as :func:`window_extremes` made them.
+    Takes examples as :func:`window_extremes` made them; see :func:`envs.layers.pointwise_stem`.
     """
 
     def __init__(self, out_channels: int, image_size: tuple[int, int]) -> None:
@@ -85,20 +79,9 @@ class PointwiseStem:
         )
 
     def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        pixels = self.pooled_size[0] * self.pooled_size[1]
-        largest, smallest, mean, variance = x.split([pixels, pixels, 1, 1], dim=1)
-        kernel = params["conv"]  # [n, C, 1]
-        scale, shift = params["norm_scale"].unsqueeze(2), params["norm_shift"].unsqueeze(2)
-        kernel_mean = kernel.mean(1, keepdim=True)
-        kernel_variance = (kernel - kernel_mean).square().mean(1, keepdim=True)
-        # Variance of k·x over channels and pixels, k and x independent: both terms are ≥ 0.
-        spread = kernel.square().mean(1, keepdim=True) * variance + kernel_variance * mean.square()
-        rstd = (spread + EPSILON).rsqrt()  # [n, 1, B]
-        gain = kernel * scale  # [n, C, 1]
-        offset = torch.addcmul(shift, scale, kernel_mean * mean * rstd, value=-1)
-        extreme = torch.where(gain.unsqueeze(3) >= 0, largest.unsqueeze(1), smallest.unsqueeze(1))
-        out = torch.addcmul(offset.unsqueeze(2), extreme, (gain * rstd).unsqueeze(2))
-        return F.relu(out).unflatten(2, self.pooled_size)
+        kernel = params["conv"].squeeze(2)
+        out = pointwise_stem(x, kernel, params["norm_scale"], params["norm_shift"])
+        return out.unflatten(2, self.pooled_size)
 
 
 def window_extremes(images: Tensor) -> Tensor:

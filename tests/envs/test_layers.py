@@ -1,4 +1,7 @@
-"""Every batched layer against torch, one network at a time, in double precision."""
+"""Every batched layer against torch, one network at a time, in double precision.
+
+Layers with a kernel for CPUs have another path on other devices; it is tested here too.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from envs.layers import (
     depthwise_conv3x3,
     global_average,
     group_norm,
-    group_norm_relu,
+    group_norm_pool_relu,
     incubate,
     linear,
-    max_pool,
     permute_rows,
     pointwise_conv,
+    pointwise_stem,
 )
 
 NETWORKS, IN, OUT, HEIGHT, WIDTH, BATCH = 3, 4, 5, 4, 6, 7
@@ -44,15 +47,34 @@ def depthwise_of_one(x: Tensor, kernel: Tensor) -> Tensor:
     return batch_last(F.conv2d(batch_first(x), kernel[:, None], padding=1, groups=IN))
 
 
+def norm_relu(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None) -> Tensor:
+    return group_norm(x, scale, shift, relu=True, residual=residual)
+
+
+def norm_relu_of_one(
+    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | float = 0.0
+) -> Tensor:
+    return F.relu(norm_of_one(x, scale, shift)) + residual
+
+
+def norm_pool_relu_of_one(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return F.relu(batch_last(F.max_pool2d(batch_first(norm_of_one(x, scale, shift)), 2)))
+
+
 # name: batched layer, the same for one network, shapes of its arguments for one network
 LAYERS: dict[str, tuple[Callable, Callable, list[tuple[int, ...]]]] = {
     "group_norm": (group_norm, norm_of_one, [FEATURES, (IN,), (IN,)]),
-    "group_norm_relu": (
-        group_norm_relu,
-        lambda *args: F.relu(norm_of_one(*args)),
+    "group_norm and ReLU": (norm_relu, norm_relu_of_one, [FEATURES, (IN,), (IN,)]),
+    "group_norm, ReLU and residual": (
+        norm_relu,
+        norm_relu_of_one,
+        [FEATURES, (IN,), (IN,), FEATURES],
+    ),
+    "group_norm_pool_relu": (
+        group_norm_pool_relu,
+        norm_pool_relu_of_one,
         [FEATURES, (IN,), (IN,)],
     ),
-    "max_pool": (max_pool, lambda x: batch_last(F.max_pool2d(batch_first(x), 2)), [FEATURES]),
     "pointwise_conv": (pointwise_conv, pointwise_of_one, [FEATURES, (OUT, IN)]),
     "conv3x3": (conv3x3, conv_of_one, [FEATURES, (OUT, IN, 3, 3)]),
     "conv3x3 on a small map": (conv3x3, conv_of_one, [SMALL_FEATURES, (OUT, IN, 3, 3)]),
@@ -106,6 +128,14 @@ def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.fixture(params=["kernels", "plain"])
+def either_path(request, monkeypatch):
+    """The layers as they run on a CPU, and as they run where there are no kernels."""
+    if request.param == "plain":
+        monkeypatch.setattr("envs.layers._KERNEL_DEVICE", "none")
+
+
+@pytest.mark.usefixtures("either_path")
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_is_torchs(name):
     layer, reference, shapes = LAYERS[name]
@@ -170,21 +200,51 @@ def test_normalisation_at_a_constant_input():
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.usefixtures("either_path")
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_equal_pixels_share_no_gradient(levels):
     """Max pooling gives all of it to the first of equal pixels, as torch does."""
-    (x,) = draw(FEATURES)
+    x, scale, shift = draw(FEATURES, (IN,), (IN,))
     x = torch.randint(0, levels, x.shape, generator=torch.Generator().manual_seed(0)).double()
-    actual = results(max_pool, [x])
-    assert_same(actual, results(one_by_one(LAYERS["max_pool"][1]), [x]))
-    assert (actual[1] != 0).sum() == actual[0].numel()
+    args = [x, scale, shift]
+    assert_same(
+        results(group_norm_pool_relu, args), results(one_by_one(norm_pool_relu_of_one), args)
+    )
 
 
-def test_relu_passes_no_gradient_at_exactly_zero():
+@pytest.mark.parametrize("layer", [norm_relu, group_norm_pool_relu])
+def test_relu_passes_no_gradient_at_exactly_zero(layer):
     x, scale, shift = draw(FEATURES, (IN,), (IN,))
     scale[:], shift[:] = 0.0, 0.0
-    _, *gradients = results(group_norm_relu, [x, scale, shift])
+    _, *gradients = results(layer, [x, scale, shift])
     assert all((gradient == 0).all() for gradient in gradients)
+
+
+def stem_of_one(x: Tensor, kernel: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The four layers that the stem is, on images ``[H, W, B]``."""
+    return norm_pool_relu_of_one(kernel[:, None, None, None] * x, scale, shift).flatten(1, 2)
+
+
+@pytest.mark.usefixtures("either_path")
+def test_the_stem_is_the_layers_that_it_stands_for():
+    images, kernel, scale, shift = draw((HEIGHT, WIDTH, BATCH), (OUT,), (OUT,), (OUT,))
+    pixels = images.flatten(1, 2)
+    windows = images.view(NETWORKS, HEIGHT // 2, 2, WIDTH // 2, 2, BATCH)
+    examples = torch.cat(
+        [
+            windows.amax((2, 4)).flatten(1, 2),
+            windows.amin((2, 4)).flatten(1, 2),
+            pixels.mean(1, keepdim=True),
+            pixels.var(1, correction=0, keepdim=True),
+        ],
+        dim=1,
+    )
+    weights = [kernel, scale, shift]
+    expected = results(lambda *args: one_by_one(stem_of_one)(images, *args), weights)
+    assert_same(results(lambda *args: pointwise_stem(examples, *args), weights), expected)
+    shared = results(lambda *args: pointwise_stem(examples[:1], *args), weights)
+    repeated = [images[:1].expand_as(images)]
+    assert_same(shared, results(lambda *args: one_by_one(stem_of_one)(*repeated, *args), weights))
 
 
 @pytest.mark.parametrize("features", [FEATURES, SMALL_FEATURES])
