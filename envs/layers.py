@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,9 +23,9 @@ _KERNEL_DEVICE = "cpu"
 """Where envs.kernels can be used."""
 
 
-def _array(x: Tensor | None) -> np.ndarray | None:
-    """A contiguous tensor's memory, for a kernel."""
-    return None if x is None else x.detach().numpy()
+def _run(kernel: Any, *args: Any) -> None:
+    """Call a kernel with the memory of contiguous tensors."""
+    kernel(*(arg.detach().numpy() if isinstance(arg, Tensor) else arg for arg in args))
 
 
 def _statistics_of(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,8 +43,7 @@ class _GroupNorm(torch.autograd.Function):
         residual = None if residual is None else residual.contiguous()
         out = torch.empty_like(x)
         mean, rstd = _statistics_of(x)
-        inputs = map(_array, (x, scale, shift, residual))
-        kernels.norm_forward(*inputs, relu, *map(_array, (out, mean, rstd)))
+        _run(kernels.norm_forward, x, scale, shift, residual, relu, out, mean, rstd)
         ctx.save_for_backward(x, scale, shift, mean, rstd)
         ctx.relu = relu
         return out
@@ -55,13 +53,12 @@ class _GroupNorm(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, Tensor, Tensor, None, Tensor | None]:
-        x, scale, shift, mean, rstd = ctx.saved_tensors
+        x, scale, shift = ctx.saved_tensors[:3]
         grad = grad.contiguous()
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_scale, grad_shift = torch.empty_like(scale), torch.empty_like(shift)
-        inputs = map(_array, (grad, x, scale, shift, mean, rstd))
-        outputs = map(_array, (grad_x, grad_scale, grad_shift))
-        kernels.norm_backward(*inputs, ctx.relu, *outputs)
+        inputs, outputs = (grad, *ctx.saved_tensors), (grad_x, grad_scale, grad_shift)
+        _run(kernels.norm_backward, *inputs, ctx.relu, *outputs)
         return grad_x, grad_scale, grad_shift, None, grad if ctx.needs_input_grad[4] else None
 
 
@@ -73,18 +70,18 @@ class _GroupNormPoolReLU(torch.autograd.Function):
         out = x.new_empty(n, channels, height // 2, width // 2, batch)
         chosen = torch.empty_like(out, dtype=torch.uint8)
         mean, rstd = _statistics_of(x)
-        kernels.norm_pool_forward(*map(_array, (x, scale, shift, out, chosen, mean, rstd)))
+        _run(kernels.norm_pool_forward, x, scale, shift, out, chosen, mean, rstd)
         ctx.save_for_backward(x, scale, mean, rstd, chosen)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, scale, mean, rstd, chosen = ctx.saved_tensors
+        x, scale = ctx.saved_tensors[:2]
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_scale, grad_shift = torch.empty_like(scale), torch.empty_like(scale)
-        inputs = map(_array, (grad.contiguous(), x, scale, mean, rstd, chosen))
-        kernels.norm_pool_backward(*inputs, *map(_array, (grad_x, grad_scale, grad_shift)))
+        inputs, outputs = (grad.contiguous(), *ctx.saved_tensors), (grad_x, grad_scale, grad_shift)
+        _run(kernels.norm_pool_backward, *inputs, *outputs)
         return grad_x, grad_scale, grad_shift
 
 
@@ -135,7 +132,7 @@ class _DenseConv3x3(torch.autograd.Function):
         n, out_channels, in_channels = kernel.shape[:3]
         size = x.shape[2:4]
         matrix = kernel.new_empty(n, out_channels, *size, in_channels, *size)
-        kernels.dense_matrix(_array(kernel.contiguous()), _array(matrix))
+        _run(kernels.dense_matrix, kernel.contiguous(), matrix)
         ctx.save_for_backward(x, matrix, kernel)
         out = torch.matmul(matrix.flatten(4).flatten(1, 3), x.flatten(1, 3))
         return out.view(n, out_channels, *size, -1)
@@ -147,7 +144,7 @@ class _DenseConv3x3(torch.autograd.Function):
         grad = grad.flatten(1, 3)
         grad_matrix = torch.matmul(grad, x.flatten(1, 3).transpose(1, 2)).view(matrix.shape)
         grad_kernel = torch.empty_like(kernel, memory_format=torch.contiguous_format)
-        kernels.dense_matrix_backward(_array(grad_matrix), _array(grad_kernel))
+        _run(kernels.dense_matrix_backward, grad_matrix, grad_kernel)
         grad_x = None
         if ctx.needs_input_grad[0]:
             transposed = matrix.flatten(4).flatten(1, 3).transpose(1, 2)
@@ -164,7 +161,7 @@ class _DepthwiseConv3x3(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
         x, kernel = x.contiguous(), kernel.contiguous()
         out = torch.empty_like(x)
-        kernels.depthwise_forward(_array(x), _array(kernel), _array(out))
+        _run(kernels.depthwise_forward, x, kernel, out)
         ctx.save_for_backward(x, kernel)
         return out
 
@@ -174,9 +171,7 @@ class _DepthwiseConv3x3(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_kernel = torch.empty_like(kernel)
-        kernels.depthwise_backward(
-            *map(_array, (grad.contiguous(), x, kernel, grad_x, grad_kernel))
-        )
+        _run(kernels.depthwise_backward, grad.contiguous(), x, kernel, grad_x, grad_kernel)
         return grad_x, grad_kernel
 
 
@@ -217,18 +212,17 @@ class _Stem(torch.autograd.Function):
         scale, shift = scale.contiguous(), shift.contiguous()
         out = x.new_empty(*kernel.shape, x.shape[1] // 2 - 1, x.shape[2])
         mean, rstd = x.new_empty(2, len(kernel), x.shape[2]).unbind()
-        kernels.stem_forward(*map(_array, (x, kernel, scale, shift, out, mean, rstd)))
+        _run(kernels.stem_forward, x, kernel, scale, shift, out, mean, rstd)
         ctx.save_for_backward(x, kernel, scale, shift, mean, rstd)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
-        _, *weights = ctx.saved_tensors
-        gradients = [torch.empty_like(weight) for weight in weights[:3]]
-        inputs = (grad.contiguous(), *ctx.saved_tensors)
-        kernels.stem_backward(*map(_array, (*inputs, *gradients)))
-        return None, *gradients
+        gradients = [torch.empty_like(weight) for weight in ctx.saved_tensors[1:4]]
+        _run(kernels.stem_backward, grad.contiguous(), *ctx.saved_tensors, *gradients)
+        grad_kernel, grad_scale, grad_shift = gradients
+        return None, grad_kernel, grad_scale, grad_shift
 
 
 def pointwise_stem(x: Tensor, kernel: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -307,26 +301,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def global_average(x: Tensor) -> Tensor:
     """Mean over the pixels: ``[n, C, H, W, B]`` to ``[n, C, B]``."""
     return x.mean((2, 3))
-
-
-class _Incubate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, seed: Tensor) -> Tensor:
-        return features.view_as(features)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, grad
-
-
-def incubate(features: Tensor, seed: Tensor) -> Tensor:
-    """``features``, bitwise, while ``seed`` gets the gradient that it would get in their place.
-
-    The seed must have been computed on detached features, so that nothing of it reaches the
-    host. Unlike ``features + (seed - seed.detach())`` this holds for a seed full of inf too.
-    """
-    return _Incubate.apply(features, seed)
 
 
 class _Permute(torch.autograd.Function):

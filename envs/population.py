@@ -9,7 +9,6 @@ seed together.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from envs.actions import BLUEPRINTS, Algorithm
+from envs.blending import blend, detach_first
 from envs.growth import Growth, Validation
-from envs.layers import incubate, linear, permute_rows
+from envs.layers import linear, permute_rows
 from envs.parameters import ParameterLayout, zeros
 from envs.plan import Group, Mode, Plan, SlotPlan, by_likeness, make_plan, slot_codes
 from envs.randomness import shuffled
@@ -237,43 +237,34 @@ class Population:
             h = permute_rows(h, plan.order)
         if not plan.groups:
             return h
-        passing = [plan.num_passing] if plan.num_passing else []
-        parts = _split(h, [*passing, *(len(group.rows) for group in plan.groups)])
-        grown = list(parts[: len(passing)])
-        for group, params, part in zip(plan.groups, seeds, parts[len(passing) :], strict=True):
-            grown += self._grow(group, params, part, alpha[group.rows])
-        if plan.ablated is not None:
-            grown.append(h.index_select(0, plan.ablated))
-        return _join(grown)
+        counts = [plan.num_passing, *(len(group.rows) for group in plan.groups)]
+        parts = (h,) if counts[0] == 0 and len(counts) == 2 else h.split(counts)[1:]
+        grown = [
+            self._grow(group, params, part, alpha[group.rows])
+            for group, params, part in zip(plan.groups, seeds, parts, strict=True)
+        ]
+        modes = [group.modes for group in plan.groups]
+        return blend(h, [seed for seed, _ in grown], [w for _, w in grown], modes, plan.ablated)
 
     def _grow(
         self, group: Group, params: dict[str, Tensor], h: Tensor, alpha: Tensor
-    ) -> list[Tensor]:
-        """Features ``h`` of a group's lanes with its seeds mixed in, one tensor a mode."""
-        counts = [count for _, count in group.modes]
-        alpha = alpha.view(-1, *[1] * (h.dim() - 1))
-        hs, alphas = _split(h, counts), _split(alpha, counts)
-        seed_inputs = list(hs)
-        if group.modes[0][0] is Mode.INCUBATE:
-            seed_inputs[0] = hs[0].detach()
-        seeds = _split(self._blueprints[group.blueprint](params, _join(seed_inputs)), counts)
-        grown = []
-        for i, (mode, count) in enumerate(group.modes):
-            if mode is Mode.INCUBATE:
-                out = incubate(hs[i], seeds[i])
-            elif mode is Mode.ADD:
-                out = torch.lerp(hs[i], seeds[i], alphas[i])
-            elif mode is Mode.MULTIPLY:
-                out = torch.addcmul(hs[i], hs[i] * alphas[i], torch.tanh(seeds[i] - hs[i]))
-            else:
-                weight = _split(params["gate_weight"], counts)[i]
-                score = linear(
-                    self.host.pool(hs[i]), weight, _split(params["gate_bias"], counts)[i]
-                )
-                openness = torch.sigmoid(score).view(count, *[1] * (h.dim() - 2), -1)
-                out = torch.lerp(hs[i], seeds[i], alphas[i] * openness)
-            grown.append(out)
-        return grown
+    ) -> tuple[Tensor, Tensor]:
+        """What a group's seeds make of the features ``h`` of its lanes, and their weights."""
+        (first, incubating), (last, gated) = group.modes[0], group.modes[-1]
+        seen = detach_first(h, incubating if first is Mode.INCUBATE else 0)
+        seed = self._blueprints[group.blueprint](params, seen)
+        weight = alpha.view(-1, *[1] * (h.dim() - 1))
+        if last is Mode.GATE:
+            start = len(h) - gated
+            features, score_weight, score_bias = (
+                x if start == 0 else x[start:]
+                for x in (h, params["gate_weight"], params["gate_bias"])
+            )
+            score = linear(self.host.pool(features), score_weight, score_bias)
+            openness = torch.sigmoid(score).view(gated, *weight.shape[1:-1], -1)
+            closed = weight[:start].expand(-1, *openness.shape[1:])
+            weight = torch.cat([closed, weight[start:] * openness])
+        return seed, weight
 
     def _parts(self, plan: Plan) -> list[Part]:
         """The pieces of the plan's networks in the order in which a forward pass meets them."""
@@ -424,16 +415,6 @@ class Population:
         named = [part.layout.unflatten(part.flat(part.params)) for part in self._parts(plan)]
         x = self._validation_inputs.expand(len(plan.lane_rows[0]), -1, -1)
         return self._forward(plan, named, x, growth.alpha)
-
-
-def _split(x: Tensor, counts: list[int]) -> Sequence[Tensor]:
-    """``x`` in parts of so many lanes; the gradient of a single part costs nothing."""
-    return (x,) if len(counts) == 1 else x.split(counts)
-
-
-def _join(parts: Sequence[Tensor]) -> Tensor:
-    """The inverse of :func:`_split`."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _compose(orders: list[Tensor | None]) -> Tensor | None:

@@ -19,7 +19,6 @@ from envs.layers import (
     global_average,
     group_norm,
     group_norm_pool_relu,
-    incubate,
     linear,
     permute_rows,
     pointwise_conv,
@@ -260,46 +259,3 @@ def test_permute_rows_is_indexing():
     (x,) = draw(FEATURES)
     order = torch.tensor([2, 0, 1])
     assert_same(results(lambda x: permute_rows(x, order), [x]), results(lambda x: x[order], [x]))
-
-
-@pytest.mark.parametrize("fill", [None, float("inf"), float("-inf"), float("nan")])
-def test_incubation_shows_nothing_and_teaches_the_seed(fill):
-    features, seed = draw(FEATURES, FEATURES)
-    if fill is not None:
-        seed[:] = fill
-    upstream = draw(FEATURES, seed=1)[0]
-    out, host_gradient, seed_gradient = results(incubate, [features, seed], upstream)
-    assert out.equal(features)
-    assert host_gradient.equal(upstream)
-    assert seed_gradient.equal(upstream)
-
-
-@pytest.mark.parametrize("fill", [1.0, float("inf"), float("nan")])
-def test_incubation_leaves_the_hosts_gradient_alone(fill):
-    """A whole little network: host weight, incubated seed, another host weight."""
-    x, first, seed, last = draw((IN, BATCH), (IN, IN), (IN, IN), (OUT, IN))
-    seed[:] *= fill
-
-    def grown(first: Tensor, seed: Tensor, last: Tensor) -> Tensor:
-        h = first @ x
-        return last @ incubate(h, seed @ h.detach()).tanh()
-
-    def alone(first: Tensor, last: Tensor) -> Tensor:
-        return last @ (first @ x).tanh()
-
-    out, first_gradient, seed_gradient, last_gradient = results(grown, [first, seed, last])
-    for mine, theirs in zip(
-        [out, first_gradient, last_gradient], results(alone, [first, last]), strict=True
-    ):
-        assert mine.equal(theirs)
-    assert seed_gradient.isfinite().all()
-    assert (seed_gradient != 0).any()
-
-
-def test_an_incubated_seed_learns_as_if_it_were_added():
-    """Its gradient is that of ADD at α = 1 where its output happens to be the features."""
-    x, seed, last = draw((IN, BATCH), (IN, IN), (OUT, IN))
-    seed[:] = torch.eye(IN, dtype=torch.float64)
-    incubated = results(lambda s, w: w @ incubate(x, s @ x).tanh(), [seed, last])
-    added = results(lambda s, w: w @ (x + 1.0 * (s @ x - x)).tanh(), [seed, last])
-    assert_same(incubated, added)
