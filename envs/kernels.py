@@ -227,37 +227,47 @@ def norm_pool_backward(
 
 
 @_kernel
-def dense_matrix(kernel: Array, matrix: Array) -> None:
-    """A 3×3 convolution as a matrix ``[n, C_out, H, W, C_in, H, W]``, mostly zeros."""
-    n, out_channels, height, width, in_channels = matrix.shape[:5]
-    matrix[:] = 0
-    for k in range(n):
-        for o in range(out_channels):
-            for i in range(height):
-                for j in range(width):
-                    for c in range(in_channels):
-                        for di in range(max(0, 1 - i), min(3, height + 1 - i)):
-                            for dj in range(max(0, 1 - j), min(3, width + 1 - j)):
-                                matrix[k, o, i, j, c, i + di - 1, j + dj - 1] = kernel[
-                                    k, o, c, di, dj
-                                ]
+def _taps(height: int, width: int) -> Array:
+    """Output pixel, input pixel and tap of every product of a 3×3 convolution, padding 1."""
+    taps = np.empty((9 * height * width, 3), np.uintp)
+    count = 0
+    for p in range(height * width):
+        for q in range(height * width):
+            down, right = q // width - p // width, q % width - p % width
+            if abs(down) <= 1 and abs(right) <= 1:
+                taps[count, 0], taps[count, 1] = p, q
+                taps[count, 2] = 3 * (down + 1) + right + 1
+                count += 1
+    return taps[:count]
 
 
 @_kernel
-def dense_matrix_backward(grad_matrix: Array, grad_kernel: Array) -> None:
+def dense_matrix(kernel: Array, height: int, width: int, matrix: Array) -> None:
+    """A 3×3 convolution as a matrix ``[n, C_out, H·W, C_in, H·W]``, mostly zeros.
+
+    The kernel is ``[n, C_out, C_in, 9]``.
+    """
+    n, out_channels, _, in_channels, _ = matrix.shape
+    taps = _taps(height, width)
+    matrix[:] = 0
+    for k in range(n):
+        for o in range(out_channels):
+            for c in range(in_channels):
+                for t in range(len(taps)):
+                    matrix[k, o, taps[t, 0], c, taps[t, 1]] = kernel[k, o, c, taps[t, 2]]
+
+
+@_kernel
+def dense_matrix_backward(grad: Array, height: int, width: int, grad_kernel: Array) -> None:
     """Gradient of :func:`dense_matrix`."""
-    n, out_channels, height, width, in_channels = grad_matrix.shape[:5]
+    n, out_channels, _, in_channels, _ = grad.shape
+    taps = _taps(height, width)
     grad_kernel[:] = 0
     for k in range(n):
         for o in range(out_channels):
-            for i in range(height):
-                for j in range(width):
-                    for c in range(in_channels):
-                        for di in range(max(0, 1 - i), min(3, height + 1 - i)):
-                            for dj in range(max(0, 1 - j), min(3, width + 1 - j)):
-                                grad_kernel[k, o, c, di, dj] += grad_matrix[
-                                    k, o, i, j, c, i + di - 1, j + dj - 1
-                                ]
+            for c in range(in_channels):
+                for t in range(len(taps)):
+                    grad_kernel[k, o, c, taps[t, 2]] += grad[k, o, taps[t, 0], c, taps[t, 1]]
 
 
 @_kernel

@@ -25,7 +25,7 @@ _KERNEL_DEVICE = "cpu"
 
 def _run(kernel: Any, *args: Any) -> None:
     """Call a kernel with the memory of contiguous tensors."""
-    kernel(*(arg.detach().numpy() if isinstance(arg, Tensor) else arg for arg in args))
+    kernel(*(arg.numpy(force=True) if isinstance(arg, Tensor) else arg for arg in args))
 
 
 def _statistics_of(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,12 +130,13 @@ class _DenseConv3x3(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
         n, out_channels, in_channels = kernel.shape[:3]
-        size = x.shape[2:4]
-        matrix = kernel.new_empty(n, out_channels, *size, in_channels, *size)
-        _run(kernels.dense_matrix, kernel.contiguous(), matrix)
+        height, width = x.shape[2:4]
+        pixels = height * width
+        matrix = kernel.new_empty(n, out_channels, pixels, in_channels, pixels)
+        _run(kernels.dense_matrix, kernel.flatten(3).contiguous(), height, width, matrix)
         ctx.save_for_backward(x, matrix, kernel)
-        out = torch.matmul(matrix.flatten(4).flatten(1, 3), x.flatten(1, 3))
-        return out.view(n, out_channels, *size, -1)
+        out = torch.matmul(matrix.flatten(3).flatten(1, 2), x.flatten(1, 3))
+        return out.view(n, out_channels, height, width, -1)
 
     @staticmethod
     @once_differentiable
@@ -143,13 +144,13 @@ class _DenseConv3x3(torch.autograd.Function):
         x, matrix, kernel = ctx.saved_tensors
         grad = grad.flatten(1, 3)
         grad_matrix = torch.matmul(grad, x.flatten(1, 3).transpose(1, 2)).view(matrix.shape)
-        grad_kernel = torch.empty_like(kernel, memory_format=torch.contiguous_format)
-        _run(kernels.dense_matrix_backward, grad_matrix, grad_kernel)
+        grad_kernel = kernel.new_empty(*kernel.shape[:3], 9)
+        _run(kernels.dense_matrix_backward, grad_matrix, *x.shape[2:4], grad_kernel)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            transposed = matrix.flatten(4).flatten(1, 3).transpose(1, 2)
+            transposed = matrix.flatten(3).flatten(1, 2).transpose(1, 2)
             grad_x = torch.bmm(transposed, grad).view(x.shape)
-        return grad_x, grad_kernel
+        return grad_x, grad_kernel.view(kernel.shape)
 
 
 _DENSE_PIXELS = 16
