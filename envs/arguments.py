@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 
-def check_integer(name: str, value: int, most: int | None = None, what: str = "") -> None:
-    """Refuse what isn't an integer of at least 1 (and at most ``most``, the number of ``what``).
+def check_integer(
+    name: str, value: int, *, least: int = 1, most: int | None = None, what: str = ""
+) -> None:
+    """Refuse what isn't an integer from ``least`` to ``most``, the number of ``what``.
 
     Raises:
         TypeError: if it isn't an integer.
@@ -12,8 +14,8 @@ def check_integer(name: str, value: int, most: int | None = None, what: str = ""
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1 or (most is not None and value > most):
-        limit = "at least 1" if most is None else f"between 1 and {most}, the {what}"
+    if value < least or (most is not None and value > most):
+        limit = f"at least {least}" if most is None else f"between {least} and {most}, the {what}"
         raise ValueError(f"{name} must be {limit}; got {value}")
 
 

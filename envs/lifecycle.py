@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from envs.actions import (
@@ -175,20 +176,25 @@ class Applied:
     pruned: Tensor
 
 
-def check_action(
-    action: Mapping[str, Tensor | None], num_rows: int, num_slots: int
-) -> dict[str, Tensor]:
+def check_action(action: object, num_rows: int, num_slots: int) -> dict[str, Tensor]:
     """The action, if it is well-formed (an illegal one is).
 
     Raises:
         ValueError: a head is missing, has the wrong shape, or an index is out of range.
-        TypeError: a head isn't int64.
+        TypeError: the action isn't a TensorDict or mapping, or a head isn't an int64 tensor.
     """
+    heads = ", ".join(HEADS)
+    if not isinstance(action, TensorDictBase | Mapping):
+        raise TypeError(
+            f"action must be a TensorDict with the heads {heads}, got {type(action).__name__}"
+        )
     checked = {}
     for head in HEADS:
-        index = action.get(head)
+        index = action.get(head, None)
         if index is None:
-            raise ValueError(f"action lacks the head {head!r}; its heads are {', '.join(HEADS)}")
+            raise ValueError(f"action lacks the head {head!r}; its heads are {heads}")
+        if not isinstance(index, Tensor):
+            raise TypeError(f"action head {head!r} is a {type(index).__name__}; a tensor is needed")
         if index.dtype != torch.int64:
             raise TypeError(f"action head {head!r} has dtype {index.dtype}; int64 is needed")
         if index.shape != (num_rows,):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from envs.actions import BLUEPRINTS, HEADS, Op, Stage, head_sizes
+from envs.actions import BLUEPRINTS, Op, Stage, head_sizes
 from envs.arguments import check_choice, check_integer
 from envs.attribution import record_contributions
 from envs.growth import Growth, Validation
@@ -82,7 +82,7 @@ class MorphogenesisEnv(EnvBase):
 
     Raises:
         ValueError: on an unknown task or choice, or a number out of range.
-        TypeError: if a number isn't an integer.
+        TypeError: if a number isn't an integer, or ``reward`` no RewardConfig.
 
     Examples:
         >>> env = MorphogenesisEnv(num_envs=2, max_epochs=3)
@@ -114,7 +114,10 @@ class MorphogenesisEnv(EnvBase):
         check_integer("num_envs", num_envs)
         check_integer("max_epochs", max_epochs)
         check_integer("counterfactual_every", counterfactual_every)
-        check_integer("num_slots", num_slots, chosen.num_slots, "slots of its host")
+        check_integer("num_slots", num_slots, most=chosen.num_slots, what="slots of its host")
+        check_integer("seed", seed, least=0, most=2**63 - 1, what="largest int64")
+        if reward is not None and not isinstance(reward, RewardConfig):
+            raise TypeError(f"reward must be a RewardConfig or None, got {reward!r}")
         check_choice("gates", gates, GATES)
         check_choice("time_limit", time_limit, TIME_LIMITS)
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
@@ -259,8 +262,7 @@ class MorphogenesisEnv(EnvBase):
     # -- step -------------------------------------------------------------------------------
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        given = {head: tensordict["action"].get(head, None) for head in HEADS}
-        action = check_action(given, self.num_envs, self.num_slots)
+        action = check_action(tensordict.get("action", None), self.num_envs, self.num_slots)
         before = self._slots.stage, self._slots.alpha, self._slots.contribution
         accuracy_before = self._history.accuracy
 
@@ -373,7 +375,7 @@ class MorphogenesisEnv(EnvBase):
             "stage": slots.stage,
             "alpha": slots.alpha,
             "contribution": slots.contribution,
-            "gradient_norm": slots.gradient_norm,
+            "gradient_norm": slots.gradient_norm.nan_to_num(nan=torch.inf),
         }
         return TensorDict(
             {

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _build_parser().parse_args(argv)
     try:
         arguments.run_command(arguments)
-    except (ConfigError, CheckpointError, FileExistsError, FileNotFoundError) as error:
+    except (ConfigError, CheckpointError, OSError) as error:
         return _fail(str(error), EXIT_BAD_INPUT)
     except FloatingPointError as error:
         return _fail(str(error), EXIT_FAILED)

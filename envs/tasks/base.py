@@ -103,12 +103,15 @@ class DataTask(Task):
             batches_per_epoch = self.batches_per_epoch
         if validation_size is None:
             validation_size = most
-        check_integer("minibatch_size", minibatch_size, examples, "training examples")
+        check_integer("minibatch_size", minibatch_size, most=examples, what="training examples")
         most_batches = examples // minibatch_size
         check_integer(
-            "batches_per_epoch", batches_per_epoch, most_batches, "minibatches of that size"
+            "batches_per_epoch",
+            batches_per_epoch,
+            most=most_batches,
+            what="minibatches of that size",
         )
-        check_integer("validation_size", validation_size, most, "validation examples")
+        check_integer("validation_size", validation_size, most=most, what="validation examples")
         return Population(
             self, num_rows, num_slots, batches_per_epoch, minibatch_size, validation_size, device
         )

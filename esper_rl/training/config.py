@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -120,6 +121,13 @@ class TrainConfig:
                 f"workers: got {self.workers}, allowed are divisors of env.num_envs = "
                 f"{self.env.num_envs}, so that every process has as many rows"
             )
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"device: got {self.device}, allowed are PyTorch's devices on this machine, such "
+                f"as cpu ({str(error).splitlines()[0]})"
+            ) from None
         if self.threads is not None:
             _require_at_least("threads", self.threads, 1)
         if self.steps_per_iteration % self.env.num_envs:

@@ -83,9 +83,6 @@ def train(config: TrainConfig) -> Path:
     )
     parameters = list(actor_critic.network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.ppo.lr)
-    collector = make_collector(config, actor_critic)
-    if config.compile:
-        actor_critic.network.compile_parts()
 
     run = RunFolder.create(config)
     steps = 0
@@ -93,10 +90,13 @@ def train(config: TrainConfig) -> Path:
     def save() -> None:
         save_checkpoint(run.checkpoint, actor_critic, config.policy, env.topology, steps)
 
+    save()
+    collector = make_collector(config, actor_critic)
+    if config.compile:
+        actor_critic.network.compile_parts()
     warned: dict[str, str] = {}
     progress = tqdm(total=config.iterations * config.steps_per_iteration, unit="step")
     try:
-        save()
         batches = iter(collector)
         for iteration in range(config.iterations):
             start = perf_counter()

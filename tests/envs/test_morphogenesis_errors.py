@@ -75,6 +75,20 @@ def test_unknown_choices(name, value, allowed):
     assert all(choice in str(error.value) for choice in allowed)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error_type"),
+    [
+        ("seed", -1, ValueError),
+        ("seed", 2**63, ValueError),
+        ("seed", 1.5, TypeError),
+        ("reward", "shaped", TypeError),
+    ],
+)
+def test_a_seed_or_reward_that_is_none(name, value, error_type):
+    with pytest.raises(error_type, match=f"{name} must be .* got {value!r}"):
+        small_env(**{name: value})
+
+
 def one_head(head, index):
     """WAIT everywhere, with the head's index replaced; WAIT ignores all heads but the op."""
     return action(2).set(head, index)
@@ -118,6 +132,14 @@ def test_a_malformed_action_is_an_error_and_leaves_no_trace(env, twin, bad, erro
         env.step(state.clone().set("action", bad.clone()))
     advance = {"op": Op.ADVANCE, "slot": 1}
     assert differences(act(env, state, **advance), act(twin, untouched, **advance)) == []
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, dtype=torch.int64), None])
+def test_an_action_without_heads_is_an_error(env, bad):
+    state = env.reset()
+    state = state.exclude("action") if bad is None else state.set("action", bad)
+    with pytest.raises(TypeError, match="action must be a TensorDict with the heads op, slot"):
+        env.step(state)
 
 
 @pytest.mark.parametrize("head", HEADS)

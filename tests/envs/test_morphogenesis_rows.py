@@ -228,6 +228,7 @@ def test_a_diverged_row_harms_no_other_and_heals_at_reset(value):
         assert env.observation_spec["observation"].is_in(state["observation"])
         assert state["reward"].isfinite().all()
         assert all(term.isfinite().all() for term in state["reward_terms"].values())
+        assert not any(metric.isnan().any() for metric in state["metrics"].values())
         assert state["metrics", "val_accuracy"][2] == 0
         for key in ("observation", "reward", ("metrics", "val_loss"), ("metrics", "alpha")):
             torch.testing.assert_close(

@@ -44,6 +44,8 @@ def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "env.task=digit"], "digits_full"),
         (["train", "total_steps=lots"], "'lots'"),
         (["train", "run_dir=/"], "exists already"),
+        (["train", f"run_dir={__file__}/run"], "Not a directory"),
+        (["train", "device=abacus"], "device: got abacus"),
         (["evaluate", "nowhere"], "nowhere"),
     ],
 )
