@@ -170,60 +170,18 @@ def norm_pool_forward(
 
 
 @_kernel
-def norm_pool_backward(
-    grad: Array,
-    x: Array,
-    scale: Array,
-    mean: Array,
-    rstd: Array,
-    chosen: Array,
-    grad_x: Array,
-    grad_scale: Array,
-    grad_shift: Array,
-) -> None:
-    """Gradients of :func:`norm_pool_forward`; ``grad_x`` may be None."""
-    n, channels, height, width, batch = x.shape
-    count = channels * height * width
-    zero = x.dtype.type(0)
-    mean_sum, mean_dot = np.empty(batch, x.dtype), np.empty(batch, x.dtype)
+def unpool(grad: Array, chosen: Array, out: Array) -> None:
+    """``grad`` of the pooled pixels, at those that :func:`norm_pool_forward` took, else 0."""
+    n, channels, height, width, batch = out.shape
     for k in range(n):
-        m, r = mean[k], rstd[k]
-        mean_sum[:] = 0
-        mean_dot[:] = 0
         for c in range(channels):
-            gain = scale[k, c]
-            total, dot = zero, zero
             for i in range(height):
                 for j in range(width):
                     pixel = np.uint8(2 * (i % 2) + j % 2)
                     for b in range(batch):
-                        normed = (x[k, c, i, j, b] - m[b]) * r[b]
+                        taken = chosen[k, c, i // 2, j // 2, b] == pixel
                         g = grad[k, c, i // 2, j // 2, b]
-                        if chosen[k, c, i // 2, j // 2, b] != pixel:
-                            g = zero
-                        total += g
-                        dot += g * normed
-                        mean_sum[b] += gain * g
-                        mean_dot[b] += gain * g * normed
-            grad_shift[k, c] = total
-            grad_scale[k, c] = dot
-        if grad_x is not None:
-            for b in range(batch):
-                mean_sum[b] /= count
-                mean_dot[b] /= count
-            for c in range(channels):
-                gain = scale[k, c]
-                for i in range(height):
-                    for j in range(width):
-                        pixel = np.uint8(2 * (i % 2) + j % 2)
-                        for b in range(batch):
-                            normed = (x[k, c, i, j, b] - m[b]) * r[b]
-                            g = grad[k, c, i // 2, j // 2, b]
-                            if chosen[k, c, i // 2, j // 2, b] != pixel:
-                                g = zero
-                            grad_x[k, c, i, j, b] = r[b] * (
-                                gain * g - mean_sum[b] - normed * mean_dot[b]
-                            )
+                        out[k, c, i, j, b] = g if taken else grad.dtype.type(0)
 
 
 @_kernel

@@ -71,17 +71,19 @@ class _GroupNormPoolReLU(torch.autograd.Function):
         chosen = torch.empty_like(out, dtype=torch.uint8)
         mean, rstd = _statistics_of(x)
         _run(kernels.norm_pool_forward, x, scale, shift, out, chosen, mean, rstd)
-        ctx.save_for_backward(x, scale, mean, rstd, chosen)
+        ctx.save_for_backward(x, scale, shift, mean, rstd, chosen)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, scale = ctx.saved_tensors[:2]
+        x, scale, shift, mean, rstd, chosen = ctx.saved_tensors
+        grad_normed = torch.empty_like(x)
+        _run(kernels.unpool, grad.contiguous(), chosen, grad_normed)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_scale, grad_shift = torch.empty_like(scale), torch.empty_like(scale)
-        inputs, outputs = (grad.contiguous(), *ctx.saved_tensors), (grad_x, grad_scale, grad_shift)
-        _run(kernels.norm_pool_backward, *inputs, *outputs)
+        grad_scale, grad_shift = torch.empty_like(scale), torch.empty_like(shift)
+        inputs = (grad_normed, x, scale, shift, mean, rstd)
+        _run(kernels.norm_backward, *inputs, False, grad_x, grad_scale, grad_shift)
         return grad_x, grad_scale, grad_shift
 
 
