@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from tensordict import TensorDict
 
-from envs import MorphogenesisEnv
+from envs import MorphogenesisEnv, RewardConfig
 from envs.actions import BLUEPRINTS, CAUSAL_RELEVANCE, HEADS, Op, head_sizes
 from envs.tasks.scaffold import BEST_PLAN, BEST_RETURN, CURVES, WAIT_RETURN, Plan
 from esper_rl import train
@@ -46,6 +46,7 @@ TRAINING: tuple[str, ...] = (
 )
 
 EPOCHS, SLOTS, ROWS = 150, 3, 4096
+GAMMA = RewardConfig().gamma
 OFFERED = [BLUEPRINTS.index(name) for name in CURVES]
 
 
@@ -67,7 +68,7 @@ def closed_gap(overrides: Sequence[str]) -> dict[str, float]:
         start = time.perf_counter()
         run = train(parse_overrides([*TRAINING, *overrides, f"run_dir={folder}/scaffold"]))
         minutes = (time.perf_counter() - start) / 60
-        played = evaluate_run(run, episodes=64)
+        played = evaluate_run(run, episodes=64, gamma=GAMMA)
         RESULTS.mkdir(exist_ok=True)
         shutil.copy(run / "learning_curve.png", RESULTS / "scaffold.png")
     gap = BEST_RETURN - WAIT_RETURN
@@ -80,7 +81,7 @@ def closed_gap(overrides: Sequence[str]) -> dict[str, float]:
 
 
 def returns(plans: list[Plan]) -> torch.Tensor:
-    """Undiscounted returns, −inf for a plan with an illegal action."""
+    """Discounted returns, −inf for a plan with an illegal action."""
     found = []
     for first in range(0, len(plans), ROWS):
         chunk = plans[first : first + ROWS]
@@ -92,10 +93,10 @@ def returns(plans: list[Plan]) -> torch.Tensor:
         env = MorphogenesisEnv("scaffold", num_envs=len(chunk))
         state = env.reset()
         total, legal = torch.zeros(len(chunk)), torch.ones(len(chunk), dtype=torch.bool)
-        for action in actions:
+        for t, action in enumerate(actions):
             heads = dict(zip(HEADS, action, strict=True))
             state = env.step(state.set("action", TensorDict(heads, [len(chunk)])))["next"]
-            total += state["reward"].squeeze(1)
+            total += GAMMA**t * state["reward"].squeeze(1)
             legal &= state["last_action_success"].squeeze(1)
         found.append(total.masked_fill(~legal, -torch.inf))
     return torch.cat(found)

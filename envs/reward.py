@@ -43,10 +43,12 @@ class RewardConfig:
         gamma: discount of the potentials; must be the agent's own.
         progress: of accuracy as a potential; the last step of a terminated episode takes it back.
         stage: of the stages as a potential.
-        rent: per step, times log(1 + Σ α · seed parameters / host parameters).
+        rent: per step, times log(1 + Σ α · seed parameters / host parameters). So small that
+            planting later to pay it for fewer steps costs more than it saves.
         shock: times Σ (Δα)².
         intervention: cost of each op that is carried out.
-        fossilize: times the contribution of a seed that is fossilized.
+        fossilize: times the contribution of a seed that is fossilized. Small, because a seed
+            that goes on learning in HOLDING contributes more later: waiting there would pay.
         fossilize_cost: paid besides when that contribution is not positive.
         prune: times minus the contribution of a seed that is pruned. So small that planting a
             bad seed to prune it never earns back the ops' costs (see ``prune_limit``).
@@ -59,7 +61,7 @@ class RewardConfig:
     gamma: float = 0.995
     progress: float = 10.0
     stage: float = 0.1
-    rent: float = 0.01
+    rent: float = 0.005
     shock: float = 0.01
     intervention: dict[Op, float] = field(
         default_factory=lambda: {
@@ -69,7 +71,7 @@ class RewardConfig:
             Op.SET_ALPHA_TARGET: 0.005,
         }
     )
-    fossilize: float = 0.5
+    fossilize: float = 0.1
     fossilize_cost: float = 0.05
     prune: float = 0.1
     prune_limit: float = 0.2

@@ -42,7 +42,7 @@ class Evaluation:
     """What each of E episodes came to; every field is a float tensor ``[E]`` on the CPU.
 
     Attributes:
-        returns: undiscounted sum of rewards.
+        returns: sum of rewards, discounted only if a ``gamma`` was given.
         final_accuracy: validation accuracy after the last epoch, in percent.
         seed_params: parameters of the seeds that are in the host at the end.
         fossilized: slots with a fossilized seed at the end.
@@ -69,6 +69,7 @@ def evaluate(
     env: EnvBase,
     episodes: int,
     mode: Mode = "sampled",
+    gamma: float = 1.0,
 ) -> Evaluation:
     """Plays whole episodes, one on each row of the world.
 
@@ -80,6 +81,7 @@ def evaluate(
         env: a world with batch size ``[E]``, with the transforms that the policy needs.
         episodes: E. It has to be the world's number of rows.
         mode: ``"sampled"`` draws actions, ``"greedy"`` takes the most probable one of each head.
+        gamma: discount of the returns.
 
     Raises:
         ValueError: when ``episodes`` isn't the number of rows, or for an unknown mode.
@@ -92,6 +94,7 @@ def evaluate(
         raise ValueError(f"mode: got {mode!r}, allowed are {sorted(_EXPLORATION)}")
 
     returns = torch.zeros(episodes, device=env.device)
+    discount = 1.0
     playing = torch.ones(episodes, dtype=torch.bool, device=env.device)
     results = {name: torch.zeros_like(returns) for name in _FINAL}
     with set_exploration_type(_EXPLORATION[mode]):
@@ -100,7 +103,8 @@ def evaluate(
             # A row whose episode is over starts another one, which doesn't count.
             step, state = env.step_and_maybe_reset(policy(state))
             outcome = step["next"]
-            returns += outcome["reward"].squeeze(-1) * playing
+            returns += discount * outcome["reward"].squeeze(-1) * playing
+            discount *= gamma
             ending = outcome["done"].squeeze(-1) & playing
             for name, measure in _FINAL.items():
                 results[name][ending] = measure(outcome)[ending]
@@ -119,7 +123,7 @@ PLAYERS: tuple[str, ...] = ("greedy", "sampled", "wait", "random", "fixed-schedu
 """Who plays in :func:`evaluate_run`: the policy of the run in two ways, then the baselines."""
 
 
-def evaluate_run(run: str | Path, episodes: int = 64) -> dict[str, Evaluation]:
+def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dict[str, Evaluation]:
     """Plays the policy of a run and the baselines on the same episodes; writes evaluation.json.
 
     Runs in as many processes as collected for the training run.
@@ -127,6 +131,7 @@ def evaluate_run(run: str | Path, episodes: int = 64) -> dict[str, Evaluation]:
     Args:
         run: folder of a training run.
         episodes: episodes of each policy, all at once.
+        gamma: discount of the returns.
 
     Returns:
         An :class:`Evaluation` for each of :data:`PLAYERS`.
@@ -137,7 +142,7 @@ def evaluate_run(run: str | Path, episodes: int = 64) -> dict[str, Evaluation]:
     """
     folder = RunFolder.open(run)
     load_policy(folder.path)  # what is wrong with the run is said here, not by a worker
-    play = partial(_play, folder.path, episodes)
+    play = partial(_play, folder.path, episodes, gamma)
     workers = folder.read_config().workers
     with ExitStack() as stack:
         played: Iterable[Evaluation] = map(play, PLAYERS)
@@ -157,18 +162,18 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the process that started it ends it
 
 
-def _play(run: Path, episodes: int, player: str) -> Evaluation:
+def _play(run: Path, episodes: int, gamma: float, player: str) -> Evaluation:
     config = RunFolder.open(run).read_config()
     env: EnvBase = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
     torch.manual_seed(EVALUATION_SEED)
     if player == "wait":
-        return evaluate(WaitPolicy(), env, episodes)
+        return evaluate(WaitPolicy(), env, episodes, gamma=gamma)
     if player == "random":
-        return evaluate(RandomPolicy(), env, episodes)
+        return evaluate(RandomPolicy(), env, episodes, gamma=gamma)
     if player == "fixed-schedule":
-        return evaluate(FixedSchedulePolicy(), env, episodes)
+        return evaluate(FixedSchedulePolicy(), env, episodes, gamma=gamma)
     actor_critic = load_policy(run, env)
     env = TransformedEnv(env, Compose(*actor_critic.transforms()))
     torch.manual_seed(EVALUATION_SEED)  # again: loading draws the first weights
     mode: Mode = "greedy" if player == "greedy" else "sampled"
-    return evaluate(actor_critic.actor, env, episodes, mode)
+    return evaluate(actor_critic.actor, env, episodes, mode, gamma)

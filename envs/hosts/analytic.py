@@ -26,16 +26,16 @@ INCUBATION_SPEED = 0.1
 """How fast a seed learns in TRAINING, beside one that is mixed in by α = 1."""
 
 RIPE = 0.75
-"""A helper is of use until a seed has learned this share of everything."""
+"""A helper is of use until a seed has learned this share of everything, and in the way then."""
 
-HELP = 3.0
+HELP = 2.0
 """With a helper, a seed learns 1 + HELP times as fast."""
 
 LEAN = 0.25
 """By how much more a seed gives with its helper (share of itself)."""
 
 SLOWED, HINDERED = 0.5, 0.15
-"""With a helper, a finished seed learns by that share slower and gives by that share less."""
+"""Beside a helper that is in its way, a seed learns and gives less by these shares."""
 
 GATE_PARAMS = 20
 """Parameters of a seed's gate."""
@@ -68,10 +68,10 @@ class AnalyticHosts:
     - Host: ``base = 10 + 5·(1 − exp(−e / 15))`` percent.
     - Helper of s: ``u = max over earlier slots j < s of α_j·h_j`` (0 without).
     - Learning of an epoch: ``τ += λ·v·w`` with v = 0.1 in TRAINING, α once mixed in, else 0.
-      In TRAINING and BLENDING a helper speeds it up, w = 1 + 3·u, until τ ≥ ¾·T (**ripe**) and
-      is of no use after, w = 1; in HOLDING and FOSSILIZED it is in the way, w = 1 − u/2.
+      In TRAINING and BLENDING a helper speeds it up, w = 1 + 2·u, until τ ≥ ¾·T (**ripe**). It is
+      in the way of a ripe seed, and of every one in HOLDING and FOSSILIZED: w = 1 − u/2 there.
     - What s gives: ``g = α·ρ·P·min(τ/T, 1)²·m``. In BLENDING, m = 1 + u/4 until it is ripe (it
-      leans on its helper), 1 after; in HOLDING and FOSSILIZED, m = 1 − 0.15·u.
+      leans on its helper); then, and in HOLDING and FOSSILIZED, m = 1 − 0.15·u.
     - Accuracy: ``base + max over s of g``: seeds don't add up. Loss: ``ln 10 · (100 − accuracy)
       / 90``.
     - Gradient norms: ½ for a host, and a seed's Δτ in this epoch.
@@ -132,8 +132,8 @@ class AnalyticHosts:
         blueprint = growth.blueprint
         helper = _helper(self._help[blueprint] * growth.alpha)
         stages = _Stages.of(growth.stage)
-        helped = ~stages.finished & (self._learned < RIPE * self._epochs[blueprint])
-        effect = HELP * helped - SLOWED * stages.finished
+        share = self._learned / self._epochs[blueprint]
+        effect = HELP * stages.helped(share) - SLOWED * stages.hindered(share)
         speed = INCUBATION_SPEED * stages.incubates + growth.alpha * stages.mixed
         step = growth.seed_lr * speed * (1 + effect * helper)
         self._learned += step
@@ -147,8 +147,8 @@ class AnalyticHosts:
         alpha = growth.alpha[rows]
         share = self._learned[rows] / self._epochs[blueprint]
         full = self._places * self._peak[blueprint] * share.clamp(max=1).square()
-        leans = stages.blends & (share < RIPE)
-        effect = LEAN * leans - HINDERED * stages.finished
+        leans = stages.blends & stages.helped(share)
+        effect = LEAN * leans - HINDERED * stages.hindered(share)
         base = CHANCE + HOST_RISE * (1 - torch.exp(-self._age[rows] / HOST_EPOCHS))
         help_ = self._help[blueprint]
 
@@ -183,6 +183,14 @@ class _Stages:
     @property
     def mixed(self) -> Tensor:
         return self.blends | self.finished
+
+    def helped(self, share: Tensor) -> Tensor:
+        """Where a helper is of use to a seed that has learned ``share`` of everything."""
+        return ~self.finished & (share < RIPE)
+
+    def hindered(self, share: Tensor) -> Tensor:
+        """Where it is in the way of what a mixed seed learns and gives."""
+        return self.mixed & ~self.helped(share)
 
 
 def _helper(strength: Tensor) -> Tensor:

@@ -44,10 +44,11 @@ class PlainRow:
             speed = {Stage.TRAINING: 0.1, **dict.fromkeys(MIXED, alpha)}.get(stage, 0.0)
             rate = 1.0 if stage == Stage.FOSSILIZED else 0.75
             helper = self.helper(seeds, slot)
-            if stage in FINISHED:
+            ripe = name is not None and self.learned[slot] >= 0.75 * CURVES[name].epochs
+            if stage in FINISHED or (stage in MIXED and ripe):
                 speed *= 1 - helper / 2
-            elif name and self.learned[slot] < 0.75 * CURVES[name].epochs:
-                speed *= 1 + 3 * helper
+            elif not ripe:
+                speed *= 1 + 2 * helper
             steps.append(rate * speed)
             self.learned[slot] += rate * speed
         return steps
@@ -60,9 +61,9 @@ class PlainRow:
             curve, helper = CURVES[name], self.helper(seeds, slot)
             gives = alpha * PLACES[slot] * curve.peak
             gives *= min(self.learned[slot] / curve.epochs, 1) ** 2
-            if stage in FINISHED:
+            if stage in FINISHED or self.learned[slot] >= 0.75 * curve.epochs:
                 gives *= 1 - 0.15 * helper
-            elif self.learned[slot] < 0.75 * curve.epochs:
+            else:
                 gives *= 1 + helper / 4
             best = max(best, gives)
         return 10 + 5 * (1 - math.exp(-self.age / 15)) + best
@@ -202,8 +203,8 @@ def test_a_helper_speeds_up_training_and_blending_and_slows_what_is_finished():
             steps[stage, helper] = hosts().train_epoch(now, KEYS)[1][0, 1:].tolist()
     assert steps[Stage.TRAINING, 0.0] == pytest.approx([0.075, 0.075])
     assert steps[Stage.BLENDING, 0.0] == [0.75, 0.75]
-    assert steps[Stage.TRAINING, 1.0] == pytest.approx([0.3, 0.3])
-    assert steps[Stage.BLENDING, 1.0] == [3, 3]
+    assert steps[Stage.TRAINING, 1.0] == pytest.approx([0.225, 0.225])
+    assert steps[Stage.BLENDING, 1.0] == [2.25, 2.25]
     for stage in FINISHED:
         assert steps[stage, 0.0] == [0.75, 0.75]
         assert steps[stage, 1.0] == [0.375, 0.375]

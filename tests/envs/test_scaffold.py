@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from envs import MorphogenesisEnv
+from envs import MorphogenesisEnv, RewardConfig
 from envs.actions import HEADS, Op, Stage
 from envs.tasks.scaffold import BEST_PLAN, BEST_RETURN, WAIT_RETURN, Plan
 
@@ -14,7 +14,7 @@ EPOCHS = 150
 
 
 def play(plans: list[Plan]) -> tuple[torch.Tensor, torch.Tensor, TensorDict]:
-    """Returns, whether all actions succeeded, and the last state of every plan."""
+    """Discounted returns, whether all actions succeeded, and the last state of every plan."""
     env = MorphogenesisEnv("scaffold", num_envs=len(plans))
     assert env.max_epochs == EPOCHS
     state = env.reset()
@@ -25,7 +25,7 @@ def play(plans: list[Plan]) -> tuple[torch.Tensor, torch.Tensor, TensorDict]:
             for head in HEADS
         }
         state = env.step(state.set("action", TensorDict(heads, [len(plans)])))["next"]
-        total += state["reward"].squeeze(1)
+        total += RewardConfig().gamma ** step * state["reward"].squeeze(1)
         legal &= state["last_action_success"].squeeze(1)
     assert state["terminated"].all()
     return total, legal, state
