@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from memory_task import DELAY, RELEVANCE, MemoryTask, Move
@@ -13,15 +11,6 @@ from torchrl.envs.utils import check_env_specs
 
 from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
 from esper_rl.objectives import compute_advantages
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several, much slower beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def success_rate(config: PolicyConfig, iterations: int) -> float:
