@@ -1,6 +1,6 @@
 """What the agent costs: V1 beside V2, plain network beside loss and policy.
 
-    python benchmarks/agent.py [--device cpu] [--rows 64 256] [--no-compile]
+    python -m benchmarks.agent [--device cpu] [--rows 64 256] [--no-compile]
 
 For batches of episodes of 50 steps: forward of the network, its forward and backward, the whole
 loss with its backward, a PPO update (loss, backward, clipping, Adam); for one step of 64 rows: the

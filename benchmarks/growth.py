@@ -1,6 +1,6 @@
 """Does growth pay, and does the place matter? Final accuracy of fixed schedules.
 
-    python benchmarks/growth.py [--rows 32]
+    python -m benchmarks.growth [--rows 32]
 
 Every schedule plants one seed as early as possible, ramps it up fast and fossilizes it. ``digits``:
 each blueprint at each slot, beside WAIT. ``digits_full``: the same, as a control where growth
@@ -24,8 +24,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from tqdm import tqdm
 
-from envs import MorphogenesisEnv
-from envs.tasks import make_task
+from envs import MorphogenesisEnv, make_task
 from esper_rl.baselines import FixedSchedulePolicy, WaitPolicy
 from esper_rl.evaluation import EVALUATION_SEED, evaluate
 

@@ -1,6 +1,6 @@
 """The scaffold task: speed, how much of the best return is learned, a search for a better plan.
 
-    python benchmarks/scaffold.py [--rows 256] [--train [KEY=VALUE ...]] [--search]
+    python -m benchmarks.scaffold [--rows 256] [--train [KEY=VALUE ...]] [--search]
 
 The speed is that of ``env.step`` with random legal actions on two threads. ``--train`` trains a
 policy for a few minutes and prints which part of the gap between always waiting and the best plan

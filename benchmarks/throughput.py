@@ -1,9 +1,9 @@
 """Env-steps per second, beside a plain loop that trains the same networks one by one.
 
-    python benchmarks/throughput.py [--task digits] [--rows 1 8 64 256]
+    python -m benchmarks.throughput [--task digits] [--rows 1 8 64 256]
 
 Two situations: ``empty`` (no seeds) and ``mixed`` (one or two live seeds in every row, all
-blueprints, slots and stages). The plain loop (benchmarks/plain.py) takes the same networks, the
+blueprints, slots and stages). The plain loop (tests/support/plain.py) takes the same networks, the
 same number of minibatches of the same size, the same validation, with one more validation for
 every seed whose contribution is measured. Both run by turns in one process; medians are shown.
 Every case has a process of its own, so that the memory shown, the peak less that before the
@@ -30,13 +30,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from plain import PlainNetwork, PlainSlot, plain_network
 from tensordict import TensorDict, TensorDictBase
 from tqdm import tqdm
 
-from envs import MorphogenesisEnv
-from envs.actions import BLUEPRINTS, HEADS, Op, Style
-from envs.tasks import Task, make_task
+from envs import ArrayTask, MorphogenesisEnv, make_task
+from envs.actions import HEADS, Op, Style
+from tests.support.plain import PlainNetwork, PlainSlot, plain_network
 
 RESULTS = Path(__file__).parent / "results"
 _SPEEDS = ("env_steps_per_second", "plain_steps_per_second")
@@ -56,10 +55,7 @@ def step(env: MorphogenesisEnv, action: dict[str, torch.Tensor]) -> TensorDictBa
 def grow_mixed(env: MorphogenesisEnv) -> None:
     """Put a seed in every row and a second one in half of them, in all stages of life."""
     rows = torch.arange(env.num_envs)
-    offered = env.full_observation_spec["action_mask", "blueprint"].shape[-1]
-    assert offered == len(BLUEPRINTS)
-    names = list(make_task(env.task).host.blueprints)
-    indices = torch.tensor([BLUEPRINTS.index(name) for name in names])
+    indices = env.population.offered.nonzero().squeeze(1)
     for round_ in range(2):
         plants = torch.ones_like(rows, dtype=torch.bool) if round_ == 0 else rows % 2 == 0
         action = waiting(env)
@@ -74,17 +70,19 @@ def grow_mixed(env: MorphogenesisEnv) -> None:
             step(env, action)
 
 
-def train_plain(networks: list[PlainNetwork], env: MorphogenesisEnv, task: Task) -> None:
+def train_plain(networks: list[PlainNetwork], env: MorphogenesisEnv, task: ArrayTask) -> None:
     """One epoch and one validation of every network, one after the other."""
-    examples = len(task.train_targets)
-    inputs = task.validation_inputs[: env.validation_size]
-    targets = task.validation_targets[: env.validation_size]
+    examples = len(task.train.targets)
+    inputs = task.validation.inputs[: env.validation_size]
+    targets = task.validation.targets[: env.validation_size]
     for network in networks:
-        optimizer = torch.optim.SGD(network.parameters(), lr=task.host_lr, momentum=task.momentum)
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=task.host_lr, momentum=task.optimizer.momentum
+        )
         order = torch.randperm(examples)
         for batch in range(env.batches_per_epoch):
             chosen = order[batch * env.minibatch_size : (batch + 1) * env.minibatch_size]
-            loss = F.cross_entropy(network(task.train_inputs[chosen]), task.train_targets[chosen])
+            loss = F.cross_entropy(network(task.train.inputs[chosen]), task.train.targets[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -122,6 +120,7 @@ def clock_phases(env: MorphogenesisEnv) -> dict[str, float]:
         "_train": "train",
         "_validate": "validate",
         "_act": "lifecycle",
+        "_move_alpha": "lifecycle",
         "_observe": "observation",
     }
     for method, phase in phases.items():
@@ -131,20 +130,19 @@ def clock_phases(env: MorphogenesisEnv) -> dict[str, float]:
 
 def measure(task_name: str, num_envs: int, mixed: bool, repeats: int) -> dict[str, object]:
     """Medians over ``repeats`` turns of the environment and the plain loop."""
-    task = make_task(task_name)
+    make_task(task_name)  # what its data's libraries take isn't the environment's
     before = peak_memory()
     env = MorphogenesisEnv(task_name, num_envs=num_envs, max_epochs=1000)
+    task = env.task
     env.reset()
     if mixed:
         grow_mixed(env)
     action = waiting(env)
     step(env, action)
     memory = peak_memory() - before
-    growth = env._growth()
-    kernel_size = 1 if task_name == "digits" else 3
+    inputs = env.slot_inputs(env.state.slots)
     networks = [
-        plain_network(env._population, growth, row, kernel_size)
-        for row in range(min(num_envs, MOST_PLAIN_ROWS))
+        plain_network(env.population, inputs, row) for row in range(min(num_envs, MOST_PLAIN_ROWS))
     ]
     train_plain(networks[:2], env, task)
     seconds = clock_phases(env)

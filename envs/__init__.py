@@ -1,13 +1,25 @@
 """The world: neural networks that grow while they train.
 
 >>> from envs import MorphogenesisEnv, list_tasks
->>> list_tasks()
+>>> list_tasks()[:3]
 ['digits', 'digits_full', 'scaffold']
 """
 
+from envs.hosts import ConvHost
 from envs.morphogenesis import MorphogenesisEnv
 from envs.observation import feature_names
+from envs.registration import list_tasks, make_task, register_task
 from envs.reward import RewardConfig
-from envs.tasks import list_tasks
+from envs.tasks import ArrayTask, Task
 
-__all__ = ["MorphogenesisEnv", "RewardConfig", "feature_names", "list_tasks"]
+__all__ = [
+    "ArrayTask",
+    "ConvHost",
+    "MorphogenesisEnv",
+    "RewardConfig",
+    "Task",
+    "feature_names",
+    "list_tasks",
+    "make_task",
+    "register_task",
+]

@@ -149,11 +149,12 @@ CAUSAL_RELEVANCE: torch.Tensor = torch.tensor(
 """Bool ``[6 ops, 8 heads]``: does the head have an effect when the op is taken?"""
 
 
-def head_sizes(num_slots: int) -> dict[str, int]:
+def head_sizes(num_slots: int, num_blueprints: int = len(BLUEPRINTS)) -> dict[str, int]:
     """Number of choices of every head, in the order of :data:`HEADS`.
 
     Args:
         num_slots: number of slots of the host.
+        num_blueprints: more than 13 where hosts have blueprints of their own.
 
     Examples:
         >>> head_sizes(3)["slot"], head_sizes(3)["op"]
@@ -162,7 +163,7 @@ def head_sizes(num_slots: int) -> dict[str, int]:
     return {
         "op": len(Op),
         "slot": num_slots,
-        "blueprint": len(BLUEPRINTS),
+        "blueprint": num_blueprints,
         "style": len(Style),
         "tempo": len(TEMPO_EPOCHS),
         "alpha_target": len(ALPHA_TARGETS),

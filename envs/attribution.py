@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from envs.growth import Validation
-from envs.lifecycle import Slots
+from envs.populations.base import Validation
+from envs.state import Slots
 
 
 def record_contributions(slots: Slots, validation: Validation) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase
@@ -30,7 +30,8 @@ from envs.actions import (
     Style,
     head_sizes,
 )
-from envs.workers import one_thread
+from envs.batched.workers import one_thread
+from envs.state import Slots
 
 GATES: tuple[str, ...] = ("permissive", "strict", "hidden")
 """Values of the environment's ``gates``."""
@@ -43,116 +44,6 @@ STRICT_GRADIENT_RATIO = 0.10
 
 STRICT_CONTRIBUTION = 1.0
 """Strict gate 5: accuracy points."""
-
-
-@dataclass
-class Slots:
-    """State of all slots, each tensor ``[N, S]``.
-
-    Attributes:
-        stage: int64, a :class:`~envs.actions.Stage`.
-        clock: int64, epochs in the stage.
-        blueprint: int64, −1 where no module sits.
-        algorithm: int64, an :class:`~envs.actions.Algorithm`.
-        alpha: float32 in [0, 1].
-        alpha_velocity: float32, change of α in the last step.
-        alpha_mode: int64, an :class:`~envs.actions.AlphaMode`.
-        ramp_start, ramp_target: float32, where the ramp begins and ends. Before blending, the
-            target is the one chosen at germination.
-        ramp_epochs, ramp_done: int64, length of the ramp and epochs of it that are over.
-        ramp_curve: int64, an :class:`~envs.actions.AlphaCurve`.
-        removing: bool, the module goes when the ramp arrives.
-        gradient_norm: float32, of the seed, mean over the last epoch's minibatches.
-        contribution: float32, accuracy points, last measured.
-        contribution_change: float32, by the last measurement.
-        contribution_age: int64, epochs since the last measurement, −1 for never.
-    """
-
-    stage: Tensor
-    clock: Tensor
-    blueprint: Tensor
-    algorithm: Tensor
-    alpha: Tensor
-    alpha_velocity: Tensor
-    alpha_mode: Tensor
-    ramp_start: Tensor
-    ramp_target: Tensor
-    ramp_epochs: Tensor
-    ramp_done: Tensor
-    ramp_curve: Tensor
-    removing: Tensor
-    gradient_norm: Tensor
-    contribution: Tensor
-    contribution_change: Tensor
-    contribution_age: Tensor
-
-    @classmethod
-    def dormant(cls, num_rows: int, num_slots: int, device: torch.device) -> Slots:
-        """Slots that hold nothing."""
-        integer = torch.zeros(num_rows, num_slots, dtype=torch.int64, device=device)
-        real = torch.zeros(num_rows, num_slots, device=device)
-        return cls(
-            stage=integer + Stage.DORMANT,
-            clock=integer,
-            blueprint=integer - 1,
-            algorithm=integer,
-            alpha=real,
-            alpha_velocity=real,
-            alpha_mode=integer,
-            ramp_start=real,
-            ramp_target=real,
-            ramp_epochs=integer,
-            ramp_done=integer,
-            ramp_curve=integer,
-            removing=integer.bool(),
-            gradient_norm=real,
-            contribution=real,
-            contribution_change=real,
-            contribution_age=integer - 1,
-        )
-
-    @property
-    def has_module(self) -> Tensor:
-        """Bool ``[N, S]``: does a module sit in the slot?"""
-        return self.blueprint >= 0
-
-    def empty(self, where: Tensor, stage: Stage) -> None:
-        """Take the module out of the slots ``where [N, S]`` and set their stage, clock 0."""
-        num_rows, num_slots = self.stage.shape
-        fresh = Slots.dormant(num_rows, num_slots, self.stage.device)
-        fresh.stage = torch.full_like(self.stage, stage)
-        for field in fields(self):
-            kept, new = getattr(self, field.name), getattr(fresh, field.name)
-            setattr(self, field.name, torch.where(where, new, kept))
-
-    def enter(self, where: Tensor, stage: Stage) -> None:
-        """Set the stage of the slots ``where [N, S]``, clock 0."""
-        self.stage = torch.where(where, stage, self.stage)
-        self.clock = torch.where(where, 0, self.clock)
-
-    def ramp(
-        self, where: Tensor, target: Tensor, epochs: Tensor, curve: Tensor, removing: bool = False
-    ) -> None:
-        """Aim α of the slots ``where [N, S]`` at ``target``.
-
-        A ramp of 0 epochs is over at once; aiming at the α that holds already changes nothing.
-
-        Args:
-            where: bool ``[N, S]``.
-            target, epochs, curve: broadcast with ``where``.
-            removing: the module goes on arrival.
-        """
-        aimed = where & (target != self.alpha)
-        moves = aimed & (epochs > 0)
-        mode = torch.where(target > self.alpha, AlphaMode.UP, AlphaMode.DOWN)
-        self.alpha_mode = torch.where(moves, mode, self.alpha_mode)
-        self.ramp_start = torch.where(aimed, self.alpha, self.ramp_start)
-        self.ramp_target = torch.where(aimed, target, self.ramp_target)
-        self.ramp_epochs = torch.where(aimed, epochs, self.ramp_epochs)
-        self.ramp_done = torch.where(aimed, 0, self.ramp_done)
-        self.ramp_curve = torch.where(aimed, curve, self.ramp_curve)
-        self.removing = torch.where(moves, removing, self.removing)
-        self.alpha = torch.where(aimed & ~moves, target, self.alpha)
 
 
 @dataclass
@@ -176,8 +67,13 @@ class Applied:
     pruned: Tensor
 
 
-def check_action(action: object, num_rows: int, num_slots: int) -> dict[str, Tensor]:
-    """The action, if it is well-formed (an illegal one is).
+def check_action(action: object, num_rows: int, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the heads of an action that is well-formed (an illegal one is).
+
+    Args:
+        action: what the environment was given.
+        num_rows: N.
+        sizes: number of choices of every head.
 
     Raises:
         ValueError: a head is missing, has the wrong shape, or an index is out of range.
@@ -203,7 +99,6 @@ def check_action(action: object, num_rows: int, num_slots: int) -> dict[str, Ten
                 "one index a row"
             )
         checked[head] = index
-    sizes = head_sizes(num_slots)
     indices = torch.stack(list(checked.values()))
     limits = torch.tensor([sizes[head] for head in HEADS], device=indices.device)[:, None]
     outside = (indices < 0) | (indices >= limits)
@@ -250,7 +145,7 @@ def action_masks(legal: Tensor, offered: Tensor) -> dict[str, Tensor]:
 
     Args:
         legal: bool ``[N, 6, S]`` from :func:`legal_slots`.
-        offered: bool ``[13]``, the host's blueprints.
+        offered: bool ``[blueprints]``, those that the host has.
 
     Returns:
         ``op`` ``[N, 6]``; ``slot`` ``[N, 6, S]``, by op; the others ``[N, size]``.
@@ -258,7 +153,7 @@ def action_masks(legal: Tensor, offered: Tensor) -> dict[str, Tensor]:
     num_rows, _, num_slots = legal.shape
     masks = {
         head: torch.ones(num_rows, size, dtype=torch.bool, device=legal.device)
-        for head, size in head_sizes(num_slots).items()
+        for head, size in head_sizes(num_slots, len(offered)).items()
     }
     masks["op"] = legal.any(2)
     masks["slot"] = legal
@@ -275,7 +170,7 @@ def apply_action(
         slots: changed in place.
         action: int64 ``[N]`` a head, well-formed.
         legal: bool ``[N, 6, S]``.
-        offered: bool ``[13]``, the host's blueprints.
+        offered: bool ``[blueprints]``, those that the host has.
     """
     device = legal.device
     num_rows, _, num_slots = legal.shape

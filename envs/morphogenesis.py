@@ -8,14 +8,13 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from envs.actions import BLUEPRINTS, Op, Stage, head_sizes
-from envs.arguments import check_choice, check_integer
+from envs.actions import Op, Stage, head_sizes
 from envs.attribution import record_contributions
-from envs.growth import Growth, Validation
+from envs.batched.randomness import Stream, fold
+from envs.errors import check_choice, check_integer
 from envs.lifecycle import (
     GATES,
     Applied,
-    Slots,
     action_masks,
     advance_alpha,
     advance_clocks,
@@ -23,10 +22,12 @@ from envs.lifecycle import (
     check_action,
     legal_slots,
 )
-from envs.observation import HIGH, LOW, History, feature_names, observe, params_utilization
-from envs.randomness import Stream, fold
-from envs.reward import REWARD_TERMS, Outcome, RewardConfig, reward_terms
-from envs.tasks import make_task
+from envs.observation import HIGH, LOW, feature_names, observe
+from envs.populations.base import Population, SlotInputs, Validation
+from envs.registration import make_task
+from envs.reward import REWARD_TERMS, RewardConfig, Transition
+from envs.state import History, Slots, State
+from envs.tasks.base import Task
 
 TIME_LIMITS: tuple[str, ...] = ("terminate", "truncate")
 """Values of the environment's ``time_limit``."""
@@ -58,14 +59,14 @@ class MorphogenesisEnv(EnvBase):
     Action: ``("action", head)``, int64 [N] for the eight heads of :data:`envs.actions.HEADS`. An
     action that is illegal changes nothing: the step runs as WAIT.
 
-    Reward: see :mod:`envs.reward`. End: after ``max_epochs`` steps the episode is terminated,
-    or truncated if ``time_limit`` says so.
+    Reward: the sum of :data:`envs.reward.REWARD_TERMS` and the task's own terms. End: after
+    ``max_epochs`` steps the episode is terminated, or truncated if ``time_limit`` says so.
 
     A row whose validation loss is not finite is shown with accuracy 0 and the task's loss limit,
     and ``("metrics", "diverged")``; the rows beside it and the reward's finiteness are unharmed.
 
     Args:
-        task: one of :func:`envs.list_tasks`.
+        task: one of :func:`envs.list_tasks`, or a :class:`envs.Task`.
         num_envs: rows N.
         num_slots: slots S that are used, from the input on.
         max_epochs: steps of an episode; default: the task's.
@@ -76,9 +77,14 @@ class MorphogenesisEnv(EnvBase):
         gates: ``"permissive"``; ``"strict"``, which also asks for a healthy gradient before
             blending and a contribution before fossilizing; or ``"hidden"``, strict but not
             shown in the masks.
-        reward: weights of the reward's terms.
+        reward: weights of the reward's terms; default: the task's.
         counterfactual_every: epochs between two measurements of the contributions.
         time_limit: ``"terminate"`` or ``"truncate"``.
+
+    Attributes:
+        task: the :class:`envs.Task`, with the sizes that were asked for.
+        population: the networks, a :class:`envs.populations.Population`.
+        state: all that the rows are apart from the networks, an :class:`envs.state.State`.
 
     Raises:
         ValueError: on an unknown task or choice, or a number out of range.
@@ -93,7 +99,7 @@ class MorphogenesisEnv(EnvBase):
 
     def __init__(
         self,
-        task: str = "digits",
+        task: str | Task = "digits",
         num_envs: int = 64,
         num_slots: int = 3,
         max_epochs: int | None = None,
@@ -108,13 +114,21 @@ class MorphogenesisEnv(EnvBase):
         counterfactual_every: int = 1,
         time_limit: str = "terminate",
     ) -> None:
-        chosen = make_task(task)
+        if isinstance(task, str):
+            task = make_task(task)
+        elif not isinstance(task, Task):
+            raise TypeError(f"task must be a name or a Task, got {task!r}")
+        task = task.resized(
+            batches_per_epoch=batches_per_epoch,
+            minibatch_size=minibatch_size,
+            validation_size=validation_size,
+        )
         if max_epochs is None:
-            max_epochs = chosen.max_epochs
+            max_epochs = task.max_epochs
         check_integer("num_envs", num_envs)
         check_integer("max_epochs", max_epochs)
         check_integer("counterfactual_every", counterfactual_every)
-        check_integer("num_slots", num_slots, most=chosen.num_slots, what="slots of its host")
+        check_integer("num_slots", num_slots, most=task.num_slots, what="slots of its host")
         check_integer("seed", seed, least=0, most=2**63 - 1, what="largest int64")
         if reward is not None and not isinstance(reward, RewardConfig):
             raise TypeError(f"reward must be a RewardConfig or None, got {reward!r}")
@@ -123,37 +137,29 @@ class MorphogenesisEnv(EnvBase):
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
 
         self.task = task
-        self.topology = chosen.topology
+        self.topology = task.topology
         self.num_envs = num_envs
         self.num_slots = num_slots
         self.max_epochs = max_epochs
         self.gates = gates
-        self.reward_config = reward if reward is not None else RewardConfig()
+        self.reward_config = task.reward if reward is None else reward
+        self._reward_formulas = {**REWARD_TERMS, **task.reward_terms}
         self.counterfactual_every = counterfactual_every
         self.time_limit = time_limit
-        self._budget = chosen.parameter_budget
-        self._loss_limit = chosen.loss_limit
-        self._host_lr, self._seed_lr = chosen.host_lr, chosen.seed_lr
-        self._population = chosen.make_hosts(
-            num_envs,
-            num_slots,
-            self.device,
-            batches_per_epoch=batches_per_epoch,
-            minibatch_size=minibatch_size,
-            validation_size=validation_size,
-        )
-        self.batches_per_epoch = self._population.batches_per_epoch
-        self.minibatch_size = self._population.minibatch_size
-        self.validation_size = self._population.validation_size
+        self.population: Population = task.make_population(num_envs, num_slots, self.device)
+        self.head_sizes = head_sizes(num_slots, len(self.population.blueprints))
+        self.batches_per_epoch = getattr(task, "batches_per_epoch", None)
+        self.minibatch_size = getattr(task, "minibatch_size", None)
+        self.validation_size = getattr(task, "validation_size", None)
         self._slot_numbers = torch.arange(num_slots, device=self.device)
         self._rows = torch.arange(num_envs, device=self.device)
         self._make_specs()
-        self.set_seed(seed)
-        self._forget()
+        self._seed = seed
+        self.state = self._unseeded()
 
     def _make_specs(self) -> None:
         rows, slots = self.num_envs, self.num_slots
-        sizes = head_sizes(slots)
+        sizes = self.head_sizes
 
         def real(*shape: int) -> Unbounded:
             return Unbounded((rows, *shape), dtype=torch.float32, device=self.device)
@@ -178,7 +184,7 @@ class MorphogenesisEnv(EnvBase):
                 dtype=torch.float32,
                 device=self.device,
             ),
-            blueprint_indices=whole(-1, len(BLUEPRINTS) - 1, slots),
+            blueprint_indices=whole(-1, sizes["blueprint"] - 1, slots),
             last_action_success=flag(1),
             last_action_op=choice(len(Op)),
             action_mask=composite(
@@ -200,7 +206,7 @@ class MorphogenesisEnv(EnvBase):
                 contribution=real(slots),
                 gradient_norm=real(slots),
             ),
-            reward_terms=composite(**{term: real(1) for term in REWARD_TERMS}),
+            reward_terms=composite(**{term: real(1) for term in self._reward_formulas}),
         )
         self.action_spec = composite(
             action=composite(**{head: choice(size) for head, size in sizes.items()})
@@ -211,167 +217,143 @@ class MorphogenesisEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         """Start all random streams anew; takes effect at each row's next reset."""
         self._seed = 0 if seed is None else seed
-        self._episode = torch.full_like(self._rows, -1)
+        self.state.episode = torch.full_like(self._rows, -1)
 
-    def _forget(self) -> None:
-        """Rows that have never been reset."""
-        population = self._population
-        self._slots = Slots.dormant(self.num_envs, self.num_slots, self.device)
+    def _unseeded(self) -> State:
+        """Rows that were never reset."""
         blank = torch.zeros(self.num_envs, device=self.device)
-        self._history = History.starting(blank, blank)
-        self._epoch = torch.zeros_like(self._rows)
-        self._keys = torch.zeros_like(self._rows)
-        self._success = torch.ones_like(self._rows, dtype=torch.bool)
-        self._chosen_op = torch.full_like(self._rows, Op.WAIT)
-        self._executed_op = self._chosen_op
-        self._diverged = torch.zeros_like(self._success)
-        self._host_norm = blank
-        self._terms = dict.fromkeys(REWARD_TERMS, blank)
-        self._host_size = population.host_size
+        return State.fresh(
+            self.num_slots,
+            self._reward_formulas,
+            episode=torch.full_like(self._rows, -1),
+            key=torch.zeros_like(self._rows),
+            loss=blank,
+            accuracy=blank,
+            diverged=blank.bool(),
+        )
 
     # -- reset ------------------------------------------------------------------------------
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
-        """Fresh hosts in the rows that ``_reset`` marks (all without it)."""
+        """Replace the rows that ``_reset`` marks (all without it) by fresh ones."""
         mask = None if tensordict is None else tensordict.get("_reset", None)
         if mask is None:
-            mask = torch.ones_like(self._success)
+            mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         mask = mask.view(self.num_envs)
         rows = mask.nonzero().squeeze(1)
 
-        self._episode = self._episode + mask
-        keys = fold(torch.full_like(self._rows, self._seed), self._rows, self._episode)
-        self._keys = torch.where(mask, keys, self._keys)
-        self._population.reset_hosts(rows, fold(self._keys[rows], Stream.HOST))
-        self._slots.empty(mask[:, None].expand(-1, self.num_slots), Stage.DORMANT)
-        self._epoch = torch.where(mask, 0, self._epoch)
-        self._success = self._success | mask
-        self._chosen_op = torch.where(mask, Op.WAIT, self._chosen_op)
-        self._executed_op = torch.where(mask, Op.WAIT, self._executed_op)
-        self._host_norm = torch.where(mask, 0.0, self._host_norm)
-        self._terms = {k: torch.where(mask, 0.0, term) for k, term in self._terms.items()}
-
-        validation = self._population.validate(self._growth(), rows, ablate=False)
-        loss, accuracy = self._history.loss.clone(), self._history.accuracy.clone()
-        diverged = self._diverged.clone()
-        loss[rows], accuracy[rows], diverged[rows] = self._shown(validation)
-        self._diverged = diverged
-        self._history = self._history.replaced(mask, History.starting(loss, accuracy))
-        return self._observe().update(self._done_flags())
+        fresh = self._unseeded()
+        fresh.episode = self.state.episode + 1
+        fresh.key = fold(torch.full_like(self._rows, self._seed), self._rows, fresh.episode)
+        self.population.reset_hosts(rows, fold(fresh.key[rows], Stream.HOST))
+        validation = self.population.validate(self.slot_inputs(fresh.slots), rows, ablate=False)
+        loss, accuracy, diverged = (
+            torch.zeros(self.num_envs, dtype=shown.dtype, device=self.device).index_put(
+                (rows,), shown
+            )
+            for shown in self._shown(validation)
+        )
+        fresh.history, fresh.diverged = History.starting(loss, accuracy), diverged
+        self.state.replace(mask, fresh)
+        return self._observe()
 
     # -- step -------------------------------------------------------------------------------
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = check_action(tensordict.get("action", None), self.num_envs, self.num_slots)
-        before = self._slots.stage, self._slots.alpha, self._slots.contribution
-        accuracy_before = self._history.accuracy
-
+        action = check_action(tensordict.get("action", None), self.num_envs, self.head_sizes)
+        before = self.state.copy()
         applied = self._act(action)
-        advance_alpha(self._slots)
-        alpha_change = self._slots.alpha - before[1]
-        self._slots.alpha_velocity = torch.where(self._slots.has_module, alpha_change, 0.0)
+        self._move_alpha(before.slots)
         self._train()
-        advance_clocks(self._slots)
+        advance_clocks(self.state.slots)
         self._validate()
-
-        done = self._done_flags()
-        self._terms = reward_terms(
-            Outcome(
-                accuracy_before=accuracy_before,
-                accuracy=self._history.accuracy,
-                stage_before=before[0],
-                stage=self._slots.stage,
-                alpha_before=before[1],
-                alpha=self._slots.alpha,
-                params_share=(self._slots.alpha * self._seed_params()).sum(1) / self._host_size,
-                op=applied.op,
-                fossilized=applied.fossilized,
-                pruned=applied.pruned,
-                contribution_before=before[2],
-                contribution=self._slots.contribution,
-                last_epoch=self._epoch == self.max_epochs,
-                terminated=done["terminated"].squeeze(1),
-            ),
-            self.reward_config,
-        )
-        reward = torch.stack(list(self._terms.values())).sum(0)
-        return self._observe().update(done).set("reward", reward[:, None])
+        reward = self._reward(before, applied)
+        return self._observe().set("reward", reward)
 
     def _act(self, action: dict[str, Tensor]) -> Applied:
         """Carry out what is legal of the action, and plant seeds and gates."""
-        legal = legal_slots(self._slots, self._host_norm, strict=self.gates != "permissive")
-        applied = apply_action(self._slots, action, legal, self._population.offered)
-        self._success, self._executed_op = applied.success, applied.op
-        self._chosen_op = action["op"].clone()
-        keys = fold(self._keys[:, None], Stream.SEED, self._epoch[:, None], self._slot_numbers)
-        self._population.plant(applied.germinated, self._slots.blueprint, keys)
-        self._population.reset_gates(applied.gated)
+        state, population = self.state, self.population
+        strict = self.gates != "permissive"
+        legal = legal_slots(state.slots, state.host_gradient_norm, strict=strict)
+        applied = apply_action(state.slots, action, legal, population.offered)
+        state.success, state.executed_op = applied.success, applied.op
+        state.chosen_op = action["op"].clone()
+        keys = fold(state.key[:, None], Stream.SEED, state.epoch[:, None], self._slot_numbers)
+        population.plant(applied.germinated, state.slots.blueprint, keys)
+        population.reset_gates(applied.gated)
         return applied
 
+    def _move_alpha(self, before: Slots) -> None:
+        """Advance the ramps, which may empty slots, and see what is in the slots now."""
+        slots = self.state.slots
+        advance_alpha(slots)
+        slots.alpha_velocity = torch.where(slots.has_module, slots.alpha - before.alpha, 0.0)
+        self.state.seed_params = self.population.count_seed_params(slots.blueprint, slots.algorithm)
+
     def _train(self) -> None:
-        """One epoch of every row, random only by its own seed and epoch."""
-        keys = fold(self._keys, Stream.SHUFFLE, self._epoch)
-        host_norm, seed_norm = self._population.train_epoch(self._growth(), keys)
-        self._host_norm, self._slots.gradient_norm = host_norm, seed_norm
+        """Train every row for one epoch, random only by its own seed and epoch."""
+        state = self.state
+        keys = fold(state.key, Stream.SHUFFLE, state.epoch)
+        norms = self.population.train_epoch(self.slot_inputs(state.slots), keys)
+        state.host_gradient_norm, state.slots.gradient_norm = norms
 
     def _validate(self) -> None:
         """Count the epoch, validate, and record history and contributions."""
-        self._epoch = self._epoch + 1
-        due = self._epoch % self.counterfactual_every == 0
-        validation = self._population.validate(self._growth(), self._rows, ablate=bool(due.any()))
-        loss, validation.accuracy, self._diverged = self._shown(validation)
+        state = self.state
+        state.epoch = state.epoch + 1
+        over = state.epoch >= self.max_epochs
+        state.terminated = over & (self.time_limit == "terminate")
+        state.truncated = over & ~state.terminated
+        due = state.epoch % self.counterfactual_every == 0
+        inputs = self.slot_inputs(state.slots)
+        validation = self.population.validate(inputs, self._rows, ablate=bool(due.any()))
+        loss, validation.accuracy, state.diverged = self._shown(validation)
         validation.ablated &= due[:, None]
-        record_contributions(self._slots, validation)
-        self._history = self._history.recorded(loss, validation.accuracy)
+        record_contributions(state.slots, validation)
+        state.history = state.history.recorded(loss, validation.accuracy)
 
     def _shown(self, validation: Validation) -> tuple[Tensor, Tensor, Tensor]:
         """Loss and accuracy as the agent sees them, and whether the row has diverged."""
+        limit = self.task.loss_limit
         diverged = ~validation.loss.isfinite()
-        loss = torch.where(diverged, self._loss_limit, validation.loss).clamp(max=self._loss_limit)
+        loss = torch.where(diverged, limit, validation.loss).clamp(max=limit)
         return loss, torch.where(diverged, 0.0, validation.accuracy), diverged
+
+    def _reward(self, before: State, applied: Applied) -> Tensor:
+        """Compute the reward of a step, ``[N, 1]``, and remember its terms."""
+        step = Transition(
+            before, self.state, applied, self.reward_config, self.population.host_size
+        )
+        self.state.terms = {name: term(step) for name, term in self._reward_formulas.items()}
+        return torch.stack(list(self.state.terms.values())).sum(0)[:, None]
 
     # -- what comes out ---------------------------------------------------------------------
 
-    def _growth(self) -> Growth:
-        slots = self._slots
-        fossil = slots.stage == Stage.FOSSILIZED
-        rate = torch.full_like(slots.alpha, self._seed_lr).masked_fill(fossil, self._host_lr)
-        return Growth(slots.stage, slots.blueprint, slots.algorithm, slots.alpha, rate)
-
-    def _seed_params(self) -> Tensor:
-        """``[N, S]``."""
-        return self._population.count_seed_params(self._slots.blueprint, self._slots.algorithm)
-
-    def _done_flags(self) -> TensorDict:
-        over = (self._epoch >= self.max_epochs)[:, None]
-        terminated = over & (self.time_limit == "terminate")
-        return TensorDict(
-            {"done": over, "terminated": terminated, "truncated": over & ~terminated},
-            batch_size=self.batch_size,
-            device=self.device,
+    def slot_inputs(self, slots: Slots) -> SlotInputs:
+        """What :attr:`population` is told of slots: those of ``state``, or others."""
+        host_lr = torch.full_like(slots.alpha[:, 0], self.task.host_lr)
+        seed_lr = torch.full_like(slots.alpha, self.task.seed_lr)
+        seed_lr = torch.where(slots.stage == Stage.FOSSILIZED, host_lr[:, None], seed_lr)
+        return SlotInputs(
+            slots.stage, slots.blueprint, slots.algorithm, slots.alpha, host_lr, seed_lr
         )
 
     def _observe(self) -> TensorDict:
-        """Observation, masks and metrics of the state that holds now."""
-        slots, history = self._slots, self._history
-        seed_params = self._seed_params().sum(1)
-        legal = legal_slots(slots, self._host_norm, strict=self.gates == "strict")
+        """Observation, masks, metrics and ends of the state that holds now."""
+        state, slots, history = self.state, self.state.slots, self.state.history
+        strict = self.gates == "strict"
+        legal = legal_slots(slots, state.host_gradient_norm, strict=strict)
         observation = observe(
-            history,
-            slots,
-            epoch_progress=self._epoch / self.max_epochs,
-            params_utilization=params_utilization(seed_params, self._budget),
-            last_action_success=self._success,
-            last_action_op=self._chosen_op,
+            state, max_epochs=self.max_epochs, parameter_budget=self.task.parameter_budget
         )
         metrics = {
-            "epoch": self._epoch[:, None],
+            "epoch": state.epoch[:, None],
             "val_accuracy": history.accuracy[:, None],
             "val_loss": history.loss[:, None],
-            "diverged": self._diverged[:, None],
-            "seed_params": seed_params[:, None],
-            "host_gradient_norm": self._host_norm.nan_to_num(nan=torch.inf)[:, None],
-            "executed_op": self._executed_op,
+            "diverged": state.diverged[:, None],
+            "seed_params": state.seed_params.sum(1, keepdim=True),
+            "host_gradient_norm": state.host_gradient_norm.nan_to_num(nan=torch.inf)[:, None],
+            "executed_op": state.executed_op,
             "stage": slots.stage,
             "alpha": slots.alpha,
             "contribution": slots.contribution,
@@ -381,11 +363,14 @@ class MorphogenesisEnv(EnvBase):
             {
                 "observation": observation,
                 "blueprint_indices": slots.blueprint,
-                "last_action_success": self._success[:, None],
-                "last_action_op": self._chosen_op,
-                "action_mask": action_masks(legal, self._population.offered),
+                "last_action_success": state.success[:, None],
+                "last_action_op": state.chosen_op,
+                "action_mask": action_masks(legal, self.population.offered),
                 "metrics": metrics,
-                "reward_terms": {name: term[:, None] for name, term in self._terms.items()},
+                "reward_terms": {name: term[:, None] for name, term in state.terms.items()},
+                "done": state.done[:, None],
+                "terminated": state.terminated[:, None],
+                "truncated": state.truncated[:, None],
             },
             batch_size=self.batch_size,
             device=self.device,

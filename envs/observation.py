@@ -1,90 +1,165 @@
-"""What the agent sees: 25 features of the row and 29 of every slot."""
+"""What the agent sees: features of the row and of every slot, each a name and a formula.
+
+:data:`ROW_FEATURES` and :data:`SLOT_FEATURES` are the one place where a feature is written: names,
+width, columns and specs follow from them.
+"""
 
 from __future__ import annotations
 
+import difflib
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from envs.actions import ALPHA_SPEED_EPOCHS, AlphaMode, Op, Stage
-from envs.lifecycle import Slots
-from envs.workers import one_thread
-
-BASE_FEATURES: tuple[str, ...] = (
-    "epoch_progress",
-    "loss_norm",
-    "loss_delta_norm",
-    "accuracy_norm",
-    "accuracy_delta_norm",
-    "plateau_norm",
-    "host_stabilized",
-    "loss_trend",
-    "loss_volatility",
-    "accuracy_trend",
-    "accuracy_volatility",
-    "best_accuracy_norm",
-    "best_loss_norm",
-    "params_utilization",
-    "slot_utilization",
-    "num_training_norm",
-    "num_blending_norm",
-    "num_holding_norm",
-    "last_action_success",
-    *(f"last_action_op_{op.name.lower()}" for op in Op),
-)
-"""Names of the features 0 to 24."""
-
-SLOT_FEATURES: tuple[str, ...] = (
-    "is_active",
-    *(f"stage_{stage.name.lower()}" for stage in Stage),
-    "alpha",
-    "alpha_target",
-    "alpha_mode_norm",
-    "alpha_velocity",
-    "time_to_target_norm",
-    "alpha_algorithm_norm",
-    "contribution_norm",
-    "contribution_velocity_norm",
-    "epochs_in_stage_norm",
-    "gradient_norm_norm",
-    "gradient_health",
-    "has_vanishing",
-    "has_exploding",
-    "interaction_sum_norm",
-    "boost_received_norm",
-    "upstream_alpha_norm",
-    "downstream_alpha_norm",
-    "counterfactual_fresh",
-)
-"""Names of a slot's 29 features."""
-
-ACTION_FEEDBACK: tuple[int, int] = (18, 25)
-"""First column of the last action's success and op, and the column after the last one."""
-
-_KEPT_IN_COOL_DOWN = torch.tensor(
-    [
-        name in ("is_active", "epochs_in_stage_norm") or name.startswith("stage_")
-        for name in SLOT_FEATURES
-    ]
-)
-
-HISTORY = 5
-"""Epochs that trends and volatilities look back."""
-
-STABLE_IMPROVEMENT, STABLE_EPOCHS = 0.03, 3
-"""A host is stable after that many epochs in a row with a smaller relative loss improvement."""
-
-PLATEAU_RISE = 0.5
-"""Accuracy points by which accuracy must exceed its last notable value to end a plateau."""
+from envs.actions import ALPHA_SPEED_EPOCHS, Algorithm, AlphaMode, Op, Stage
+from envs.batched.workers import one_thread
+from envs.state import History, Slots, State
 
 FRESHNESS = 0.8
 """How much a counterfactual is worth, per epoch of its age."""
 
 LOW, HIGH = -1.0, 1.5
 """Range of every feature."""
+
+
+@dataclass
+class View:
+    """What the formulas read.
+
+    Attributes:
+        state: of all rows.
+        max_epochs: steps of an episode.
+        parameter_budget: seed parameters at which ``params_utilization`` is 1.
+    """
+
+    state: State
+    max_epochs: int
+    parameter_budget: int
+
+    @property
+    def history(self) -> History:
+        return self.state.history
+
+    @property
+    def slots(self) -> Slots:
+        return self.state.slots
+
+    @cached_property
+    def loss_changes(self) -> Tensor:
+        """Of the latest epochs, newest last: ``[N, 4]``."""
+        return self.history.losses.diff(dim=1)
+
+    @cached_property
+    def accuracy_changes(self) -> Tensor:
+        """Of the latest epochs, newest last: ``[N, 4]``."""
+        return self.history.accuracies.diff(dim=1)
+
+    @cached_property
+    def gradient_norm(self) -> Tensor:
+        """Of the seeds, infinite where it is nan: ``[N, S]``."""
+        return self.slots.gradient_norm.nan_to_num(nan=math.inf)
+
+    @cached_property
+    def alpha_up_to_here(self) -> Tensor:
+        """Σ α of a slot and all before it: ``[N, S]``."""
+        return self.slots.alpha.cumsum(1)
+
+    def share(self, where: Tensor) -> Tensor:
+        """Of the slots: bool ``[N, S]`` to float32 ``[N]``."""
+        return where.float().mean(1)
+
+
+Formula = Callable[[View], Tensor]
+
+
+def _chosen(op: Op) -> Formula:
+    return lambda v: v.state.chosen_op == op
+
+
+def _in_stage(stage: Stage) -> Formula:
+    return lambda v: v.slots.stage == stage
+
+
+def _time_to_target(v: View) -> Tensor:
+    left = (v.slots.ramp_epochs - v.slots.ramp_done) / max(ALPHA_SPEED_EPOCHS)
+    return torch.where(v.slots.alpha_mode == AlphaMode.HOLD, 0.0, left)
+
+
+def _gradient_health(v: View) -> Tensor:
+    """1 within [1e-3, 10], and 0 from three decades off; 0 when not finite."""
+    norm = v.gradient_norm
+    decades_off = torch.maximum(torch.log10(1e-3 / norm), torch.log10(norm / 10)).clamp(min=0)
+    return torch.where(norm.isfinite(), (1 - decades_off / 3).clamp(0, 1), 0.0)
+
+
+def _counterfactual_fresh(v: View) -> Tensor:
+    age = v.slots.contribution_age
+    return torch.where(age >= 0, FRESHNESS ** age.float(), 0.0)
+
+
+ROW_FEATURES: dict[str, Formula] = {
+    "epoch_progress": lambda v: v.state.epoch / v.max_epochs,
+    "loss_norm": lambda v: torch.log1p(v.history.loss) / math.log(11),
+    "loss_delta_norm": lambda v: v.loss_changes[:, -1].clamp(-2, 2) / 2,
+    "accuracy_norm": lambda v: v.history.accuracy / 100,
+    "accuracy_delta_norm": lambda v: v.accuracy_changes[:, -1].clamp(-10, 10) / 10,
+    "plateau_norm": lambda v: v.history.plateau_epochs.clamp(max=20) / 20,
+    "host_stabilized": lambda v: v.history.stabilized,
+    "loss_trend": lambda v: v.loss_changes.mean(1).clamp(-2, 2) / 2,
+    "loss_volatility": lambda v: torch.log1p(v.history.losses.std(1, correction=0)) / math.log(3),
+    "accuracy_trend": lambda v: v.accuracy_changes.mean(1).clamp(-10, 10) / 10,
+    "accuracy_volatility": lambda v: (v.history.accuracies.std(1, correction=0) / 30).clamp(max=1),
+    "best_accuracy_norm": lambda v: v.history.best_accuracy / 100,
+    "best_loss_norm": lambda v: torch.log1p(v.history.best_loss) / math.log(11),
+    "params_utilization": lambda v: (
+        torch.log1p(v.state.seed_params.sum(1)) / math.log1p(v.parameter_budget)
+    ).clamp(max=1.0),
+    "slot_utilization": lambda v: v.share(v.slots.has_module),
+    "num_training_norm": lambda v: v.share(v.slots.stage == Stage.TRAINING),
+    "num_blending_norm": lambda v: v.share(v.slots.stage == Stage.BLENDING),
+    "num_holding_norm": lambda v: v.share(v.slots.stage == Stage.HOLDING),
+    "last_action_success": lambda v: v.state.success,
+    **{f"last_action_op_{op.name.lower()}": _chosen(op) for op in Op},
+}
+"""Features of the row, in index order: name and formula, ``[N]``."""
+
+SLOT_FEATURES: dict[str, Formula] = {
+    "is_active": lambda v: v.slots.stage != Stage.DORMANT,
+    **{f"stage_{stage.name.lower()}": _in_stage(stage) for stage in Stage},
+    "alpha": lambda v: v.slots.alpha,
+    "alpha_target": lambda v: v.slots.ramp_target,
+    "alpha_mode_norm": lambda v: v.slots.alpha_mode / max(AlphaMode),
+    "alpha_velocity": lambda v: v.slots.alpha_velocity.clamp(-1, 1),
+    "time_to_target_norm": _time_to_target,
+    "alpha_algorithm_norm": lambda v: v.slots.algorithm / max(Algorithm),
+    "contribution_norm": lambda v: v.slots.contribution.clamp(-10, 10) / 10,
+    "contribution_velocity_norm": lambda v: v.slots.contribution_change.clamp(-10, 10) / 10,
+    "epochs_in_stage_norm": lambda v: v.slots.clock.clamp(max=50) / 50,
+    "gradient_norm_norm": lambda v: v.gradient_norm.clamp(0, 10) / 10,
+    "gradient_health": _gradient_health,
+    "has_vanishing": lambda v: v.gradient_norm < 1e-4,
+    "has_exploding": lambda v: v.gradient_norm > 10,
+    # Interactions between seeds are not measured: both stay 0.
+    "interaction_sum_norm": lambda v: torch.zeros_like(v.slots.alpha),
+    "boost_received_norm": lambda v: torch.zeros_like(v.slots.alpha),
+    "upstream_alpha_norm": lambda v: (v.alpha_up_to_here - v.slots.alpha).clamp(0, 3) / 3,
+    "downstream_alpha_norm": lambda v: (
+        (v.alpha_up_to_here[:, -1:] - v.alpha_up_to_here).clamp(0, 3) / 3
+    ),
+    "counterfactual_fresh": _counterfactual_fresh,
+}
+"""Features of a slot, in index order: name and formula, ``[N, S]``."""
+
+ACTION_FEEDBACK: tuple[str, ...] = tuple(n for n in ROW_FEATURES if n.startswith("last_action_"))
+"""Names of the features that tell what became of the last action."""
+
+_SHOWN_WITHOUT_MODULE = torch.tensor(
+    [n in ("is_active", "epochs_in_stage_norm") or n.startswith("stage_") for n in SLOT_FEATURES]
+)
 
 
 def feature_names(num_slots: int = 3) -> tuple[str, ...]:
@@ -96,182 +171,47 @@ def feature_names(num_slots: int = 3) -> tuple[str, ...]:
         (112, 'last_action_success', 'slot1_alpha')
     """
     slots = (f"slot{slot}_{name}" for slot in range(num_slots) for name in SLOT_FEATURES)
-    return (*BASE_FEATURES, *slots)
+    return (*ROW_FEATURES, *slots)
 
 
-@dataclass
-class History:
-    """What is remembered of each row's validations.
+def feature_columns(*names: str, num_slots: int = 3) -> list[int]:
+    """Columns of the observation that show these features.
 
-    Attributes:
-        losses, accuracies: float32 ``[N, 5]``, newest last; nats and percent.
-        best_loss, best_accuracy: ``[N]``.
-        plateau_accuracy: ``[N]``, accuracy at its last notable rise.
-        plateau_epochs: int64 ``[N]``, epochs since.
-        stable_epochs: int64 ``[N]``, epochs in a row with little improvement.
-        stabilized: bool ``[N]``.
+    Args:
+        *names: of :func:`feature_names`.
+        num_slots: S; those of the row have the same columns whatever it is.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Examples:
+        >>> feature_columns("epoch_progress", "slot1_alpha")
+        [0, 65]
     """
-
-    losses: Tensor
-    accuracies: Tensor
-    best_loss: Tensor
-    best_accuracy: Tensor
-    plateau_accuracy: Tensor
-    plateau_epochs: Tensor
-    stable_epochs: Tensor
-    stabilized: Tensor
-
-    @classmethod
-    def starting(cls, loss: Tensor, accuracy: Tensor) -> History:
-        """History of rows that were just validated untrained: nothing has changed yet."""
-        count = torch.zeros_like(loss, dtype=torch.int64)
-        return cls(
-            losses=loss[:, None].repeat(1, HISTORY),
-            accuracies=accuracy[:, None].repeat(1, HISTORY),
-            best_loss=loss,
-            best_accuracy=accuracy,
-            plateau_accuracy=accuracy,
-            plateau_epochs=count,
-            stable_epochs=count,
-            stabilized=count.bool(),
-        )
-
-    @property
-    def loss(self) -> Tensor:
-        return self.losses[:, -1]
-
-    @property
-    def accuracy(self) -> Tensor:
-        return self.accuracies[:, -1]
-
-    def replaced(self, where: Tensor, other: History) -> History:
-        """This history with the rows ``where [N]`` taken from another."""
-        merged = {}
-        for field in fields(self):
-            old, new = getattr(self, field.name), getattr(other, field.name)
-            merged[field.name] = torch.where(where.view(-1, *[1] * (old.dim() - 1)), new, old)
-        return History(**merged)
-
-    def recorded(self, loss: Tensor, accuracy: Tensor) -> History:
-        """The history after one more epoch."""
-        rise = accuracy > self.plateau_accuracy + PLATEAU_RISE
-        improvement = (self.loss - loss) / self.loss.clamp(min=1e-8)
-        stable = torch.where(improvement < STABLE_IMPROVEMENT, self.stable_epochs + 1, 0)
-        return History(
-            losses=torch.cat([self.losses[:, 1:], loss[:, None]], 1),
-            accuracies=torch.cat([self.accuracies[:, 1:], accuracy[:, None]], 1),
-            best_loss=torch.minimum(self.best_loss, loss),
-            best_accuracy=torch.maximum(self.best_accuracy, accuracy),
-            plateau_accuracy=torch.where(rise, accuracy, self.plateau_accuracy),
-            plateau_epochs=torch.where(rise, 0, self.plateau_epochs + 1),
-            stable_epochs=stable,
-            stabilized=self.stabilized | (stable >= STABLE_EPOCHS),
-        )
+    known = feature_names(num_slots)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"names must be of feature_names({num_slots}), got {name!r}, near {near!r}"
+            )
+    return [known.index(name) for name in names]
 
 
 @one_thread
-def observe(
-    history: History,
-    slots: Slots,
-    *,
-    epoch_progress: Tensor,
-    params_utilization: Tensor,
-    last_action_success: Tensor,
-    last_action_op: Tensor,
-) -> Tensor:
-    """The observation: float32 ``[N, 25 + 29·S]`` in [−1, 1.5].
+def observe(state: State, *, max_epochs: int, parameter_budget: int) -> Tensor:
+    """Compute the observation: float32 ``[N, row features + S · slot features]`` in [−1, 1.5].
+
+    A dormant slot shows zeros; one in cool-down shows only that it is active, stage and clock.
 
     Args:
-        history: of validation.
-        slots: the slots now.
-        epoch_progress: float32 ``[N]``, epochs over their number.
-        params_utilization: float32 ``[N]``, see :func:`params_utilization`.
-        last_action_success: bool ``[N]``.
-        last_action_op: int64 ``[N]``, the op that was chosen, carried out or not.
+        state: of all rows.
+        max_epochs, parameter_budget: see :class:`View`.
     """
-    base = _base_features(history, slots)
-    base["epoch_progress"] = epoch_progress
-    base["params_utilization"] = params_utilization
-    base["last_action_success"] = last_action_success.float()
-    for i, chosen in enumerate(F.one_hot(last_action_op, len(Op)).float().unbind(1)):
-        base[f"last_action_op_{Op(i).name.lower()}"] = chosen
-    row = torch.stack([base[name] for name in BASE_FEATURES], dim=1)
-    return torch.cat([row, _slot_features(slots).flatten(1)], dim=1).clamp(LOW, HIGH)
-
-
-def params_utilization(seed_params: Tensor, budget: int) -> Tensor:
-    """log(1 + seed parameters) / log(1 + budget), at most 1."""
-    return (torch.log1p(seed_params) / math.log1p(budget)).clamp(max=1.0)
-
-
-def _base_features(history: History, slots: Slots) -> dict[str, Tensor]:
-    loss, accuracy = history.loss, history.accuracy
-    loss_changes, accuracy_changes = history.losses.diff(dim=1), history.accuracies.diff(dim=1)
-
-    def share(stage: Stage) -> Tensor:
-        return (slots.stage == stage).float().mean(1)
-
-    return {
-        "loss_norm": torch.log1p(loss) / math.log(11),
-        "loss_delta_norm": loss_changes[:, -1].clamp(-2, 2) / 2,
-        "accuracy_norm": accuracy / 100,
-        "accuracy_delta_norm": accuracy_changes[:, -1].clamp(-10, 10) / 10,
-        "plateau_norm": history.plateau_epochs.clamp(max=20) / 20,
-        "host_stabilized": history.stabilized.float(),
-        "loss_trend": loss_changes.mean(1).clamp(-2, 2) / 2,
-        "loss_volatility": torch.log1p(history.losses.std(1, correction=0)) / math.log(3),
-        "accuracy_trend": accuracy_changes.mean(1).clamp(-10, 10) / 10,
-        "accuracy_volatility": (history.accuracies.std(1, correction=0) / 30).clamp(max=1),
-        "best_accuracy_norm": history.best_accuracy / 100,
-        "best_loss_norm": torch.log1p(history.best_loss) / math.log(11),
-        "slot_utilization": slots.has_module.float().mean(1),
-        "num_training_norm": share(Stage.TRAINING),
-        "num_blending_norm": share(Stage.BLENDING),
-        "num_holding_norm": share(Stage.HOLDING),
-    }
-
-
-def _slot_features(slots: Slots) -> Tensor:
-    """``[N, S, 29]``."""
-    alpha = slots.alpha
-    active = slots.stage != Stage.DORMANT
-    norm = slots.gradient_norm.nan_to_num(nan=math.inf)
-    vanishing = torch.log10(1e-3 / norm)
-    decades_off = torch.maximum(vanishing, torch.log10(norm / 10)).clamp(min=0)
-    healthy = (1 - decades_off / 3).clamp(0, 1)
-    up_to_here = alpha.cumsum(1)
-    features = {
-        "is_active": active,
-        "alpha": alpha,
-        "alpha_target": slots.ramp_target,
-        "alpha_mode_norm": slots.alpha_mode / max(AlphaMode),
-        "alpha_velocity": slots.alpha_velocity.clamp(-1, 1),
-        "time_to_target_norm": torch.where(
-            slots.alpha_mode == AlphaMode.HOLD,
-            0.0,
-            (slots.ramp_epochs - slots.ramp_done) / max(ALPHA_SPEED_EPOCHS),
-        ),
-        "alpha_algorithm_norm": slots.algorithm / 2,
-        "contribution_norm": slots.contribution.clamp(-10, 10) / 10,
-        "contribution_velocity_norm": slots.contribution_change.clamp(-10, 10) / 10,
-        "epochs_in_stage_norm": slots.clock.clamp(max=50) / 50,
-        "gradient_norm_norm": norm.clamp(0, 10) / 10,
-        "gradient_health": torch.where(norm.isfinite(), healthy, 0.0),
-        "has_vanishing": norm < 1e-4,
-        "has_exploding": norm > 10,
-        # Interactions between seeds are not measured: both stay 0.
-        "interaction_sum_norm": torch.zeros_like(alpha),
-        "boost_received_norm": torch.zeros_like(alpha),
-        "upstream_alpha_norm": (up_to_here - alpha).clamp(0, 3) / 3,
-        "downstream_alpha_norm": (up_to_here[:, -1:] - up_to_here).clamp(0, 3) / 3,
-        "counterfactual_fresh": torch.where(
-            slots.contribution_age >= 0, FRESHNESS ** slots.contribution_age.float(), 0.0
-        ),
-    }
-    stages = F.one_hot(slots.stage, len(Stage)).float()
-    for i, stage in enumerate(Stage):
-        features[f"stage_{stage.name.lower()}"] = stages[..., i]
-    stacked = torch.stack([features[name].float() for name in SLOT_FEATURES], dim=2)
-    kept = _KEPT_IN_COOL_DOWN.to(alpha.device)
-    visible = slots.has_module.unsqueeze(2) | (active.unsqueeze(2) & kept)
-    return torch.where(visible, stacked, 0.0)
+    view = View(state, max_epochs, parameter_budget)
+    row = torch.stack([formula(view).float() for formula in ROW_FEATURES.values()], dim=1)
+    slots = torch.stack([formula(view).float() for formula in SLOT_FEATURES.values()], dim=2)
+    active = (view.slots.stage != Stage.DORMANT)[:, :, None]
+    shown = view.slots.has_module[:, :, None] | (active & _SHOWN_WITHOUT_MODULE.to(active.device))
+    slots = torch.where(shown, slots, 0.0)
+    return torch.cat([row, slots.flatten(1)], dim=1).clamp(LOW, HIGH)

@@ -1,26 +1,20 @@
-"""The reward, term by term."""
+"""The reward: terms, each a name and a formula, and their weights.
+
+:data:`REWARD_TERMS` is the one place where a term is written: specs, sums and plots follow from it.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
 from envs.actions import Op, Stage
-
-REWARD_TERMS: tuple[str, ...] = (
-    "progress",
-    "stage",
-    "rent",
-    "shock",
-    "intervention",
-    "fossilize",
-    "prune",
-    "terminal",
-)
-"""Names of the entries of ``reward_terms``; they sum to the reward."""
+from envs.errors import check_number
+from envs.lifecycle import Applied
+from envs.state import State
 
 STAGE_POTENTIAL: dict[Stage, float] = {
     Stage.GERMINATED: 1.0,
@@ -79,79 +73,105 @@ class RewardConfig:
     bonus: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma must lie in (0, 1], got {self.gamma}")
+        check_number("gamma", self.gamma, above=0, most=1)
         weights = {each.name: getattr(self, each.name) for each in fields(self)}
         costs = weights.pop("intervention")
         weights |= {f"intervention[{Op(op).name}]": cost for op, cost in costs.items()}
         for name, weight in weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(
-                    f"the reward weight {name} must be a finite number of at least 0, got {weight}"
-                )
+            check_number(f"reward weight {name}", weight, least=0)
 
 
 @dataclass
-class Outcome:
-    """What a step did, as far as the reward looks at it; everything has a leading N.
+class Transition:
+    """A step, as the reward's formulas read it.
 
     Attributes:
-        accuracy_before, accuracy: percent ``[N]``.
-        stage_before, stage: int64 ``[N, S]``.
-        alpha_before, alpha: float32 ``[N, S]``.
-        params_share: float32 ``[N]``, Σ α · seed parameters / host parameters.
-        op: int64 ``[N]``, carried out.
-        fossilized, pruned: bool ``[N, S]``, in this step.
-        contribution_before, contribution: accuracy points ``[N, S]``.
-        last_epoch: bool ``[N]``.
-        terminated: bool ``[N]``.
+        before, after: the state around it.
+        applied: what became of the action.
+        weights: of the terms.
+        host_size: parameters of a host without seeds.
     """
 
-    accuracy_before: Tensor
-    accuracy: Tensor
-    stage_before: Tensor
-    stage: Tensor
-    alpha_before: Tensor
-    alpha: Tensor
-    params_share: Tensor
-    op: Tensor
-    fossilized: Tensor
-    pruned: Tensor
-    contribution_before: Tensor
-    contribution: Tensor
-    last_epoch: Tensor
-    terminated: Tensor
+    before: State
+    after: State
+    applied: Applied
+    weights: RewardConfig
+    host_size: int
+
+    def change(self, before: Tensor, after: Tensor) -> Tensor:
+        """γ·Φ(s′) − Φ(s) for potentials ``[N]``, with Φ = 0 in a terminated state.
+
+        Such differences can't change which policy is best (Ng et al. 1999).
+        """
+        return (~self.after.terminated).float() * self.weights.gamma * after - before
+
+    @property
+    def ends(self) -> Tensor:
+        """Bool ``[N]``: is this the episode's last step?"""
+        return self.after.done & ~self.before.done
 
 
-def reward_terms(outcome: Outcome, config: RewardConfig) -> dict[str, Tensor]:
-    """Every term, float32 ``[N]``.
-
-    ``progress`` and ``stage`` are differences of potentials, γ·Φ(s′) − Φ(s), with Φ = 0 in a
-    terminated state, so they can't change which policy is best (Ng et al. 1999).
-    """
-    o = outcome
-    going_on = (~o.terminated).float() * config.gamma
-    accuracy = o.accuracy / 100
-    fossils = o.stage == Stage.FOSSILIZED
-    contributing = (fossils & (o.contribution >= CONTRIBUTES)).sum(1)
-    share = o.contribution / 100
-    fossilize = config.fossilize * share - config.fossilize_cost * (share <= 0)
-    hurt = (-o.contribution_before / 100).clamp(-config.prune_limit, config.prune_limit)
-    return {
-        "progress": config.progress * (going_on * accuracy - o.accuracy_before / 100),
-        "stage": config.stage
-        * (going_on * _stage_potential(o.stage) - _stage_potential(o.stage_before)),
-        "rent": -config.rent * torch.log1p(o.params_share),
-        "shock": -config.shock * (o.alpha - o.alpha_before).square().sum(1),
-        "intervention": -_by_index(config.intervention, len(Op), o.op),
-        "fossilize": (fossilize * o.fossilized).sum(1),
-        "prune": (config.prune * hurt * o.pruned).sum(1),
-        "terminal": (config.terminal * accuracy + config.bonus * contributing) * o.last_epoch,
-    }
+RewardTerm = Callable[[Transition], Tensor]
+"""A formula of a step: float32 ``[N]``."""
 
 
-def _stage_potential(stage: Tensor) -> Tensor:
-    return _by_index(STAGE_POTENTIAL, len(Stage), stage).sum(1)
+def _progress(t: Transition) -> Tensor:
+    before, after = t.before.history.accuracy / 100, t.after.history.accuracy / 100
+    return t.weights.progress * t.change(before, after)
+
+
+def _stage(t: Transition) -> Tensor:
+    before, after = (
+        _by_index(STAGE_POTENTIAL, len(Stage), state.slots.stage).sum(1)
+        for state in (t.before, t.after)
+    )
+    return t.weights.stage * t.change(before, after)
+
+
+def _rent(t: Transition) -> Tensor:
+    share = (t.after.slots.alpha * t.after.seed_params).sum(1) / t.host_size
+    return -t.weights.rent * torch.log1p(share)
+
+
+def _shock(t: Transition) -> Tensor:
+    return -t.weights.shock * (t.after.slots.alpha - t.before.slots.alpha).square().sum(1)
+
+
+def _intervention(t: Transition) -> Tensor:
+    return -_by_index(t.weights.intervention, len(Op), t.applied.op)
+
+
+def _fossilize(t: Transition) -> Tensor:
+    share = t.after.slots.contribution / 100
+    paid = t.weights.fossilize * share - t.weights.fossilize_cost * (share <= 0)
+    return (paid * t.applied.fossilized).sum(1)
+
+
+def _prune(t: Transition) -> Tensor:
+    limit = t.weights.prune_limit
+    hurt = (-t.before.slots.contribution / 100).clamp(-limit, limit)
+    return (t.weights.prune * hurt * t.applied.pruned).sum(1)
+
+
+def _terminal(t: Transition) -> Tensor:
+    slots = t.after.slots
+    fossils = slots.stage == Stage.FOSSILIZED
+    contributing = (fossils & (slots.contribution >= CONTRIBUTES)).sum(1)
+    accuracy = t.after.history.accuracy / 100
+    return (t.weights.terminal * accuracy + t.weights.bonus * contributing) * t.ends
+
+
+REWARD_TERMS: dict[str, RewardTerm] = {
+    "progress": _progress,
+    "stage": _stage,
+    "rent": _rent,
+    "shock": _shock,
+    "intervention": _intervention,
+    "fossilize": _fossilize,
+    "prune": _prune,
+    "terminal": _terminal,
+}
+"""The terms, which sum to the reward, by name; :class:`RewardConfig` says what each pays."""
 
 
 def _by_index(values: dict[Op, float] | dict[Stage, float], size: int, index: Tensor) -> Tensor:

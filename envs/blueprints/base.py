@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from envs.parameters import ParameterLayout
+from envs.batched.parameters import ParameterLayout
 
 
 class Blueprint(Protocol):

@@ -1,4 +1,4 @@
-"""The blueprints of convolutional hosts: features are ``[n, C, H, W, B]`` (see envs.layers)."""
+"""The blueprints of convolutional hosts: features are ``[n, C, H, W, B]``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.blueprints.base import Blueprint
-from envs.layers import (
+from envs.batched.layers import (
     conv3x3,
     depthwise_conv3x3,
     global_average,
@@ -15,7 +14,8 @@ from envs.layers import (
     linear,
     pointwise_conv,
 )
-from envs.parameters import ParameterLayout, bias, norm, weight, zeros
+from envs.batched.parameters import ParameterLayout, bias, norm, weight, zeros
+from envs.blueprints.base import Blueprint
 
 
 def _norm_relu(

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from envs.batched.parameters import ParameterLayout
 from envs.blueprints.base import Blueprint
-from envs.parameters import ParameterLayout
 
 
 class Segment(Protocol):
@@ -24,20 +24,35 @@ class Segment(Protocol):
 class Host(Protocol):
     """A network being grown, batched over rows.
 
-    The first segment takes examples as :meth:`prepare` made them, ``[n or 1, features, B]``; the
-    last one gives logits ``[n, classes, B]``.
+    The first segment takes examples as :meth:`prepare` made them, ``[n or 1, features…, B]``; the
+    last one gives logits ``[n, classes, positions…, B]``.
+
+    Attributes:
+        topology: kind of network; a policy knows the blueprints of one kind only.
+        num_classes: C.
+        segments: one more than there are slots.
+        slot_channels: channels of the features at every slot.
+        blueprints: by name, what can be planted. Names that
+            :data:`envs.actions.BLUEPRINTS` lacks become further choices of head ``blueprint``.
+        activation_size: numbers in the largest activation of one example, which decides how many
+            rows run at once.
     """
 
+    topology: str
+    num_classes: int
     segments: Sequence[Segment]
     slot_channels: Sequence[int]
     blueprints: Mapping[str, Blueprint]
     activation_size: int
-    """Numbers in the largest activation of one example: how many rows fit the cache."""
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """What the first segment needs of raw inputs ``[M, …]``: float32 ``[M, features]``."""
+        """Make of raw inputs ``[M, …]`` what the first segment takes: ``[M, features…]``.
+
+        Raises:
+            ValueError: for inputs of a shape or dtype that the host can't take.
+        """
         ...
 
     def pool(self, h: Tensor) -> Tensor:
-        """Features at a slot averaged over positions: ``[n, C, B]`` (what GATE looks at)."""
+        """Average features at a slot over positions: ``[n, channels, B]``, what a gate sees."""
         ...

@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.blueprints import CONV_BLUEPRINTS, Blueprint
-from envs.hosts.base import Segment
-from envs.layers import (
+from envs.batched.layers import (
     conv3x3,
     global_average,
     group_norm,
@@ -19,7 +17,10 @@ from envs.layers import (
     pointwise_conv,
     pointwise_stem,
 )
-from envs.parameters import ParameterLayout, bias, norm, weight
+from envs.batched.parameters import ParameterLayout, bias, norm, weight
+from envs.blueprints import CONV_BLUEPRINTS, Blueprint
+from envs.errors import check_choice, check_integer
+from envs.hosts.base import Segment
 
 
 class ConvBlock:
@@ -69,7 +70,8 @@ class ConvBlock:
 class PointwiseStem:
     """A first 1×1 :class:`ConvBlock` with pooling on one-channel images, in closed form.
 
-    Takes examples as :func:`window_extremes` made them; see :func:`envs.layers.pointwise_stem`.
+    Takes examples as :func:`window_extremes` made them; see
+    :func:`envs.batched.layers.pointwise_stem`.
     """
 
     def __init__(self, out_channels: int, image_size: tuple[int, int]) -> None:
@@ -121,32 +123,52 @@ class ConvHost:
         channels: output channels of the blocks.
         pooled: for every block, does 2×2 max pooling follow?
         classes: number of classes.
+        blueprints: what can be planted, by name.
 
     Raises:
-        ValueError: on another kernel size, or an image that can't be halved often enough.
+        TypeError: if a size isn't an integer.
+        ValueError: on another kernel size, a size below 1, lists of different lengths, or an image
+            that can't be halved often enough.
+
+    Examples:
+        >>> host = ConvHost(3, image_shape=(3, 32, 32), channels=(8, 16), pooled=(True, True))
+        >>> host.slot_channels
+        (8, 16)
     """
 
-    blueprints: Mapping[str, Blueprint] = CONV_BLUEPRINTS
+    topology = "convolutional"
 
     def __init__(
         self,
-        kernel_size: int,
+        kernel_size: int = 1,
         image_shape: tuple[int, int, int] = (1, 8, 8),
         channels: Sequence[int] = (8, 16, 32),
         pooled: Sequence[bool] = (True, True, False),
         classes: int = 10,
+        blueprints: Mapping[str, Blueprint] = CONV_BLUEPRINTS,
     ) -> None:
-        if kernel_size not in (1, 3):
-            raise ValueError(f"kernel_size must be 1 or 3, got {kernel_size}")
+        check_choice("kernel_size", kernel_size, (1, 3))
+        for name, sizes_given in (("image_shape", image_shape), ("channels", channels)):
+            for i, each in enumerate(sizes_given):
+                check_integer(f"{name}[{i}]", each)
+        check_integer("classes", classes)
+        if len(pooled) != len(channels) or not channels:
+            raise ValueError(
+                "pooled must have one entry for each of at least one block in channels, got "
+                f"{len(pooled)} for {len(channels)}"
+            )
         in_channels, height, width = image_shape
         halvings = 2 ** sum(pooled)
         if height % halvings or width % halvings:
             raise ValueError(
-                f"image_shape {image_shape} can't be halved {sum(pooled)} times: "
-                f"height and width must be multiples of {halvings}"
+                f"image_shape must have a height and width that are multiples of {halvings}, to be "
+                f"halved {sum(pooled)} times, got {image_shape}"
             )
+        self.kernel_size, self.image_shape = kernel_size, image_shape
+        self.num_classes, self.blueprints = classes, blueprints
         self.closed_form_stem = kernel_size == 1 and in_channels == 1 and pooled[0]
         self.slot_channels: Sequence[int] = tuple(channels)
+        self.pooled = tuple(pooled)
         segments: list[Segment] = []
         sizes = []
         for i, (out_channels, pool) in enumerate(zip(channels, pooled, strict=True)):
@@ -163,7 +185,13 @@ class ConvHost:
         self.activation_size = max(sizes)
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Images ``[M, C, H, W]`` as the first segment wants them: ``[M, features]``."""
+        """Make of images ``[M, C, H, W]`` what the first segment takes: ``[M, features]``."""
+        if tuple(inputs.shape[1:]) != self.image_shape or not inputs.is_floating_point():
+            channels, height, width = self.image_shape
+            raise ValueError(
+                f"images must be floats of shape [M, {channels}, {height}, {width}], got "
+                f"{inputs.dtype} of shape {list(inputs.shape)}"
+            )
         return window_extremes(inputs) if self.closed_form_stem else inputs.flatten(1)
 
     def pool(self, h: Tensor) -> Tensor:

@@ -1,117 +1,91 @@
-"""What a task is: a host to grow and how it is trained, mostly on data."""
+"""What a task is."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from envs.arguments import check_integer
-from envs.growth import GrowingHosts
-from envs.hosts.base import Host
-from envs.population import Population
+from envs.errors import check_integer, check_number
+from envs.populations.base import Population
+from envs.reward import REWARD_TERMS, RewardConfig, RewardTerm
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """One growing problem.
+    """One growing problem: what is grown, on what, and for how long.
 
     Attributes:
-        name: its name in the registry.
+        name: for people and run folders.
         description: one line for people.
         topology: kind of host; a policy knows the blueprints of one kind only.
-        num_slots: how many slots its host has.
+        num_slots: slots of its host.
         max_epochs: default length of an episode.
-        host_lr: learning rate of host and fossilized seeds.
+        host_lr: learning rate of hosts and fossilized seeds.
         seed_lr: learning rate of live seeds.
         parameter_budget: seed parameters at which ``params_utilization`` is 1.
-        loss_limit: what a validation loss that isn't finite is shown as; also the largest loss
-            that is shown.
+        loss_limit: the largest validation loss that is shown, also in place of one that isn't
+            finite.
+        reward: weights of the reward's terms, where a run doesn't say otherwise.
+        reward_terms: further terms by name, each a function of an
+            :class:`envs.reward.Transition` that gives float32 ``[N]``.
+
+    Raises:
+        TypeError: if a number is of the wrong kind.
+        ValueError: if it is out of range, or a further term has the name of one that exists.
     """
 
     name: str
-    description: str
+    description: str = ""
     topology: str
     num_slots: int
-    max_epochs: int
-    host_lr: float
-    seed_lr: float
+    max_epochs: int = 50
+    host_lr: float = 0.05
+    seed_lr: float = 0.05
     parameter_budget: int
-    loss_limit: float
+    loss_limit: float = 10.0
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    reward_terms: Mapping[str, RewardTerm] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_integer("num_slots", self.num_slots)
+        check_integer("max_epochs", self.max_epochs)
+        check_integer("parameter_budget", self.parameter_budget)
+        check_number("host_lr", self.host_lr, least=0)
+        check_number("seed_lr", self.seed_lr, least=0)
+        check_number("loss_limit", self.loss_limit, above=0)
+        taken = sorted(set(self.reward_terms) & set(REWARD_TERMS))
+        if taken:
+            raise ValueError(f"reward_terms must have names of their own, got {taken}")
 
     @abstractmethod
-    def make_hosts(
+    def make_population(self, num_rows: int, num_slots: int, device: torch.device) -> Population:
+        """Make N untrained hosts of which the first S slots are used."""
+
+    def resized(
         self,
-        num_rows: int,
-        num_slots: int,
-        device: torch.device,
-        *,
-        batches_per_epoch: int | None,
-        minibatch_size: int | None,
-        validation_size: int | None,
-    ) -> GrowingHosts:
-        """N hosts of which S slots are used; None stands for the task's own number.
-
-        Raises:
-            TypeError: if a number isn't an integer.
-            ValueError: if it is more than the task has, or means nothing to it.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataTask(Task):
-    """A network that is trained on data by SGD.
-
-    Attributes:
-        host: the batched network.
-        train_inputs: float32 ``[M, …]``.
-        train_targets: int64 ``[M]``, classes.
-        validation_inputs: float32 ``[V, …]``.
-        validation_targets: int64 ``[V]``.
-        num_classes: number of classes C.
-        momentum: of SGD.
-        batches_per_epoch: default number of minibatches in an epoch.
-        minibatch_size: default number of examples in one.
-    """
-
-    host: Host
-    train_inputs: Tensor
-    train_targets: Tensor
-    validation_inputs: Tensor
-    validation_targets: Tensor
-    num_classes: int
-    momentum: float
-    batches_per_epoch: int
-    minibatch_size: int
-
-    def make_hosts(
-        self,
-        num_rows: int,
-        num_slots: int,
-        device: torch.device,
         *,
         batches_per_epoch: int | None = None,
         minibatch_size: int | None = None,
         validation_size: int | None = None,
-    ) -> Population:
-        examples, most = len(self.train_targets), len(self.validation_targets)
-        if minibatch_size is None:
-            minibatch_size = self.minibatch_size
-        if batches_per_epoch is None:
-            batches_per_epoch = self.batches_per_epoch
-        if validation_size is None:
-            validation_size = most
-        check_integer("minibatch_size", minibatch_size, most=examples, what="training examples")
-        most_batches = examples // minibatch_size
-        check_integer(
-            "batches_per_epoch",
-            batches_per_epoch,
-            most=most_batches,
-            what="minibatches of that size",
-        )
-        check_integer("validation_size", validation_size, most=most, what="validation examples")
-        return Population(
-            self, num_rows, num_slots, batches_per_epoch, minibatch_size, validation_size, device
-        )
+    ) -> Task:
+        """Make the same task with other sizes of its data; None keeps a size as it is.
+
+        Raises:
+            TypeError: if a size isn't an integer.
+            ValueError: if it is more than the task has, or means nothing to it.
+        """
+        sizes = {
+            "batches_per_epoch": batches_per_epoch,
+            "minibatch_size": minibatch_size,
+            "validation_size": validation_size,
+        }
+        for size, value in sizes.items():
+            if value is not None:
+                raise ValueError(
+                    f"{size} must be None for the task {self.name!r}, which has no data, "
+                    f"got {value!r}; leave it out"
+                )
+        return self

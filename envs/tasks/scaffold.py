@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from envs.actions import ALPHA_SPEED_EPOCHS, ALPHA_TARGETS, BLUEPRINTS, Op
-from envs.hosts.analytic import AnalyticHosts, SeedCurve
+from envs.populations.formula import FormulaPopulation, SeedCurve
 from envs.tasks.base import Task
 
 CURVES: dict[str, SeedCurve] = {
@@ -73,31 +73,14 @@ cancel. Undiscounted, a potential costs (1 − γ)·Φ in every step, and learni
 class ScaffoldTask(Task):
     """A first seed helps a second one along and is then best removed."""
 
-    def make_hosts(
-        self,
-        num_rows: int,
-        num_slots: int,
-        device: torch.device,
-        *,
-        batches_per_epoch: int | None = None,
-        minibatch_size: int | None = None,
-        validation_size: int | None = None,
-    ) -> AnalyticHosts:
-        sizes = {
-            "batches_per_epoch": batches_per_epoch,
-            "minibatch_size": minibatch_size,
-            "validation_size": validation_size,
-        }
-        for name, value in sizes.items():
-            if value is not None:
-                raise ValueError(
-                    f"{name} means nothing to the task {self.name!r}, which has no data; "
-                    f"leave it out (None), got {value!r}"
-                )
-        return AnalyticHosts(CURVES, PLACES[:num_slots], HOST_SIZE, num_rows, device)
+    def make_population(
+        self, num_rows: int, num_slots: int, device: torch.device
+    ) -> FormulaPopulation:
+        return FormulaPopulation(CURVES, PLACES[:num_slots], HOST_SIZE, num_rows, device)
 
 
 def scaffold() -> ScaffoldTask:
+    """150 epochs; the best plan is :data:`BEST_PLAN`."""
     return ScaffoldTask(
         name="scaffold",
         description="no data, learning curves in closed form; a helper seed pays 50 epochs later",

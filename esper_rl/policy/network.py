@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torchrl.modules.tensordict_module.rnn import LSTM
 
-from envs.observation import ACTION_FEEDBACK
+from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.config import PolicyConfig
+
+_FIRST, *_, _LAST = feature_columns(*ACTION_FEEDBACK)
 
 EMBEDDING_SIZE = 4
 BLUEPRINT_WIDTH = 128
@@ -102,8 +104,8 @@ class FactoredRecurrentNetwork(nn.Module):
         self.blueprint_embedding: BlueprintEmbedding | None = None
         inputs = observation_size
         if not config.action_feedback:
-            self.visible = WithoutColumns(*ACTION_FEEDBACK)
-            inputs -= ACTION_FEEDBACK[1] - ACTION_FEEDBACK[0]
+            self.visible = WithoutColumns(_FIRST, _LAST + 1)
+            inputs -= len(ACTION_FEEDBACK)
         if "blueprint" in head_sizes:
             self.blueprint_embedding = BlueprintEmbedding(head_sizes["blueprint"])
             inputs += config.num_slots * EMBEDDING_SIZE

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.modules import MaskedCategorical, set_recurrent_mode
 
 from envs.actions import Op
-from envs.observation import ACTION_FEEDBACK
+from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl.policy import ActorCritic
 
 ENTROPY_WARNING, ENTROPY_ALERT = 0.3, 0.1
@@ -24,7 +24,7 @@ WAIT_ALERT = 0.95
 """Share of WAIT above which a policy has stopped acting."""
 
 DRIFT_WARNING = 2.0
-"""Growth of the cell state's norm, last fifth against middle fifth of the episode."""
+"""SlotInputs of the cell state's norm, last fifth against middle fifth of the episode."""
 
 FEEDBACK_WARNING = 0.5
 """Share of the op's probability that moves when the feedback columns are hidden."""
@@ -126,7 +126,7 @@ def feedback_metrics(batch: TensorDictBase, actor_critic: ActorCritic) -> dict[s
         Mean total variation distance, in [0, 1], between π(op|s) and the same after the columns
         were zeroed (``feedback/zeroed``) or exchanged between rows (``feedback/permuted``).
     """
-    columns = slice(*ACTION_FEEDBACK)
+    columns = feature_columns(*ACTION_FEEDBACK)
     observation = batch["observation"]
     before = _op_probabilities(batch, observation, actor_critic)
     moved = {}

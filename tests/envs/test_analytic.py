@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from morphogenesis_tools import act, differences
 from torchrl.envs.utils import check_env_specs
 
 from envs import MorphogenesisEnv
 from envs.actions import BLUEPRINTS, Algorithm, Op, Stage
-from envs.growth import Growth
-from envs.hosts import AnalyticHosts, SeedCurve
-from envs.tasks import make_task
+from envs.populations.base import SlotInputs
+from envs.populations.formula import FormulaPopulation, SeedCurve
+from envs.registration import make_task
 from envs.tasks.scaffold import CURVES, PLACES
+from tests.support.environments import act, differences
 
 CPU = torch.device("cpu")
 MIXED = (Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
@@ -122,25 +122,26 @@ def test_environment_follows_the_formulas(gates):
 
 def growth(
     stage: list[Stage], names: list[str], alpha: list[float], seed_lr: float = 0.75
-) -> Growth:
+) -> SlotInputs:
     shape = (1, len(stage))
-    return Growth(
+    return SlotInputs(
         torch.tensor([stage]),
         torch.tensor([[BLUEPRINTS.index(name) for name in names]]),
         torch.zeros(shape, dtype=torch.int64),
         torch.tensor([alpha]),
+        torch.ones(1),
         torch.full(shape, seed_lr),
     )
 
 
-def hosts() -> AnalyticHosts:
-    return make_task("scaffold").make_hosts(1, 3, CPU)
+def hosts() -> FormulaPopulation:
+    return make_task("scaffold").make_population(1, 3, CPU)
 
 
 KEYS, ROW = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 
 
-def accuracy(population: AnalyticHosts, now: Growth) -> float:
+def accuracy(population: FormulaPopulation, now: SlotInputs) -> float:
     return population.validate(now, ROW, ablate=False).accuracy.item()
 
 
@@ -255,7 +256,7 @@ def test_count_of_parameters_includes_the_gate():
 
 def test_curves_and_places_of_ones_own():
     curves = {"mlp": SeedCurve(peak=20.0, epochs=2.0, help=0.0, params=7)}
-    population = AnalyticHosts(curves, [0.5], 10, 1, CPU)
+    population = FormulaPopulation(curves, [0.5], 10, 1, CPU)
     assert population.offered.nonzero().tolist() == [[BLUEPRINTS.index("mlp")]]
     now = growth([Stage.FOSSILIZED], ["mlp"], [1.0], seed_lr=1.0)
     gained = []

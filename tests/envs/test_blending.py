@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_layers import assert_same, draw, results
 from torch import Tensor
 
-from envs.blending import blend, detach_first
-from envs.plan import Mode
+from envs.batched.blending import blend, detach_first
+from envs.batched.plan import Mode
+from tests.support.layers import assert_same, draw, results
 
 IN, OUT, BATCH = 4, 5, 7
 FEATURES = (IN, 4, 2, BATCH)

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from populations import batch_first, batch_last, flat, make_population
 from torch import Tensor
 
-from benchmarks.plain import load_flat, plain_seed
 from envs.actions import BLUEPRINTS
+from envs.batched.randomness import fold
 from envs.blueprints import CONV_BLUEPRINTS
-from envs.randomness import fold
+from tests.support.plain import load_flat, plain_seed
+from tests.support.populations import batch_first, batch_last, flat, make_population
 
 CHANNELS = [8, 16, 32]
 NAMES = ["conv_light", "attention", "norm", "depthwise", "bottleneck", "conv_small", "conv_heavy"]

@@ -10,10 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from populations import batch_first, batch_last
 from torch import Tensor
 
-from envs.layers import (
+from envs.batched.layers import (
     conv3x3,
     depthwise_conv3x3,
     global_average,
@@ -24,8 +23,10 @@ from envs.layers import (
     pointwise_conv,
     pointwise_stem,
 )
+from tests.support.layers import NETWORKS, assert_same, draw, results
+from tests.support.populations import batch_first, batch_last
 
-NETWORKS, IN, OUT, HEIGHT, WIDTH, BATCH = 3, 4, 5, 4, 6, 7
+IN, OUT, HEIGHT, WIDTH, BATCH = 4, 5, 4, 6, 7
 FEATURES = (IN, HEIGHT, WIDTH, BATCH)
 SMALL_FEATURES = (IN, 4, 3, BATCH)  # convolutions take another path
 
@@ -98,40 +99,16 @@ WITH_WEIGHTS = [name for name, (_, _, shapes) in LAYERS.items() if len(shapes) >
 ARGUMENTS = [(name, i) for name, (_, _, shapes) in LAYERS.items() for i in range(len(shapes))]
 
 
-def draw(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
-    """Arguments of a layer for all networks."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(NETWORKS, *shape, dtype=torch.float64, generator=generator) for shape in shapes
-    ]
-
-
-def results(function: Callable, args: list[Tensor], upstream: Tensor | None = None) -> list[Tensor]:
-    """Output of a layer and the gradients of all its arguments."""
-    leaves = [arg.detach().requires_grad_() for arg in args]
-    out = function(*leaves)
-    if upstream is None:
-        upstream = torch.randn(
-            out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(9)
-        )
-    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
-
-
 def one_by_one(reference: Callable) -> Callable:
     """The reference of one network for all of them."""
     return lambda *args: torch.stack([reference(*one) for one in zip(*args, strict=True)])
-
-
-def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
-    for mine, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
 @pytest.fixture(params=["kernels", "plain"])
 def either_path(request, monkeypatch):
     """The layers as they run on a CPU, and as they run where there are no kernels."""
     if request.param == "plain":
-        monkeypatch.setattr("envs.layers._KERNEL_DEVICE", "none")
+        monkeypatch.setattr("envs.batched.layers._KERNEL_DEVICE", "none")
 
 
 @pytest.mark.usefixtures("either_path")

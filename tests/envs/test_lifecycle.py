@@ -21,7 +21,6 @@ from envs.actions import (
     head_sizes,
 )
 from envs.lifecycle import (
-    Slots,
     action_masks,
     advance_alpha,
     advance_clocks,
@@ -30,6 +29,7 @@ from envs.lifecycle import (
     check_action,
     legal_slots,
 )
+from envs.state import Slots
 
 CPU = torch.device("cpu")
 OFFERED = torch.tensor([name != "noop" and "lora" not in name for name in BLUEPRINTS])
@@ -465,9 +465,9 @@ def well_formed() -> dict[str, torch.Tensor]:
 
 def test_well_formed_action():
     action = well_formed()
-    check_action(action, 2, 3)
+    check_action(action, 2, head_sizes(3))
     largest = {head: size - 1 for head, size in head_sizes(3).items()}
-    check_action({head: torch.full((2,), largest[head]) for head in HEADS}, 2, 3)
+    check_action({head: torch.full((2,), largest[head]) for head in HEADS}, 2, head_sizes(3))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -475,7 +475,7 @@ def test_missing_head(head):
     action = well_formed()
     del action[head]
     with pytest.raises(ValueError, match=f"lacks the head '{head}'"):
-        check_action(action, 2, 3)
+        check_action(action, 2, head_sizes(3))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.bool])
@@ -484,7 +484,7 @@ def test_wrong_dtype(head, dtype):
     action = well_formed()
     action[head] = action[head].to(dtype)
     with pytest.raises(TypeError, match=f"'{head}' has dtype {dtype}; int64"):
-        check_action(action, 2, 3)
+        check_action(action, 2, head_sizes(3))
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 1)])
@@ -493,7 +493,7 @@ def test_wrong_shape(head, shape):
     action = well_formed()
     action[head] = torch.zeros(shape, dtype=torch.int64)
     with pytest.raises(ValueError, match=rf"'{head}' has shape .*\(2,\) is needed"):
-        check_action(action, 2, 3)
+        check_action(action, 2, head_sizes(3))
 
 
 SIZES = {
@@ -517,4 +517,4 @@ def test_index_out_of_range(head, too, row):
     action[head][row] = index
     message = rf"'{head}' is {index} in row {row}; 0 to {SIZES[head] - 1} are allowed"
     with pytest.raises(ValueError, match=message):
-        check_action(action, 2, 3)
+        check_action(action, 2, head_sizes(3))

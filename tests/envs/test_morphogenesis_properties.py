@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from morphogenesis_tools import action, small_env
 from tensordict import TensorDictBase
 
 from envs import MorphogenesisEnv, feature_names
 from envs.actions import HEADS, Op, Stage, head_sizes
+from tests.support.environments import action, small_env
 
 NUM_ENVS, NUM_SLOTS, STEPS = 6, 3, 20
 

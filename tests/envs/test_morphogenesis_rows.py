@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from morphogenesis_tools import act, action, differences, random_states, small_env
 from tensordict import TensorDict
 
 from envs import MorphogenesisEnv, feature_names
 from envs.actions import BLUEPRINTS, Op, Stage
 from envs.attribution import record_contributions
-from envs.lifecycle import Slots
-from envs.population import Growth, Validation
+from envs.populations import SlotInputs, Validation
+from envs.registration import make_task
+from envs.state import Slots
+from tests.support.environments import act, action, differences, random_states, small_env
+from tests.support.populations import matrices
 
 CONV_LIGHT, CONV_HEAVY = BLUEPRINTS.index("conv_light"), BLUEPRINTS.index("conv_heavy")
 GATED, MULTIPLY = 3, 1
@@ -100,11 +102,11 @@ def test_a_row_starts_with_the_same_parameters_whatever_the_number_of_rows():
     large, small = small_env(num_envs=9), small_env(num_envs=2)
     for env in (large, small):
         state = env.reset()
-        assert env._population.host_params.any(1).all()
+        assert env.population.host_params.any(1).all()
         env._act(dict(action(env.num_envs, op=Op.GERMINATE, blueprint=CONV_HEAVY).items()))
         assert (state["blueprint_indices"] == -1).all()
-    assert large._population.host_params[:2].equal(small._population.host_params)
-    mine, theirs = large._population.seed_params[0], small._population.seed_params[0]
+    assert large.population.host_params[:2].equal(small.population.host_params)
+    mine, theirs = large.population.seed_params[0], small.population.seed_params[0]
     assert mine[:2].equal(theirs)
     assert (mine[0] != mine[1]).any()
 
@@ -114,15 +116,15 @@ def test_rows_and_seeds_differ():
     assert torch.cat(losses).unique().numel() == 12
 
 
-def watch_training(env: MorphogenesisEnv) -> list[tuple[Growth, torch.Tensor]]:
+def watch_training(env: MorphogenesisEnv) -> list[tuple[SlotInputs, torch.Tensor]]:
     """A list that grows by what every epoch of training is given from now on."""
-    given, train = [], env._population.train_on
+    given, train = [], env.population.train_on
 
-    def watched(growth: Growth, indices: torch.Tensor) -> tuple:
+    def watched(growth: SlotInputs, indices: torch.Tensor) -> tuple:
         given.append((growth, indices))
         return train(growth, indices)
 
-    env._population.train_on = watched
+    env.population.train_on = watched
     return given
 
 
@@ -156,10 +158,8 @@ def test_a_partial_reset_leaves_the_other_rows_bitwise_untouched():
     assert state["last_action_success"][fresh].all()
     assert not state["done"].any()
     assert not any(term[fresh].any() for term in state["reward_terms"].values())
-    population, twin_population = env._population, twin._population
-    assert population.host_params[others].equal(twin_population.host_params[others])
-    assert population.host_velocity[others].equal(twin_population.host_velocity[others])
-    for mine, theirs in zip(population.seed_params, twin_population.seed_params, strict=True):
+    population, twin_population = env.population, twin.population
+    for mine, theirs in zip(matrices(population), matrices(twin_population), strict=True):
         assert mine[others].equal(theirs[others])
     for _ in range(2):
         state, untouched = act(env, state), act(twin, untouched)
@@ -219,7 +219,7 @@ def test_a_new_seed_takes_effect_at_each_rows_next_reset():
 def test_a_diverged_row_harms_no_other_and_heals_at_reset(value):
     env, twin = small_env(num_envs=6, max_epochs=12), small_env(num_envs=6, max_epochs=12)
     state, healthy = fully_live(env)[-1], fully_live(twin)[-1]
-    env._population.host_params[2] = value
+    env.population.host_params[2] = value
     others = [0, 1, 3, 4, 5]
     for _ in range(3):
         state, healthy = act(env, state), act(twin, healthy)
@@ -239,7 +239,7 @@ def test_a_diverged_row_harms_no_other_and_heals_at_reset(value):
     state = act(env, state)
     assert not state["metrics", "diverged"].any()
     assert state["metrics", "val_loss"][2] < 10
-    assert env._population.host_params.isfinite().all()
+    assert env.population.host_params.isfinite().all()
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
@@ -248,7 +248,7 @@ def test_a_diverged_seed_harms_no_other_row_and_no_host_while_incubating(steps):
     plant = {"op": Op.GERMINATE, "blueprint": CONV_LIGHT}
     plan = [plant, *[{"op": Op.ADVANCE}] * steps]
     state, healthy = play(env, plan)[-1], play(twin, plan)[-1]
-    env._population.seed_params[0][1] = math.nan
+    env.population.seed_params[0][1] = math.nan
     for _ in range(2):
         state, healthy = act(env, state), act(twin, healthy)
         others = [0, 2, 3]
@@ -272,13 +272,13 @@ def test_contribution_is_what_forcing_alpha_to_zero_costs(style):
     env = small_env(num_envs=4, max_epochs=16, validation_size=100)
     plan = [{**heads, "slot": slot, "style": style} for slot in (0, 2) for heads in GROW]
     state = play(env, [*plan, {}])[-1]
-    growth, rows = env._growth(), torch.arange(4)
-    whole = env._population.validate(growth, rows, ablate=False).accuracy
+    growth, rows = env.slot_inputs(env.state.slots), torch.arange(4)
+    whole = env.population.validate(growth, rows, ablate=False).accuracy
     assert (state["metrics", "alpha"][:, [0, 2]] > 0).all()
     for slot in (0, 2):
         alpha = growth.alpha.clone()
         alpha[:, slot] = 0
-        without = env._population.validate(replace(growth, alpha=alpha), rows, ablate=False)
+        without = env.population.validate(replace(growth, alpha=alpha), rows, ablate=False)
         expected = whole - without.accuracy
         torch.testing.assert_close(state["metrics", "contribution"][:, slot], expected)
         name = f"slot{slot}_contribution_norm"
@@ -298,13 +298,13 @@ def test_contributions_when_every_row_holds_something_else():
     ]
     plan = [{**h, **{k: v.tolist() for k, v in s.items()}} for s in seeds for h in GROW]
     state = play(env, [*plan, {}])[-1]
-    growth = env._growth()
+    growth = env.slot_inputs(env.state.slots)
     assert ((growth.alpha > 0).sum(1) == 2).all()
     accuracy = state["metrics", "val_accuracy"]
     for slot in range(3):
         alpha = growth.alpha.clone()
         alpha[:, slot] = 0
-        without = env._population.validate(replace(growth, alpha=alpha), rows, ablate=False)
+        without = env.population.validate(replace(growth, alpha=alpha), rows, ablate=False)
         expected = accuracy[:, 0] - without.accuracy
         torch.testing.assert_close(state["metrics", "contribution"][:, slot], expected)
     assert (state["metrics", "contribution"] != 0).any()
@@ -447,10 +447,10 @@ def test_gate_five(gates, contribution):
     env = small_env(num_envs=2, max_epochs=12, gates=gates)
     state = env.reset()
     for heads in HOLDING:
-        env._host_norm = torch.zeros(2)
+        env.state.host_gradient_norm = torch.zeros(2)
         state = act(env, state, **heads)
         assert state["last_action_success"].all()
-    env._slots.contribution = torch.full((2, 3), contribution)
+    env.state.slots.contribution = torch.full((2, 3), contribution)
     masked = env._observe()["action_mask", "slot"][:, Op.FOSSILIZE, 0]
     state = act(env, state, op=Op.FOSSILIZE)
     passes = gates == "permissive" or contribution >= 1.0
@@ -468,8 +468,8 @@ def test_gate_five(gates, contribution):
 def test_gate_two(gates, ratio):
     env = small_env(num_envs=2, gates=gates)
     state = play(env, GROW[:2])[-1]
-    env._host_norm = torch.ones(2)
-    env._slots.gradient_norm = torch.full((2, 3), ratio)
+    env.state.host_gradient_norm = torch.ones(2)
+    env.state.slots.gradient_norm = torch.full((2, 3), ratio)
     masked = env._observe()["action_mask", "slot"][:, Op.ADVANCE, 0]
     state = act(env, state, op=Op.ADVANCE)
     passes = gates == "permissive" or ratio > 0.10
@@ -480,8 +480,8 @@ def test_gate_two(gates, ratio):
 
 
 def test_fossils_learn_at_the_rate_of_the_host():
-    env = small_env(num_envs=2, max_epochs=12)
-    env._host_lr, env._seed_lr = 0.25, 0.5
+    task = replace(make_task("digits"), host_lr=0.25, seed_lr=0.5)
+    env = small_env(task=task, num_envs=2, max_epochs=12)
     given = watch_training(env)
     play(env, [*HOLDING, {"op": Op.FOSSILIZE}, {**GROW[0], "slot": 1}])
     live, fossil = given[-3][0].seed_lr, given[-1][0].seed_lr
@@ -492,25 +492,25 @@ def test_fossils_learn_at_the_rate_of_the_host():
 def test_a_seed_is_planted_without_a_trace_of_its_predecessor():
     env = small_env(num_envs=2, max_epochs=20)
     state = play(env, [*GROW[:2], {"op": Op.PRUNE}, *[{}] * 8])[-1]
-    for left_over in (env._population.seed_params[0], env._population.seed_velocity[0]):
+    for left_over in (env.population.seed_params[0], env.population.seed_buffers[0][0]):
         left_over.fill_(7)
     state = act(env, state, **GROW[0])  # which doesn't train before it is advanced
     assert (state["blueprint_indices"][:, 0] == CONV_LIGHT).all()
-    assert not env._population.seed_velocity[0].any()
+    assert not env.population.seed_buffers[0][0].any()
     used = (8 + 1) + (8 * 8 * 9 + 2 * 8)  # gate; kernel and norm
-    assert (env._population.seed_params[0][:, :used] != 7).all()
+    assert (env.population.seed_params[0][:, :used] != 7).all()
 
 
 @pytest.mark.parametrize(("before", "learned"), [(0, 0.0), (GATED, 7.0)])
 def test_a_gate_is_fresh_when_the_algorithm_becomes_gate(before, learned):
-    env = small_env(num_envs=2, max_epochs=12)
+    # Seeds that never learn: what a gate holds is what it was given.
+    env = small_env(task=replace(make_task("digits"), seed_lr=0.0), num_envs=2, max_epochs=12)
     state = play(env, [{**GROW[0], "style": before}, *GROW[1:], {}, {}])[-1]
     gate = slice(8 + 1)  # a weight a channel of slot 0, and a bias
-    env._population.seed_params[0][:, gate] = 7.0
-    env._seed_lr = 0.0
+    env.population.seed_params[0][:, gate] = 7.0
     state = act(env, state, op=Op.SET_ALPHA_TARGET, style=GATED)
     assert state["last_action_success"].all()
-    assert (env._population.seed_params[0][:, gate] == learned).all()
+    assert (env.population.seed_params[0][:, gate] == learned).all()
 
 
 def test_fossils_cannot_be_pruned():

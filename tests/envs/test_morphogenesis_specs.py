@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from morphogenesis_tools import act, random_states, small_env
 from torchrl.collectors import Collector
 from torchrl.envs import RewardSum, TransformedEnv
 from torchrl.envs.utils import check_env_specs
@@ -12,6 +11,7 @@ from torchrl.envs.utils import check_env_specs
 from envs import feature_names
 from envs.actions import BLUEPRINTS, HEADS, Op, Stage, head_sizes
 from envs.reward import REWARD_TERMS
+from tests.support.environments import act, random_states, small_env
 
 
 def expected_keys(num_slots: int) -> dict:

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from envs.actions import Algorithm, AlphaMode, Op, Stage
-from envs.lifecycle import Slots
 from envs.observation import (
-    BASE_FEATURES,
+    ACTION_FEEDBACK,
+    ROW_FEATURES,
     SLOT_FEATURES,
-    History,
+    feature_columns,
     feature_names,
     observe,
-    params_utilization,
 )
+from envs.state import History, Slots
+from tests.support.states import CPU, make_state, set_fields
 
-CPU = torch.device("cpu")
 LOSSES, ACCURACIES = [2.0, 1.8, 1.9, 1.2, 1.0], [10.0, 14.0, 12.0, 20.0, 26.0]
 
 
@@ -38,25 +38,18 @@ def history(losses: list[float], accuracies: list[float]) -> History:
 def make(num_slots: int = 1, **values) -> Slots:
     """One row of slots that hold a seed in HOLDING, but for what is named."""
     slots = Slots.dormant(1, num_slots, CPU)
-    for name, value in {"stage": Stage.HOLDING, "blueprint": 1, **values}.items():
-        old = getattr(slots, name)
-        setattr(slots, name, torch.as_tensor(value, dtype=old.dtype).expand(old.shape).clone())
+    set_fields(slots, {"stage": Stage.HOLDING, "blueprint": 1, **values})
     return slots
+
+
+MAX_EPOCHS, BUDGET = 50, 1000
 
 
 def features(past: History | None = None, slots: Slots | None = None, **row) -> dict[str, float]:
     """The observation of one row, by name."""
-    past = past or history([1.0], [10.0])
-    slots = slots or Slots.dormant(1, 1, CPU)
-    seen = observe(
-        past,
-        slots,
-        epoch_progress=column(row.get("epoch_progress", 0.0)),
-        params_utilization=column(row.get("params_utilization", 0.0)),
-        last_action_success=torch.tensor([row.get("success", True)]),
-        last_action_op=torch.tensor([int(row.get("op", Op.WAIT))]),
-    )
-    names = feature_names(slots.stage.shape[1])
+    state = make_state(slots, past or history([1.0], [10.0]), **row)
+    seen = observe(state, max_epochs=MAX_EPOCHS, parameter_budget=BUDGET)
+    names = feature_names(state.slots.stage.shape[1])
     assert seen.shape == (1, len(names))
     assert seen.dtype == torch.float32
     return dict(zip(names, seen[0].tolist(), strict=True))
@@ -69,12 +62,27 @@ def features(past: History | None = None, slots: Slots | None = None, **row) -> 
 def test_feature_names(num_slots):
     names = feature_names(num_slots)
     assert len(names) == len(set(names)) == 25 + 29 * num_slots
-    assert names[:25] == BASE_FEATURES
+    assert names[:25] == tuple(ROW_FEATURES)
     assert names[25:54] == tuple(f"slot0_{name}" for name in SLOT_FEATURES)
 
 
+@pytest.mark.parametrize("num_slots", [3, 5])
+def test_columns_are_found_by_name(num_slots):
+    names = feature_names(num_slots)
+    assert feature_columns(*names, num_slots=num_slots) == list(range(len(names)))
+    assert feature_columns(*ACTION_FEEDBACK) == list(range(18, 25))
+    assert feature_columns("slot2_alpha", "epoch_progress") == [25 + 2 * 29 + 11, 0]
+
+
+@pytest.mark.parametrize("name", ["slot3_alpha", "accuracy"])
+def test_an_unknown_feature_is_refused_with_a_near_one(name):
+    near = "slot2_alpha" if name.startswith("slot") else "accuracy_norm"
+    with pytest.raises(ValueError, match=f"got '{name}', near '{near}'"):
+        feature_columns(name)
+
+
 def test_order_of_the_features():
-    assert " ".join(BASE_FEATURES) == (
+    assert " ".join(ROW_FEATURES) == (
         "epoch_progress loss_norm loss_delta_norm accuracy_norm accuracy_delta_norm plateau_norm "
         "host_stabilized loss_trend loss_volatility accuracy_trend accuracy_volatility "
         "best_accuracy_norm best_loss_norm params_utilization slot_utilization "
@@ -163,15 +171,18 @@ def test_only_the_last_five_epochs_are_looked_at():
         assert features(old)[name] == features(new)[name]
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.36, 1.0])
-def test_epoch_progress(progress):
-    assert features(epoch_progress=progress)["epoch_progress"] == pytest.approx(progress)
+@pytest.mark.parametrize(("epoch", "want"), [(0, 0.0), (18, 0.36), (50, 1.0)])
+def test_epoch_progress(epoch, want):
+    assert features(epoch=epoch)["epoch_progress"] == pytest.approx(want)
 
 
-def test_params_utilization():
-    got = params_utilization(column(0.0, 99.0, 1000.0, 50000.0), 1000).tolist()
-    assert got == pytest.approx([0, math.log(100) / math.log(1001), 1, 1])
-    assert features(params_utilization=0.25)["params_utilization"] == 0.25
+@pytest.mark.parametrize(
+    ("params", "want"),
+    [([0, 0], 0), ([90, 9], math.log(100) / math.log(1001)), ([0, 1000], 1), ([10**5, 0], 1)],
+)
+def test_params_utilization(params, want):
+    seen = features(slots=make(2), seed_params=[params])
+    assert seen["params_utilization"] == pytest.approx(want)
 
 
 def test_slot_counts():
@@ -188,7 +199,7 @@ def test_slot_counts():
 @pytest.mark.parametrize("success", [False, True])
 @pytest.mark.parametrize("op", Op)
 def test_last_action(op, success):
-    seen = list(features(op=op, success=success).values())
+    seen = list(features(chosen_op=int(op), success=success).values())
     assert seen[18] == success
     assert seen[19:25] == [float(each == op) for each in Op]
 
@@ -238,18 +249,6 @@ def test_recording_leaves_the_old_history_alone():
     past.recorded(column(1.0), column(90.0))
     assert torch.equal(past.losses, before[0])
     assert torch.equal(past.accuracies, before[1])
-
-
-def test_replaced_takes_whole_rows():
-    old = History.starting(column(1.0, 2.0), column(10.0, 20.0)).recorded(
-        column(0.5, 0.5), column(90.0, 90.0)
-    )
-    new = old.replaced(
-        torch.tensor([False, True]), History.starting(column(7.0, 8.0), column(1.0, 2.0))
-    )
-    assert new.losses.tolist() == [[1.0] * 4 + [0.5], [8.0] * 5]
-    assert new.best_accuracy.tolist() == [90.0, 2.0]
-    assert new.plateau_epochs.tolist() == [0, 0]
 
 
 # --- slot features ---------------------------------------------------------------------------

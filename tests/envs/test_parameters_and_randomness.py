@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from envs.parameters import Parameter, ParameterLayout, bias, norm, weight, zeros
-from envs.randomness import Stream, fold, random_bits, shuffled, uniform
+from envs.batched.parameters import Parameter, ParameterLayout, bias, norm, weight, zeros
+from envs.batched.randomness import Stream, fold, random_bits, shuffled, uniform
 
 ENTRIES = [
     weight("conv", 6, 4, 3, 3),

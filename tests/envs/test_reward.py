@@ -8,10 +8,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from morphogenesis_tools import act, small_env
 
 from envs.actions import Op, Stage
-from envs.reward import REWARD_TERMS, Outcome, RewardConfig, reward_terms
+from envs.lifecycle import Applied
+from envs.reward import REWARD_TERMS, RewardConfig, Transition
+from envs.state import History, Slots
+from tests.support.environments import act, small_env
+from tests.support.states import CPU, make_state, set_fields
 
 GAMMA = 0.995
 SLOTS = 2
@@ -38,38 +41,60 @@ POTENTIAL = {
 }
 
 
-def outcome(**changes) -> Outcome:
-    """One row in which nothing happens at 50 %, but for what is named."""
-    still = {
-        "accuracy_before": [50.0],
-        "accuracy": [50.0],
-        "stage_before": [[Stage.DORMANT] * SLOTS],
-        "stage": [[Stage.DORMANT] * SLOTS],
-        "alpha_before": [[0.0] * SLOTS],
-        "alpha": [[0.0] * SLOTS],
-        "params_share": [0.0],
-        "op": [Op.WAIT],
-        "fossilized": [[False] * SLOTS],
-        "pruned": [[False] * SLOTS],
-        "contribution_before": [[0.0] * SLOTS],
-        "contribution": [[0.0] * SLOTS],
-        "last_epoch": [False],
-        "terminated": [False],
-    }
+HOST_SIZE = 1000
+
+
+def transition(config: RewardConfig, **changes) -> Transition:
+    """One row in which nothing happens at 50 %, but for what is named.
+
+    ``NAME_before`` and ``NAME`` are of the state around the step; ``accuracy`` in percent,
+    ``params_share`` what the seeds' α-weighted parameters are of the host's.
+    """
+    states = []
+    for suffix in ("_before", ""):
+
+        def of(name: str, still: object, suffix: str = suffix) -> object:
+            return changes.pop(name + suffix, still)
+
+        slots = Slots.dormant(1, SLOTS, CPU)
+        dormant = [[Stage.DORMANT] * SLOTS]
+        set_fields(
+            slots,
+            {
+                "stage": of("stage", dormant),
+                "alpha": of("alpha", 0.0),
+                "contribution": of("contribution", 0.0),
+            },
+        )
+        accuracy = torch.tensor(of("accuracy", [50.0]))
+        states.append(make_state(slots, History.starting(torch.ones(1), accuracy)))
+    before, after = states
+    if "params_share" in changes:
+        after.slots.alpha = torch.tensor([[0.5, 0.0]])
+        set_fields(after, {"seed_params": [[2 * HOST_SIZE * changes.pop("params_share")[0], 7.0]]})
+    ends, terminated = changes.pop("last_epoch", [False]), changes.pop("terminated", [False])
+    after.terminated = torch.tensor(terminated)
+    after.truncated = torch.tensor(ends) & ~after.terminated
+    still = {"op": [Op.WAIT], "fossilized": [[False] * SLOTS], "pruned": [[False] * SLOTS]}
     assert not set(changes) - set(still)
-    return Outcome(**{name: torch.tensor(value) for name, value in {**still, **changes}.items()})
+    done = {name: torch.tensor(value) for name, value in {**still, **changes}.items()}
+    nowhere = torch.zeros(1, SLOTS, dtype=torch.bool)
+    applied = Applied(torch.tensor([True]), germinated=nowhere, gated=nowhere, **done)
+    return Transition(before, after, applied, config, HOST_SIZE)
 
 
 def term(name: str, config: RewardConfig = CONFIG, **changes) -> float:
-    terms = reward_terms(outcome(**changes), config)
-    assert terms[name].shape == (1,)
-    return terms[name].item()
+    value = REWARD_TERMS[name](transition(config, **changes))
+    assert value.shape == (1,)
+    assert value.dtype == torch.float32
+    return value.item()
 
 
-def test_every_term_is_there_for_every_row():
-    terms = reward_terms(outcome(), RewardConfig())
-    assert tuple(terms) == REWARD_TERMS
-    assert all(each.shape == (1,) and each.dtype == torch.float32 for each in terms.values())
+@pytest.mark.parametrize("name", REWARD_TERMS)
+def test_nothing_is_paid_while_nothing_happens(name):
+    """But for the discount of the potentials: staying where it is costs 1 − γ of it."""
+    expected = CONFIG.progress * (GAMMA - 1) * 0.5 if name == "progress" else 0.0
+    assert term(name) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("before", "after"), [(20.0, 60.0), (60.0, 20.0), (40.0, 40.0)])
@@ -207,7 +232,7 @@ WEIGHTS = [each.name for each in fields(RewardConfig) if each.name not in ("gamm
 
 @pytest.mark.parametrize("gamma", [0.0, -0.5, 1.01, math.nan])
 def test_gamma_out_of_range(gamma):
-    with pytest.raises(ValueError, match=rf"gamma must lie in \(0, 1\], got {gamma}"):
+    with pytest.raises(ValueError, match=f"gamma must be .* above 0 and at most 1, got {gamma}"):
         RewardConfig(gamma=gamma)
 
 
@@ -218,12 +243,12 @@ def test_gamma_of_one():
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_bad_weight(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 0"):
+    with pytest.raises(ValueError, match=f"weight {name} must be .* at least 0, got {value}"):
         RewardConfig(**{name: value})
 
 
 def test_bad_cost_of_an_op():
-    with pytest.raises(ValueError, match=r"intervention\[PRUNE\] must be a finite number"):
+    with pytest.raises(ValueError, match=r"intervention\[PRUNE\] must be a number at least 0"):
         RewardConfig(intervention={Op.PRUNE: -0.1})
 
 
@@ -233,18 +258,18 @@ def test_weight_of_zero_drops_out(name):
 
 
 def test_rows_are_apart():
-    one = outcome(accuracy=[60.0], op=[Op.PRUNE], pruned=[[True, False]])
-    two = outcome(accuracy=[30.0], terminated=[True], last_epoch=[True])
-    both = Outcome(
-        **{
-            each.name: torch.cat([getattr(one, each.name), getattr(two, each.name)])
-            for each in fields(Outcome)
-        }
-    )
-    together = reward_terms(both, CONFIG)
-    for row, alone in enumerate([one, two]):
-        for name, want in reward_terms(alone, CONFIG).items():
-            assert together[name][row] == want[0]
+    one = transition(CONFIG, accuracy=[60.0], op=[Op.PRUNE], pruned=[[True, False]])
+    two = transition(CONFIG, accuracy=[30.0], terminated=[True], last_epoch=[True])
+    before, after = one.before[[0, 0]], one.after[[0, 0]]
+    before.replace(torch.tensor([False, True]), two.before[[0, 0]])
+    after.replace(torch.tensor([False, True]), two.after[[0, 0]])
+    applied = {
+        name: torch.cat([value, getattr(two.applied, name)])
+        for name, value in vars(one.applied).items()
+    }
+    both = Transition(before, after, Applied(**applied), CONFIG, HOST_SIZE)
+    for formula in REWARD_TERMS.values():
+        assert formula(both).tolist() == [formula(one).item(), formula(two).item()]
 
 
 # --- through the environment -----------------------------------------------------------------

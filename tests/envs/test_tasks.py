@@ -6,39 +6,39 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from envs.tasks import Task, list_tasks, make_task
+from envs import ArrayTask, list_tasks, make_task
 
 NAMES = ["digits", "digits_full"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def task(request: pytest.FixtureRequest) -> Task:
+def task(request: pytest.FixtureRequest) -> ArrayTask:
     return make_task(request.param)
 
 
-def test_shapes(task: Task):
-    assert task.train_inputs.shape == (1297, 1, 8, 8)
-    assert task.validation_inputs.shape == (500, 1, 8, 8)
-    assert task.train_inputs.dtype == task.validation_inputs.dtype == torch.float32
-    for targets, size in ((task.train_targets, 1297), (task.validation_targets, 500)):
+def test_shapes(task: ArrayTask):
+    assert task.train.inputs.shape == (1297, 1, 8, 8)
+    assert task.validation.inputs.shape == (500, 1, 8, 8)
+    assert task.train.inputs.dtype == task.validation.inputs.dtype == torch.float32
+    for targets, size in ((task.train.targets, 1297), (task.validation.targets, 500)):
         assert targets.shape == (size,)
         assert targets.dtype == torch.int64
-        assert targets.unique().tolist() == list(range(task.num_classes))
+        assert targets.unique().tolist() == list(range(task.host.num_classes))
 
 
-def test_training_part_is_standardised(task: Task):
-    assert task.train_inputs.mean().item() == pytest.approx(0, abs=1e-5)
-    assert task.train_inputs.std().item() == pytest.approx(1, abs=1e-5)
-    assert task.validation_inputs.mean() != 0
+def test_training_part_is_standardised(task: ArrayTask):
+    assert task.train.inputs.mean().item() == pytest.approx(0, abs=1e-5)
+    assert task.train.inputs.std().item() == pytest.approx(1, abs=1e-5)
+    assert task.validation.inputs.mean() != 0
 
 
-def test_parts_are_disjoint_and_together_all_digits(task: Task):
+def test_parts_are_disjoint_and_together_all_digits(task: ArrayTask):
     """Undo the standardisation and compare with the source, as sorted lists of images."""
-    standardised = torch.cat([task.train_inputs, task.validation_inputs]).flatten(1).double()
+    standardised = torch.cat([task.train.inputs, task.validation.inputs]).flatten(1).double()
     low, high = standardised.min(), standardised.max()
     pixels = (standardised - low) / (high - low) * 16
     torch.testing.assert_close(pixels, pixels.round(), rtol=0, atol=1e-4)
-    targets = torch.cat([task.train_targets, task.validation_targets])
+    targets = torch.cat([task.train.targets, task.validation.targets])
     mine = torch.cat([pixels.round().int(), targets.int()[:, None]], dim=1)
     data = load_digits()
     source = torch.cat([torch.tensor(data.data), torch.tensor(data.target)[:, None]], dim=1)
@@ -47,23 +47,23 @@ def test_parts_are_disjoint_and_together_all_digits(task: Task):
     assert not train & validation
 
 
-def test_split_is_fixed(task: Task):
+def test_split_is_fixed(task: ArrayTask):
     again = make_task(task.name)
-    assert again.train_inputs.equal(task.train_inputs)
-    assert again.validation_targets.equal(task.validation_targets)
+    assert again.train.inputs.equal(task.train.inputs)
+    assert again.validation.targets.equal(task.validation.targets)
 
 
 def test_tasks_share_their_data():
     a, b = (make_task(name) for name in NAMES)
-    assert a.train_inputs.equal(b.train_inputs)
-    assert a.train_targets.equal(b.train_targets)
+    assert a.train.inputs.equal(b.train.inputs)
+    assert a.train.targets.equal(b.train.targets)
 
 
-def test_settings(task: Task):
+def test_settings(task: ArrayTask):
     assert task.name in NAMES
-    assert task.num_classes == 10
+    assert task.host.num_classes == 10
     assert task.parameter_budget == 8 * sum(s.layout.size for s in task.host.segments)
-    assert (task.host_lr, task.momentum) == (0.05, 0.9)
+    assert (task.host_lr, task.seed_lr, task.optimizer.momentum) == (0.05, 0.05, 0.9)
     assert (task.batches_per_epoch, task.minibatch_size) == (5, 64)
     assert task.description
 
@@ -80,5 +80,5 @@ def test_list_tasks_gives_a_list_of_its_own():
 
 
 def test_unknown_task():
-    with pytest.raises(ValueError, match=r"'mnist' is unknown.*digits, digits_full"):
+    with pytest.raises(ValueError, match=r"task must be one of digits, digits_full, .*got 'mnist'"):
         make_task("mnist")

@@ -6,9 +6,7 @@ import copy
 
 import pytest
 import torch
-from fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
 from tensordict import TensorDictBase
-from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, InitTracker, TransformedEnv, check_env_specs
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -16,7 +14,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from envs.actions import HEADS
 from esper_rl import PolicyConfig, make_actor_critic
 from esper_rl.policy import ActorCritic
-from esper_rl.policy.network import FactoredRecurrentNetwork
+from tests.support.by_hand import features_of, mask_of, memory_by_hand
+from tests.support.fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
 
 BY_OP = pytest.mark.parametrize("by_op", [True, False], ids=["by_op", "one_row"])
 
@@ -24,33 +23,6 @@ BY_OP = pytest.mark.parametrize("by_op", [True, False], ids=["by_op", "one_row"]
 def ready(world: FakeWorld, ac: ActorCritic) -> TensorDictBase:
     """The first states of an episode, as the actor reads them."""
     return TransformedEnv(world, Compose(*ac.transforms())).reset()
-
-
-def mask_of(batch: TensorDictBase, head: str) -> Tensor:
-    """``[..., choices]``: the mask of a head, given the op taken."""
-    mask, op = batch["action_mask", head], batch["action", "op"]
-    if mask.ndim == batch.ndim + 1:
-        return mask
-    one_hot = torch.nn.functional.one_hot(op, NUM_OPS).bool()
-    return mask[one_hot].reshape(*batch.shape, -1)
-
-
-def features_of(network: FactoredRecurrentNetwork, state: TensorDictBase) -> Tensor:
-    embedded = network.blueprint_embedding(state["blueprint_indices"])
-    return network.feature_net(state["observation"], embedded)
-
-
-def memory_by_hand(ac: ActorCritic, batch: TensorDictBase) -> Tensor:
-    """Normalised LSTM output ``[N, T, hidden]``, one step after the other."""
-    network, outputs = ac.network, []
-    state = [batch[f"recurrent_state_{s}"][:, 0].transpose(0, 1) for s in "hc"]
-    for t in range(batch.shape[1]):
-        now = batch[:, t]
-        state = [torch.where(now["is_init"][None], 0.0, s) for s in state]
-        features = features_of(network, now)
-        output, state = network.lstm(features[:, None], tuple(s.contiguous() for s in state))
-        outputs.append(output)
-    return network.lstm_norm(torch.cat(outputs, 1))
 
 
 def test_the_fake_world_keeps_its_specs() -> None:

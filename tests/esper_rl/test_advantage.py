@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.collectors.utils import split_trajectories
@@ -12,6 +11,7 @@ from torchrl.collectors.utils import split_trajectories
 from envs.actions import Op
 from esper_rl.objectives import compute_advantages, final_value_loss
 from esper_rl.policy import ActorCritic
+from tests.support.fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
 
 GAMMA, LMBDA = 0.9, 0.7
 

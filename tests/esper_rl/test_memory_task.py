@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memory_task import DELAY, RELEVANCE, MemoryTask, Move
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
 from esper_rl.objectives import compute_advantages
+from tests.support.memory_task import DELAY, RELEVANCE, MemoryTask, Move
 
 
 def success_rate(config: PolicyConfig, iterations: int) -> float:

@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-from fake_world import FakeWorld, collect, small_actor_critic
 from tensordict import TensorDict, TensorDictBase
 
 from envs.actions import CAUSAL_RELEVANCE, Op
-from envs.observation import ACTION_FEEDBACK
+from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl import FactoredClipPPOLoss
 from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
@@ -22,6 +21,7 @@ from esper_rl.training.monitors import (
     rollout_metrics,
     update_metrics,
 )
+from tests.support.fake_world import FakeWorld, collect, small_actor_critic
 
 
 @pytest.fixture
@@ -160,12 +160,12 @@ def test_a_policy_that_leans_on_the_feedback_columns(
     batch["action_mask", "op"][:] = True
     feedback = torch.zeros(8, 10, 7)
     feedback[:4, :, 3], feedback[4:, :, 5] = 1.0, 1.0  # rows in two camps
-    batch["observation"][..., slice(*ACTION_FEEDBACK)] = feedback
+    batch["observation"][..., feature_columns(*ACTION_FEEDBACK)] = feedback
     before = batch.clone()
     leaning = small_actor_critic(world, decided=False)
     with torch.no_grad():  # a trunk that shows hardly anything but the feedback
         leaning.network.feature_net[0].weight.mul_(0.01)
-        leaning.network.feature_net[0].weight[:, slice(*ACTION_FEEDBACK)].mul_(1000)
+        leaning.network.feature_net[0].weight[:, feature_columns(*ACTION_FEEDBACK)] *= 1000
         leaning.network.heads["op"][-1].weight.mul_(3000)
     row = feedback_metrics(batch, leaning)
     assert row["feedback/zeroed"] > 0.5

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_world import NUM_OPS, FakeWorld, collect
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import Compose, TransformedEnv
@@ -20,6 +19,7 @@ from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
 from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.value import ExpectedValue
+from tests.support.fake_world import NUM_OPS, FakeWorld, collect
 
 OPTIONS: dict[str, PolicyConfig] = {
     "v1": PolicyConfig.v1(),

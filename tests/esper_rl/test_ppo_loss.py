@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import (
     CompositeDistribution,
@@ -16,7 +15,6 @@ from tensordict.nn import (
     ProbabilisticTensorDictSequential,
     TensorDictModule,
 )
-from test_actor_critic import mask_of, memory_by_hand
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torchrl.collectors import Collector
@@ -30,6 +28,8 @@ from envs.actions import CAUSAL_RELEVANCE, HEADS, Op
 from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
 from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ENTROPY_WEIGHTS, ActorCritic
+from tests.support.by_hand import mask_of, memory_by_hand
+from tests.support.fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
 
 LOSSES = ("loss_objective", "loss_critic", "loss_entropy")
 

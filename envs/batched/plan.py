@@ -1,7 +1,7 @@
 """Which rows run together at every slot, worked out once for an epoch.
 
-Rows are sorted so that those with the same blueprint at a slot stand side by side; then a
-blueprint runs once for all of them. One forward pass of a chunk of rows follows one plan.
+Rows are sorted so that those with the same module at a slot stand side by side; then it runs
+once for all of them. One forward pass of a chunk of rows follows one plan.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from envs.actions import BLUEPRINTS, Algorithm, Stage
-
 
 class Mode(IntEnum):
-    """What a seed does to the features at its slot; incubating rows come first in a group."""
+    """What a module does to the features at its slot; incubating rows come first in a group."""
 
     INCUBATE = 0
     ADD = 1
@@ -27,20 +25,18 @@ class Mode(IntEnum):
 PASS = 0
 """The code of a slot that leaves the features alone."""
 
-NUM_CODES = 1 + len(BLUEPRINTS) * len(Mode)
-
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring lanes with the same blueprint at a slot.
+    """Neighbouring lanes with the same module at a slot.
 
     Attributes:
-        blueprint: its index.
+        kind: which module.
         rows: int64 ``[n]``, the row of every lane.
         modes: how many lanes of each mode follow each other.
     """
 
-    blueprint: int
+    kind: int
     rows: Tensor
     modes: list[tuple[Mode, int]]
 
@@ -78,25 +74,23 @@ class Plan:
     lane_ablated: Tensor
 
 
-def slot_codes(stage: Tensor, blueprint: Tensor, algorithm: Tensor, *, training: bool) -> Tensor:
+def slot_codes(kind: Tensor, mode: Tensor, runs: Tensor) -> Tensor:
     """What each slot does, as a number to sort by: int64 ``[N, S]``.
 
     Args:
-        stage, blueprint, algorithm: int64 ``[N, S]``.
-        training: while validating, an incubated seed need not run.
+        kind: int64 ``[N, S]``, which module it is.
+        mode: int64 ``[N, S]``, a :class:`Mode`.
+        runs: bool ``[N, S]``; the others leave the features alone.
     """
-    mixed = (stage >= Stage.BLENDING) & (stage <= Stage.FOSSILIZED)
-    mode = torch.where(mixed, algorithm - Algorithm.ADD + Mode.ADD, Mode.INCUBATE)
-    runs = mixed | (stage == Stage.TRAINING) if training else mixed
-    return torch.where(runs, 1 + blueprint * len(Mode) + mode, PASS)
+    return torch.where(runs, 1 + kind * len(Mode) + mode, PASS)
 
 
 def by_likeness(codes: Tensor) -> Tensor:
     """An order of the rows of ``codes [N, S]`` in which like rows are neighbours: ``[N]``."""
-    key = torch.zeros_like(codes[:, 0])
-    for code in codes.unbind(1):
-        key = key * NUM_CODES + code
-    return key.argsort()
+    order = torch.arange(len(codes), device=codes.device)
+    for code in codes.flip(1).unbind(1):
+        order = order[code[order].argsort(stable=True)]
+    return order
 
 
 def make_plan(rows: Tensor, codes: Tensor, *, ablate: bool) -> Plan:
@@ -105,8 +99,8 @@ def make_plan(rows: Tensor, codes: Tensor, *, ablate: bool) -> Plan:
     Args:
         rows: int64 ``[n]``, the rows that run.
         codes: of all rows, from :func:`slot_codes`.
-        ablate: add a lane for every seed that is mixed in, which runs without that seed; lanes
-            share everything before the seed's slot.
+        ablate: add a lane for every module that is mixed in, which runs without it; lanes share
+            everything before its slot.
     """
     slots: list[SlotPlan] = []
     lane_rows = [rows]
@@ -132,7 +126,7 @@ def make_plan(rows: Tensor, codes: Tensor, *, ablate: bool) -> Plan:
 
 
 def _groups(lane_codes: Tensor, rows: Tensor) -> tuple[int, list[Group]]:
-    """Runs of equal blueprint in sorted codes."""
+    """Runs of equal modules in sorted codes."""
     values, counts = lane_codes.unique_consecutive(return_counts=True)
     num_passing = 0
     spans: dict[int, list[tuple[Mode, int]]] = {}
@@ -140,12 +134,12 @@ def _groups(lane_codes: Tensor, rows: Tensor) -> tuple[int, list[Group]]:
         if code == PASS:
             num_passing = count
         else:
-            blueprint, mode = divmod(code - 1, len(Mode))
-            spans.setdefault(blueprint, []).append((Mode(mode), count))
+            kind, mode = divmod(code - 1, len(Mode))
+            spans.setdefault(kind, []).append((Mode(mode), count))
     groups = []
     start = num_passing
-    for blueprint, modes in spans.items():
+    for kind, modes in spans.items():
         stop = start + sum(count for _, count in modes)
-        groups.append(Group(blueprint, rows[start:stop], modes))
+        groups.append(Group(kind, rows[start:stop], modes))
         start = stop
     return num_passing, groups

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from itertools import product
+from itertools import chain, product
 
 import torch
 from torch import Tensor, nn
 
 from envs.actions import BLUEPRINTS, Algorithm, Stage
+from envs.batched.randomness import fold
 from envs.blueprints import CONV_BLUEPRINTS
-from envs.growth import Growth
-from envs.population import Population
-from envs.randomness import fold
-from envs.tasks import Task, make_task
+from envs.populations.base import SlotInputs
+from envs.populations.data import LabelledData
+from envs.populations.trained import TrainedPopulation
+from envs.registration import make_task
+from envs.tasks import ArrayTask
 
 CPU = torch.device("cpu")
-KERNEL_SIZE = {"digits": 1, "digits_full": 3}
+HOST_LR = 0.05
 CONV_INDICES = tuple(BLUEPRINTS.index(name) for name in CONV_BLUEPRINTS)
 MIXED = (Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
 NO_SEED = (Stage.DORMANT, Stage.PRUNED, Stage.EMBARGOED, Stage.RESETTING)
@@ -41,15 +43,11 @@ def flat(parameters: list[nn.Parameter] | nn.Module) -> Tensor:
 
 
 @cache
-def small_task(name: str, dtype: torch.dtype) -> Task:
-    """A task with a seed learning rate of its own, in ``dtype``."""
+def small_task(name: str) -> ArrayTask:
+    """A task with a seed learning rate of its own."""
     task = make_task(name)
-    return replace(
-        task,
-        train_inputs=task.train_inputs.to(dtype),
-        validation_inputs=task.validation_inputs.to(dtype),
-        seed_lr=0.03,
-    )
+    assert isinstance(task, ArrayTask)
+    return replace(task, seed_lr=0.03)
 
 
 def make_population(
@@ -59,14 +57,22 @@ def make_population(
     num_slots: int = 3,
     validation_size: int = 60,
     dtype: torch.dtype = torch.float32,
-) -> Population:
+) -> TrainedPopulation:
     """Fresh hosts."""
-    task = small_task(name, dtype)
-    population = task.make_hosts(num_rows, num_slots, CPU, validation_size=validation_size)
+    task = small_task(name)
+    data = LabelledData(
+        task.train,
+        (task.validation.inputs[:validation_size], task.validation.targets[:validation_size]),
+        lambda images: task.host.prepare(images.to(dtype)),
+        batches_per_epoch=task.batches_per_epoch,
+        minibatch_size=task.minibatch_size,
+        device=CPU,
+    )
+    population = TrainedPopulation(task.host, data, task.optimizer, num_rows, num_slots, CPU)
     rows = torch.arange(num_rows)
     population.reset_hosts(rows, host_keys(rows))
     population.host_params = population.host_params.to(dtype)
-    population.host_velocity = population.host_velocity.to(dtype)
+    population.host_buffers = [buffer.to(dtype) for buffer in population.host_buffers]
     cast_seeds(population, dtype)
     return population
 
@@ -76,9 +82,11 @@ def host_keys(rows: Tensor) -> Tensor:
     return fold(rows, 1000)
 
 
-def cast_seeds(population: Population, dtype: torch.dtype) -> None:
+def cast_seeds(population: TrainedPopulation, dtype: torch.dtype) -> None:
     population.seed_params = [params.to(dtype) for params in population.seed_params]
-    population.seed_velocity = [velocity.to(dtype) for velocity in population.seed_velocity]
+    population.seed_buffers = [
+        [buffer.to(dtype) for buffer in buffers] for buffers in population.seed_buffers
+    ]
 
 
 def make_growth(
@@ -91,19 +99,20 @@ def make_growth(
     alpha: float = 0.0,
     seed_lr: float = 0.03,
     dtype: torch.dtype = torch.float32,
-) -> Growth:
+) -> SlotInputs:
     """The same in every slot; change single entries afterwards."""
     shape = (num_rows, num_slots)
-    return Growth(
+    return SlotInputs(
         stage=torch.full(shape, int(stage)),
         blueprint=torch.full(shape, -1 if blueprint is None else BLUEPRINTS.index(blueprint)),
         algorithm=torch.full(shape, int(algorithm)),
         alpha=torch.full(shape, alpha, dtype=dtype),
+        host_lr=torch.full((num_rows,), HOST_LR, dtype=dtype),
         seed_lr=torch.full(shape, seed_lr, dtype=dtype),
     )
 
 
-def every_growth(dtype: torch.dtype = torch.float32) -> Growth:
+def every_growth(dtype: torch.dtype = torch.float32) -> SlotInputs:
     """28 rows of 3 slots: every blueprint with every algorithm, in training, and idle slots."""
     kinds = [
         (MIXED[i % len(MIXED)], blueprint, algorithm)
@@ -118,22 +127,27 @@ def every_growth(dtype: torch.dtype = torch.float32) -> Growth:
     mixed = (stage >= Stage.BLENDING) & (stage <= Stage.FOSSILIZED)
     alpha = torch.rand(stage.shape, generator=generator).add(0.1).clamp(max=1.0)
     rate = torch.rand(stage.shape, generator=generator) * 0.05
-    rate[stage == Stage.FOSSILIZED] = small_task("digits", dtype).host_lr
-    return Growth(
-        stage, blueprint, algorithm, torch.where(mixed, alpha, 0.0).to(dtype), rate.to(dtype)
+    rate[stage == Stage.FOSSILIZED] = HOST_LR
+    return SlotInputs(
+        stage,
+        blueprint,
+        algorithm,
+        torch.where(mixed, alpha, 0.0).to(dtype),
+        torch.full((len(stage),), HOST_LR, dtype=dtype),
+        rate.to(dtype),
     )
 
 
-def take(growth: Growth, rows: Tensor | slice) -> Growth:
+def take(growth: SlotInputs, rows: Tensor | slice) -> SlotInputs:
     """The growth of some rows."""
-    return Growth(**{name: value[rows] for name, value in vars(growth).items()})
+    return SlotInputs(**{name: value[rows] for name, value in vars(growth).items()})
 
 
-def copy_growth(growth: Growth, **changes: Tensor) -> Growth:
-    return Growth(**{**{k: v.clone() for k, v in vars(growth).items()}, **changes})
+def copy_growth(growth: SlotInputs, **changes: Tensor) -> SlotInputs:
+    return SlotInputs(**{**{k: v.clone() for k, v in vars(growth).items()}, **changes})
 
 
-def plant_seeds(population: Population, growth: Growth, noise: float = 0.1) -> None:
+def plant_seeds(population: TrainedPopulation, growth: SlotInputs, noise: float = 0.1) -> None:
     """Seeds for all of ``growth``, noisy, so that none is the identity and no gate is at ½."""
     dtype = population.host_params.dtype
     cast_seeds(population, torch.float32)
@@ -147,16 +161,20 @@ def plant_seeds(population: Population, growth: Growth, noise: float = 0.1) -> N
 
 def make_every_population(
     name: str = "digits", dtype: torch.dtype = torch.float32, num_slots: int = 3
-) -> tuple[Population, Growth]:
+) -> tuple[TrainedPopulation, SlotInputs]:
     """All of :func:`every_growth`, planted."""
     growth = every_growth(dtype)
-    growth = Growth(**{k: v[:, :num_slots].contiguous() for k, v in vars(growth).items()})
+    growth = SlotInputs(
+        **{k: v[:, :num_slots].contiguous() if v.dim() == 2 else v for k, v in vars(growth).items()}
+    )
     population = make_population(name, len(growth.stage), num_slots=num_slots, dtype=dtype)
     plant_seeds(population, growth)
     return population, growth
 
 
-def copy_rows(population: Population, rows: Tensor, name: str = "digits") -> Population:
+def copy_rows(
+    population: TrainedPopulation, rows: Tensor, name: str = "digits"
+) -> TrainedPopulation:
     """A population of some of the rows, in that order."""
     copied = make_population(
         name,
@@ -164,15 +182,15 @@ def copy_rows(population: Population, rows: Tensor, name: str = "digits") -> Pop
         num_slots=population.num_slots,
         dtype=population.host_params.dtype,
     )
-    copied.host_params[:] = population.host_params[rows]
-    copied.host_velocity[:] = population.host_velocity[rows]
-    for target, source in (
-        (copied.seed_params, population.seed_params),
-        (copied.seed_velocity, population.seed_velocity),
-    ):
-        for mine, theirs in zip(target, source, strict=True):
-            mine[:] = theirs[rows]
+    for mine, theirs in zip(matrices(copied), matrices(population), strict=True):
+        mine[:] = theirs[rows]
     return copied
+
+
+def matrices(population: TrainedPopulation) -> list[Tensor]:
+    """All that a population learns and remembers, each with one row a network."""
+    buffers = [*population.host_buffers, *chain(*population.seed_buffers)]
+    return [population.host_params, *population.seed_params, *buffers]
 
 
 def minibatches(num_rows: int, batches: int = 3, size: int = 32, seed: int = 0) -> Tensor:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from envs.actions import BLUEPRINTS, Algorithm, Stage
-from envs.growth import Growth, Validation
-from envs.workers import one_thread
+from envs.actions import Algorithm, Stage
+from envs.batched.workers import one_thread
+from envs.populations.base import SlotInputs, Validation, blueprint_choices
 
 CHANCE = 10.0
 """Accuracy of an untrained host with ten classes, in percent."""
@@ -58,7 +58,7 @@ class SeedCurve:
     params: int
 
 
-class AnalyticHosts:
+class FormulaPopulation:
     """Hosts whose accuracy is a formula of what was planted where, and when.
 
     Symbols: e the epochs that a row has trained; for the seed in slot s: α its mixing, λ its
@@ -87,8 +87,6 @@ class AnalyticHosts:
         device: where everything lives.
     """
 
-    batches_per_epoch = minibatch_size = validation_size = None
-
     def __init__(
         self,
         curves: Mapping[str, SeedCurve],
@@ -97,16 +95,17 @@ class AnalyticHosts:
         num_rows: int,
         device: torch.device,
     ) -> None:
+        self.blueprints = blueprint_choices(tuple(curves))
         nothing = SeedCurve(peak=0.0, epochs=1.0, help=0.0, params=0)
         # One more at the end, which the index −1 of an empty slot finds.
-        table = [*(curves.get(name, nothing) for name in BLUEPRINTS), nothing]
+        table = [*(curves.get(name, nothing) for name in self.blueprints), nothing]
         self._peak = torch.tensor([curve.peak for curve in table], device=device)
         self._epochs = torch.tensor([curve.epochs for curve in table], device=device)
         self._help = torch.tensor([curve.help for curve in table], device=device)
         self._params = torch.tensor([float(curve.params) for curve in table], device=device)
         self._places = torch.tensor(places, device=device)
         self.host_size = host_size
-        self.offered = torch.tensor([name in curves for name in BLUEPRINTS], device=device)
+        self.offered = torch.tensor([name in curves for name in self.blueprints], device=device)
         self._age = torch.zeros(num_rows, device=device)
         self._learned = torch.zeros(num_rows, len(places), device=device)
 
@@ -127,24 +126,24 @@ class AnalyticHosts:
         gated = (algorithm == Algorithm.GATE) & (blueprint >= 0)
         return self._params[blueprint] + GATE_PARAMS * gated
 
-    def train_epoch(self, growth: Growth, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def train_epoch(self, inputs: SlotInputs, keys: Tensor) -> tuple[Tensor, Tensor]:
         """One epoch of every row; see the class for the formulas and the gradient norms."""
-        blueprint = growth.blueprint
-        helper = _helper(self._help[blueprint] * growth.alpha)
-        stages = _Stages.of(growth.stage)
+        blueprint = inputs.blueprint
+        helper = _helper(self._help[blueprint] * inputs.alpha)
+        stages = _Stages.of(inputs.stage)
         share = self._learned / self._epochs[blueprint]
         effect = HELP * stages.helped(share) - SLOWED * stages.hindered(share)
-        speed = INCUBATION_SPEED * stages.incubates + growth.alpha * stages.mixed
-        step = growth.seed_lr * speed * (1 + effect * helper)
+        speed = INCUBATION_SPEED * stages.incubates + inputs.alpha * stages.mixed
+        step = inputs.seed_lr * speed * (1 + effect * helper)
         self._learned += step
         self._age += 1
         return torch.full_like(self._age, HOST_GRADIENT), step
 
     @one_thread
-    def validate(self, growth: Growth, rows: Tensor, *, ablate: bool) -> Validation:
+    def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
         """Loss and accuracy of ``rows [n]``, and accuracy with each seed left out."""
-        stages, blueprint = _Stages.of(growth.stage[rows]), growth.blueprint[rows]
-        alpha = growth.alpha[rows]
+        stages, blueprint = _Stages.of(inputs.stage[rows]), inputs.blueprint[rows]
+        alpha = inputs.alpha[rows]
         share = self._learned[rows] / self._epochs[blueprint]
         full = self._places * self._peak[blueprint] * share.clamp(max=1).square()
         leans = stages.blends & stages.helped(share)

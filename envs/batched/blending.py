@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from envs.plan import Mode
+from envs.batched.plan import Mode
 
 Modes = Sequence[tuple[Mode, int]]
 """How many lanes of each mode follow each other."""

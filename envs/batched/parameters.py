@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from envs.randomness import uniform
+from envs.batched.randomness import uniform
+
+NORM_EPSILON = 1e-5
+"""Added to the variance in normalisation layers, as in torch."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ No operation mixes networks, so a NaN in one never reaches another.
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,15 +18,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from envs import kernels
-from envs.kernels import EPSILON
+from envs.batched.parameters import NORM_EPSILON
 
 _KERNEL_DEVICE = "cpu"
-"""Where envs.kernels can be used."""
+"""Where envs.batched.kernels can be used."""
 
 
-def _run(kernel: Any, *args: Any) -> None:
-    """Call a kernel with the memory of contiguous tensors."""
+@cache
+def _kernels() -> ModuleType:
+    """The kernels; Numba, which compiles them, is loaded by the first layer that runs."""
+    from envs.batched import kernels
+
+    return kernels
+
+
+def _run(name: str, *args: Any) -> None:
+    """Call the kernel of that name with the memory of contiguous tensors."""
+    kernel = getattr(_kernels(), name)
     kernel(*(arg.numpy(force=True) if isinstance(arg, Tensor) else arg for arg in args))
 
 
@@ -43,7 +53,7 @@ class _GroupNorm(torch.autograd.Function):
         residual = None if residual is None else residual.contiguous()
         out = torch.empty_like(x)
         mean, rstd = _statistics_of(x)
-        _run(kernels.norm_forward, x, scale, shift, residual, relu, out, mean, rstd)
+        _run("norm_forward", x, scale, shift, residual, relu, out, mean, rstd)
         ctx.save_for_backward(x, scale, shift, mean, rstd)
         ctx.relu = relu
         return out
@@ -58,7 +68,7 @@ class _GroupNorm(torch.autograd.Function):
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_scale, grad_shift = torch.empty_like(scale), torch.empty_like(shift)
         inputs, outputs = (grad, *ctx.saved_tensors), (grad_x, grad_scale, grad_shift)
-        _run(kernels.norm_backward, *inputs, ctx.relu, *outputs)
+        _run("norm_backward", *inputs, ctx.relu, *outputs)
         return grad_x, grad_scale, grad_shift, None, grad if ctx.needs_input_grad[4] else None
 
 
@@ -70,7 +80,7 @@ class _GroupNormPoolReLU(torch.autograd.Function):
         out = x.new_empty(n, channels, height // 2, width // 2, batch)
         chosen = torch.empty_like(out, dtype=torch.uint8)
         mean, rstd = _statistics_of(x)
-        _run(kernels.norm_pool_forward, x, scale, shift, out, chosen, mean, rstd)
+        _run("norm_pool_forward", x, scale, shift, out, chosen, mean, rstd)
         ctx.save_for_backward(x, scale, shift, mean, rstd, chosen)
         return out
 
@@ -79,18 +89,18 @@ class _GroupNormPoolReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, scale, shift, mean, rstd, chosen = ctx.saved_tensors
         grad_normed = torch.empty_like(x)
-        _run(kernels.unpool, grad.contiguous(), chosen, grad_normed)
+        _run("unpool", grad.contiguous(), chosen, grad_normed)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_scale, grad_shift = torch.empty_like(scale), torch.empty_like(shift)
         inputs = (grad_normed, x, scale, shift, mean, rstd)
-        _run(kernels.norm_backward, *inputs, False, grad_x, grad_scale, grad_shift)
+        _run("norm_backward", *inputs, False, grad_x, grad_scale, grad_shift)
         return grad_x, grad_scale, grad_shift
 
 
 def _plain_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """For devices without a kernel."""
     variance, mean = torch.var_mean(x, (1, 2, 3), correction=0, keepdim=True)
-    normed = (x - mean) * (variance + EPSILON).rsqrt()
+    normed = (x - mean) * (variance + NORM_EPSILON).rsqrt()
     return torch.addcmul(shift[:, :, None, None, None], normed, scale[:, :, None, None, None])
 
 
@@ -135,7 +145,7 @@ class _DenseConv3x3(torch.autograd.Function):
         height, width = x.shape[2:4]
         pixels = height * width
         matrix = kernel.new_empty(n, out_channels, pixels, in_channels, pixels)
-        _run(kernels.dense_matrix, kernel.flatten(3).contiguous(), height, width, matrix)
+        _run("dense_matrix", kernel.flatten(3).contiguous(), height, width, matrix)
         ctx.save_for_backward(x, matrix, kernel)
         out = torch.matmul(matrix.flatten(3).flatten(1, 2), x.flatten(1, 3))
         return out.view(n, out_channels, height, width, -1)
@@ -147,7 +157,7 @@ class _DenseConv3x3(torch.autograd.Function):
         grad = grad.flatten(1, 3)
         grad_matrix = torch.matmul(grad, x.flatten(1, 3).transpose(1, 2)).view(matrix.shape)
         grad_kernel = kernel.new_empty(*kernel.shape[:3], 9)
-        _run(kernels.dense_matrix_backward, grad_matrix, *x.shape[2:4], grad_kernel)
+        _run("dense_matrix_backward", grad_matrix, *x.shape[2:4], grad_kernel)
         grad_x = None
         if ctx.needs_input_grad[0]:
             transposed = matrix.flatten(3).flatten(1, 2).transpose(1, 2)
@@ -164,7 +174,7 @@ class _DepthwiseConv3x3(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
         x, kernel = x.contiguous(), kernel.contiguous()
         out = torch.empty_like(x)
-        _run(kernels.depthwise_forward, x, kernel, out)
+        _run("depthwise_forward", x, kernel, out)
         ctx.save_for_backward(x, kernel)
         return out
 
@@ -174,7 +184,7 @@ class _DepthwiseConv3x3(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_kernel = torch.empty_like(kernel)
-        _run(kernels.depthwise_backward, grad.contiguous(), x, kernel, grad_x, grad_kernel)
+        _run("depthwise_backward", grad.contiguous(), x, kernel, grad_x, grad_kernel)
         return grad_x, grad_kernel
 
 
@@ -215,7 +225,7 @@ class _Stem(torch.autograd.Function):
         scale, shift = scale.contiguous(), shift.contiguous()
         out = x.new_empty(*kernel.shape, x.shape[1] // 2 - 1, x.shape[2])
         mean, rstd = x.new_empty(2, len(kernel), x.shape[2]).unbind()
-        _run(kernels.stem_forward, x, kernel, scale, shift, out, mean, rstd)
+        _run("stem_forward", x, kernel, scale, shift, out, mean, rstd)
         ctx.save_for_backward(x, kernel, scale, shift, mean, rstd)
         return out
 
@@ -223,7 +233,7 @@ class _Stem(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
         gradients = [torch.empty_like(weight) for weight in ctx.saved_tensors[1:4]]
-        _run(kernels.stem_backward, grad.contiguous(), *ctx.saved_tensors, *gradients)
+        _run("stem_backward", grad.contiguous(), *ctx.saved_tensors, *gradients)
         grad_kernel, grad_scale, grad_shift = gradients
         return None, grad_kernel, grad_scale, grad_shift
 
@@ -255,7 +265,7 @@ def pointwise_stem(x: Tensor, kernel: Tensor, scale: Tensor, shift: Tensor) -> T
     kernel_variance = (kernel - kernel_mean).square().mean(1, keepdim=True)
     # Variance of k·x over channels and pixels, k and x independent: both terms are ≥ 0.
     spread = kernel.square().mean(1, keepdim=True) * variance + kernel_variance * mean.square()
-    rstd = (spread + EPSILON).rsqrt()  # [n, 1, B]
+    rstd = (spread + NORM_EPSILON).rsqrt()  # [n, 1, B]
     gain = kernel * scale  # [n, C, 1]
     offset = torch.addcmul(shift, scale, kernel_mean * mean * rstd, value=-1)
     extreme = torch.where(gain.unsqueeze(3) >= 0, largest.unsqueeze(1), smallest.unsqueeze(1))

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.actions import BLUEPRINTS, Algorithm, Stage
-from envs.population import Growth, Population
+from envs.hosts import ConvHost
+from envs.populations import SlotInputs
+from envs.populations.trained import TrainedPopulation
 
 
 class PlainBlock(nn.Module):
@@ -165,17 +167,17 @@ class PlainNetwork(nn.Module):
         return [*self.blocks.parameters(), *self.classifier.parameters()]
 
 
-def plain_network(
-    population: Population, growth: Growth, row: int, kernel_size: int
-) -> PlainNetwork:
-    """One row of a population, with the same weights."""
+def plain_network(population: TrainedPopulation, growth: SlotInputs, row: int) -> PlainNetwork:
+    """One row of a population of :class:`~envs.ConvHost`, with the same weights."""
+    host = population.host
+    assert isinstance(host, ConvHost)
     slots: list[PlainSlot | None] = []
     for slot in range(population.num_slots):
         blueprint = int(growth.blueprint[row, slot])
         if blueprint < 0:
             slots.append(None)
             continue
-        channels = population.host.slot_channels[slot]
+        channels = host.slot_channels[slot]
         plain = PlainSlot(
             BLUEPRINTS[blueprint],
             channels,
@@ -185,7 +187,7 @@ def plain_network(
         )
         load_flat(list(plain.parameters()), population.seed_params[slot][row])
         slots.append(plain)
-    network = PlainNetwork(kernel_size, slots).to(population.host_params.dtype)
+    network = PlainNetwork(host.kernel_size, slots).to(population.host_params.dtype)
     load_flat(network.host_parameters(), population.host_params[row])
     return network
 

@@ -3,7 +3,8 @@
 In PyTorch's own operations a group normalisation reads and writes its features about ten times;
 memory traffic is what small networks in large batches cost. Here each is two or three passes over
 a block that stays in the cache. Arrays are C-contiguous, ``[n, C, H, W, B]`` for features,
-``[n, C]`` for scale and shift, ``[n, B]`` for statistics; the callers in envs.layers make sure.
+``[n, C]`` for scale and shift, ``[n, B]`` for statistics; the layers that
+call them make sure of it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 
-EPSILON = 1e-5
-"""Added to the variance in normalisation layers, as in torch."""
+from envs.batched.parameters import NORM_EPSILON
 
 # Sums may be reordered, so that they are vectorised; NaN and infinity keep their meaning.
 _kernel = numba.njit(
@@ -46,7 +46,7 @@ def _statistics(x: Array, mean: Array, rstd: Array) -> None:
                     centred = x[c, i, j, b] - mean[b]
                     rstd[b] += centred * centred
     for b in range(batch):
-        rstd[b] = 1 / np.sqrt(rstd[b] / count + x.dtype.type(EPSILON))
+        rstd[b] = 1 / np.sqrt(rstd[b] / count + x.dtype.type(NORM_EPSILON))
 
 
 @_kernel
@@ -294,7 +294,7 @@ def stem_forward(
         for b in range(batch):
             m[b] = kernel_mean * average[b]
             spread = kernel_square * variance[b] + kernel_variance * average[b] * average[b]
-            r[b] = 1 / np.sqrt(spread + x.dtype.type(EPSILON))
+            r[b] = 1 / np.sqrt(spread + x.dtype.type(NORM_EPSILON))
         for c in range(channels):
             tap, gain, offset = kernel[k, c], scale[k, c], shift[k, c]
             start = 0 if tap * gain >= 0 else windows

@@ -1,0 +1,120 @@
+"""What the environment asks of the networks in its care, whatever they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from envs.actions import BLUEPRINTS
+
+
+@dataclass
+class SlotInputs:
+    """What the slots of all rows do in an epoch.
+
+    Attributes:
+        stage: int64 ``[N, S]``, a :class:`~envs.actions.Stage`.
+        blueprint: int64 ``[N, S]``, −1 where no module sits.
+        algorithm: int64 ``[N, S]``, an :class:`~envs.actions.Algorithm`.
+        alpha: float32 ``[N, S]``, in [0, 1].
+        host_lr: float32 ``[N]``, learning rate of the hosts.
+        seed_lr: float32 ``[N, S]``, learning rate of each slot's seed.
+    """
+
+    stage: Tensor
+    blueprint: Tensor
+    algorithm: Tensor
+    alpha: Tensor
+    host_lr: Tensor
+    seed_lr: Tensor
+
+
+@dataclass
+class Validation:
+    """Result of a validation pass over n rows.
+
+    Attributes:
+        loss: mean loss, float32 ``[n]``; may be non-finite.
+        accuracy: percent, ``[n]``.
+        accuracy_without: percent with a slot's α forced to 0, ``[n, S]``; where the slot's α is
+            0 anyway, the same as ``accuracy``.
+        ablated: bool ``[n, S]``: was ``accuracy_without`` measured?
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    accuracy_without: Tensor
+    ablated: Tensor
+
+
+class Population(Protocol):
+    """N hosts with S slots each: trained networks, or formulas that behave like them.
+
+    Attributes:
+        host_size: parameters of a host without seeds.
+        blueprints: names of the choices of head ``blueprint``, in order: :data:`BLUEPRINTS` and
+            whatever the hosts offer beyond them.
+        offered: bool ``[len(blueprints)]``, those that can be planted.
+    """
+
+    host_size: int
+    blueprints: tuple[str, ...]
+    offered: Tensor
+
+    def reset_hosts(self, rows: Tensor, keys: Tensor) -> None:
+        """Put fresh hosts, without seeds, into ``rows [n]``, drawn from int64 ``keys [n]``."""
+        ...
+
+    def plant(self, where: Tensor, blueprint: Tensor, keys: Tensor) -> None:
+        """Put fresh seeds into the slots ``where [N, S]``.
+
+        Args:
+            where: bool ``[N, S]``.
+            blueprint: int64 ``[N, S]``, which seed.
+            keys: int64 ``[N, S]``, what it is drawn from.
+        """
+        ...
+
+    def reset_gates(self, where: Tensor) -> None:
+        """Make the gates of the seeds in the slots ``where [N, S]`` ½ everywhere."""
+        ...
+
+    def train_epoch(self, inputs: SlotInputs, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Train every row for one epoch, random only by int64 ``keys [N]``.
+
+        Returns:
+            Gradient norms, means over the epoch: of the hosts ``[N]`` and of the seeds
+            ``[N, S]`` (0 where no seed trained).
+        """
+        ...
+
+    def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
+        """Measure loss and accuracy of ``rows [n]``, and accuracy with each seed left out.
+
+        Args:
+            inputs: what the slots do.
+            rows: int64 ``[n]``, without repetition.
+            ablate: measure ``accuracy_without``.
+        """
+        ...
+
+    def count_seed_params(self, blueprint: Tensor, algorithm: Tensor) -> Tensor:
+        """Count the parameters of the seed in every slot, its gate included: float32 ``[N, S]``.
+
+        Args:
+            blueprint: int64 ``[N, S]``, −1 for none.
+            algorithm: int64 ``[N, S]``.
+        """
+        ...
+
+
+def blueprint_choices(offered: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the choices of head ``blueprint`` where hosts offer these blueprints.
+
+    Examples:
+        >>> blueprint_choices(("norm", "mine"))[-2:]
+        ('flex_attention', 'mine')
+    """
+    return (*BLUEPRINTS, *(name for name in offered if name not in BLUEPRINTS))

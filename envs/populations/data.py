@@ -1,0 +1,109 @@
+"""What networks are trained on: examples, how they are drawn, and how answers are scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from envs.batched.randomness import shuffled
+
+
+class Data(Protocol):
+    """The examples of one task, for many networks at once.
+
+    Attributes:
+        batches_per_epoch, minibatch_size: minibatches of an epoch, examples of a minibatch B.
+        validation_size: validation examples V.
+    """
+
+    batches_per_epoch: int
+    minibatch_size: int
+    validation_size: int
+
+    def draw(self, keys: Tensor) -> Tensor:
+        """Choose an epoch's minibatches for int64 ``keys [N]``: int64 ``[N, batches, B]``."""
+        ...
+
+    def train_inputs(self, examples: Tensor) -> Tensor:
+        """Inputs of the training examples ``[n, B]``: ``[n, features…, B]``."""
+        ...
+
+    def train_targets(self, examples: Tensor) -> Tensor:
+        """Targets of the training examples ``[n, B]``: ``[n, …, B]``."""
+        ...
+
+    def validation_inputs(self) -> Tensor:
+        """Inputs of all validation examples, the same for every network: ``[1, features…, V]``."""
+        ...
+
+    def validation_targets(self) -> Tensor:
+        """Targets of all validation examples: ``[1, …, V]``."""
+        ...
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of each of n networks, ``[n]``."""
+        ...
+
+    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Share of right answers of each of n networks, in percent, ``[n]``."""
+        ...
+
+
+class LabelledData:
+    """Examples with a class each, or a class for each of their positions.
+
+    Outputs are logits ``[n, classes, positions…, B]``, targets ``[n, positions…, B]``; the loss
+    is the cross-entropy in nats. An epoch's minibatches share no example.
+
+    Args:
+        train: inputs ``[M, …]`` of any dtype and int64 targets ``[M, positions…]``.
+        validation: the same of the validation examples.
+        prepare: makes of raw inputs what the networks take.
+        batches_per_epoch, minibatch_size: at most M examples an epoch.
+        device: where everything lives.
+    """
+
+    def __init__(
+        self,
+        train: tuple[Tensor, Tensor],
+        validation: tuple[Tensor, Tensor],
+        prepare: Callable[[Tensor], Tensor],
+        *,
+        batches_per_epoch: int,
+        minibatch_size: int,
+        device: torch.device,
+    ) -> None:
+        self.batches_per_epoch, self.minibatch_size = batches_per_epoch, minibatch_size
+        self._inputs, self._targets = prepare(train[0]).to(device), train[1].to(device)
+        inputs, targets = prepare(validation[0]).to(device), validation[1].to(device)
+        self.validation_size = len(targets)
+        self._validation_inputs = inputs.movedim(0, -1).contiguous()[None]
+        self._validation_targets = targets.movedim(0, -1).contiguous()[None]
+
+    def draw(self, keys: Tensor) -> Tensor:
+        shape = self.batches_per_epoch, self.minibatch_size
+        return shuffled(keys, len(self._targets), math.prod(shape)).unflatten(1, shape)
+
+    def train_inputs(self, examples: Tensor) -> Tensor:
+        return self._inputs[examples].movedim(1, -1).contiguous()
+
+    def train_targets(self, examples: Tensor) -> Tensor:
+        return self._targets[examples].movedim(1, -1)
+
+    def validation_inputs(self) -> Tensor:
+        return self._validation_inputs
+
+    def validation_targets(self) -> Tensor:
+        return self._validation_targets
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="none").flatten(1).mean(1)
+
+    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        best = outputs.max(1).indices  # several times as fast as argmax
+        return (best == targets).to(outputs.dtype).flatten(1).mean(1) * 100

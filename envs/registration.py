@@ -1,0 +1,90 @@
+"""Tasks by name: those of this package, of other packages, and the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from envs.tasks.base import Task
+
+ENTRY_POINTS = "esper_rl.tasks"
+"""Entry point group in which other packages name their tasks."""
+
+TaskFactory = Callable[[], Task]
+
+# By the place of their factories, so that data and libraries are loaded when a task is made.
+_BUILT_IN = {
+    "digits": "envs.tasks.digits:digits",
+    "digits_full": "envs.tasks.digits:digits_full",
+    "scaffold": "envs.tasks.scaffold:scaffold",
+}
+
+_registered: dict[str, TaskFactory] = {}
+
+
+def register_task(name: str, factory: TaskFactory) -> None:
+    """Give a task a name in this process, for environments and ``esper-rl train env.task=NAME``.
+
+    A package gives its tasks names by an entry point in the group ``esper_rl.tasks`` instead:
+    ``my-task = "my_package.tasks:make"``. Only so processes that others start know them too.
+
+    Args:
+        name: what to call it.
+        factory: makes the task; called whenever an environment is made.
+
+    Raises:
+        TypeError: if the name isn't a string, or the factory can't be called.
+        ValueError: if the name is empty or taken.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> register_task("short", lambda: replace(make_task("scaffold"), max_epochs=20))
+        >>> make_task("short").max_epochs
+        20
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {name!r}")
+    if not callable(factory):
+        raise TypeError(f"factory must be a function that makes a task, got {factory!r}")
+    if not name or name in list_tasks():
+        raise ValueError(f"name must be new and not empty, got {name!r}; taken: {list_tasks()}")
+    _registered[name] = factory
+
+
+def list_tasks() -> list[str]:
+    """List the names that :class:`~envs.MorphogenesisEnv` takes as ``task``."""
+    return list(dict.fromkeys([*_BUILT_IN, *_registered, *_of_other_packages()]))
+
+
+def make_task(name: str) -> Task:
+    """Make the task of that name.
+
+    Raises:
+        ValueError: if there is none.
+        TypeError: if its factory makes something else.
+
+    Examples:
+        >>> make_task("digits").max_epochs
+        50
+    """
+    if name in _registered:
+        factory = _registered[name]
+    elif name in _BUILT_IN:
+        module, function = _BUILT_IN[name].split(":")
+        factory = getattr(import_module(module), function)
+    elif name in (others := _of_other_packages()):
+        factory = others[name].load()
+    else:
+        raise ValueError(
+            f"task must be one of {', '.join(list_tasks())}, or a Task object, got {name!r}; "
+            "register_task gives a task a name"
+        )
+    task = factory()
+    if not isinstance(task, Task):
+        raise TypeError(f"the factory of task {name!r} must make a Task, got {task!r}")
+    return task
+
+
+def _of_other_packages() -> dict:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}

@@ -1,0 +1,199 @@
+"""Tasks from arrays: inputs with a class each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from envs.batched.optimizers import SGD, Optimizer
+from envs.errors import check_integer
+from envs.hosts.base import Host
+from envs.populations.data import LabelledData
+from envs.populations.trained import TrainedPopulation
+from envs.tasks.base import Task
+
+
+class Examples(NamedTuple):
+    """Inputs ``[M, …]`` and their classes, int64 ``[M, positions…]``."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayTask(Task):
+    """A network of one's choice, trained on arrays to name the class of each example.
+
+    Args:
+        name: for people and run folders.
+        host: the network to grow.
+        train: inputs ``[M, …]`` and classes ``[M]``, as NumPy arrays, tensors or a
+            :class:`~torch.utils.data.TensorDataset`. Hosts that answer for each position of an
+            example take classes ``[M, positions…]``.
+        validation: the same, other examples; or a number of examples to hold out from ``train``,
+            by a permutation that is always the same.
+        batches_per_epoch: minibatches of an epoch.
+        minibatch_size: examples of a minibatch; an epoch's minibatches share none. Default: 64, or
+            fewer where the data has no more.
+        validation_size: how many of the validation examples are used, the first ones; default: all.
+        optimizer: how parameters follow their gradients.
+        topology, num_slots: default: the host's.
+        parameter_budget: default: 8 times the host's parameters.
+        description, max_epochs, host_lr, seed_lr, loss_limit, reward, reward_terms: see
+            :class:`Task`.
+
+    Raises:
+        TypeError: if arrays or sizes are of the wrong kind.
+        ValueError: for an empty split, inputs and targets of different lengths, a number that
+            isn't finite, a class that the host doesn't know, inputs that the host can't take, or
+            sizes beyond the data. The message names the argument and the first bad example.
+
+    Examples:
+        >>> from envs import ArrayTask, ConvHost, MorphogenesisEnv
+        >>> images, classes = torch.rand(200, 1, 8, 8), torch.arange(200) % 4
+        >>> host = ConvHost(kernel_size=1, channels=(4, 8), pooled=(True, False), classes=4)
+        >>> task = ArrayTask(name="mine", host=host, train=(images, classes), validation=50)
+        >>> env = MorphogenesisEnv(task, num_envs=2, num_slots=2, batches_per_epoch=2)
+        >>> env.rollout(3)["observation"].shape
+        torch.Size([2, 3, 83])
+    """
+
+    host: Host
+    train: Any
+    validation: Any
+    batches_per_epoch: int = 5
+    optimizer: Optimizer = field(default_factory=SGD)
+    # None stands for what host or data say; afterwards each is what its name says.
+    minibatch_size: Any = None
+    validation_size: Any = None
+    topology: Any = None
+    num_slots: Any = None
+    parameter_budget: Any = None
+
+    def __post_init__(self) -> None:
+        train, validation = _examples("train", self.train), self.validation
+        if isinstance(validation, int):
+            check_integer(
+                "validation", validation, most=len(train.targets) - 1, what="others to train"
+            )
+            validation, train = hold_out(train, validation)
+        validation = _examples("validation", validation)
+        for name, examples in (("train", train), ("validation", validation)):
+            _check_examples(name, examples, self.host)
+        size = sum(segment.layout.size for segment in self.host.segments)
+        check_integer("batches_per_epoch", self.batches_per_epoch)
+        most_examples = len(train.targets) // self.batches_per_epoch
+        defaults = {
+            "topology": self.host.topology,
+            "num_slots": len(self.host.slot_channels),
+            "parameter_budget": 8 * size,
+            "minibatch_size": min(64, max(1, most_examples)),
+            "validation_size": len(validation.targets),
+        }
+        values = {name: _given(getattr(self, name), default) for name, default in defaults.items()}
+        for name, value in {"train": train, "validation": validation, **values}.items():
+            object.__setattr__(self, name, value)  # as dataclasses do where they are frozen
+        super().__post_init__()
+        most = len(train.targets)
+        check_integer("minibatch_size", self.minibatch_size, most=most, what="training examples")
+        most //= self.minibatch_size
+        check_integer(
+            "batches_per_epoch", self.batches_per_epoch, most=most, what="minibatches of that size"
+        )
+        most = len(validation.targets)
+        check_integer(
+            "validation_size", self.validation_size, most=most, what="validation examples"
+        )
+
+    def resized(
+        self,
+        *,
+        batches_per_epoch: int | None = None,
+        minibatch_size: int | None = None,
+        validation_size: int | None = None,
+    ) -> ArrayTask:
+        return replace(
+            self,
+            batches_per_epoch=_given(batches_per_epoch, self.batches_per_epoch),
+            minibatch_size=_given(minibatch_size, self.minibatch_size),
+            validation_size=_given(validation_size, self.validation_size),
+        )
+
+    def make_population(
+        self, num_rows: int, num_slots: int, device: torch.device
+    ) -> TrainedPopulation:
+        inputs, targets = self.validation
+        data = LabelledData(
+            self.train,
+            (inputs[: self.validation_size], targets[: self.validation_size]),
+            self.host.prepare,
+            batches_per_epoch=self.batches_per_epoch,
+            minibatch_size=self.minibatch_size,
+            device=device,
+        )
+        return TrainedPopulation(self.host, data, self.optimizer, num_rows, num_slots, device)
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def hold_out(examples: Examples, count: int) -> tuple[Examples, Examples]:
+    """Split ``count`` examples, always the same, from the others: (held out, others)."""
+    inputs, targets = examples
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+    inputs, targets = inputs[order], targets[order]
+    held_out, others = slice(count), slice(count, None)
+    return Examples(inputs[held_out], targets[held_out]), Examples(inputs[others], targets[others])
+
+
+def _examples(name: str, given: Any) -> Examples:
+    """Inputs and targets as tensors: floats as float32, integers as int64."""
+    if isinstance(given, TensorDataset):
+        given = given.tensors
+    if not isinstance(given, Sequence) or len(given) != 2:
+        raise TypeError(
+            f"{name} must be inputs and targets, as a pair of arrays or tensors or a TensorDataset "
+            f"of two, got {type(given).__name__}"
+        )
+    try:
+        inputs, targets = (torch.as_tensor(array) for array in given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be two arrays or tensors of numbers: {error}") from None
+    if targets.is_floating_point() or targets.is_complex():
+        raise TypeError(f"{name} targets must be integers, the classes, got {targets.dtype}")
+    inputs = inputs.float() if inputs.is_floating_point() else inputs
+    return Examples(inputs, targets.long())
+
+
+def _check_examples(name: str, examples: Examples, host: Host) -> None:
+    inputs, targets = examples
+    if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
+        raise ValueError(
+            f"{name} must have as many targets as inputs, got shapes {list(inputs.shape)} and "
+            f"{list(targets.shape)}"
+        )
+    if len(targets) == 0:
+        raise ValueError(f"{name} must have at least one example, got none")
+    bad = ~inputs.isfinite().reshape(len(inputs), -1).all(1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise ValueError(f"{name} inputs must be finite, got nan or infinity in example {first}")
+    bad = ((targets < 0) | (targets >= host.num_classes)).reshape(len(targets), -1).any(1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        values = targets[first].flatten().tolist()
+        wrong = next(value for value in values if not 0 <= value < host.num_classes)
+        raise ValueError(
+            f"{name} targets must be classes from 0 to {host.num_classes - 1}, which the host "
+            f"knows, got {wrong} in example {first}"
+        )
+    try:
+        host.prepare(inputs[:1])
+    except ValueError as error:
+        raise ValueError(f"{name} inputs don't fit the host: {error}") from None
