@@ -30,8 +30,9 @@ from tqdm import tqdm
 from envs import MorphogenesisEnv
 from envs.actions import CAUSAL_RELEVANCE
 from esper_rl import FactoredClipPPOLoss, make_actor_critic
+from esper_rl.growing import PRESETS
 from esper_rl.objectives import compute_advantages
-from esper_rl.policy import PRESETS, ActorCritic
+from esper_rl.policy import ActorCritic
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 50

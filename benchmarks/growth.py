@@ -25,8 +25,8 @@ import matplotlib.pyplot as plt
 from tqdm import tqdm
 
 from envs import MorphogenesisEnv, make_task
-from esper_rl.baselines import FixedSchedulePolicy, WaitPolicy
 from esper_rl.evaluation import EVALUATION_SEED, evaluate
+from esper_rl.growing.baselines import FixedSchedulePolicy, WaitPolicy
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = ("digits", "digits_full")

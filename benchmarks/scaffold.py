@@ -28,8 +28,8 @@ from envs import MorphogenesisEnv, RewardConfig
 from envs.actions import BLUEPRINTS, CAUSAL_RELEVANCE, HEADS, Op, head_sizes
 from envs.tasks.scaffold import BEST_PLAN, BEST_RETURN, CURVES, WAIT_RETURN, Plan
 from esper_rl import train
-from esper_rl.baselines import RandomPolicy
 from esper_rl.evaluation import evaluate_run
+from esper_rl.growing.baselines import RandomPolicy
 from esper_rl.training.config import parse_overrides
 
 RESULTS = Path(__file__).parent / "results"

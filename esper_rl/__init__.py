@@ -1,9 +1,10 @@
 """The agent: it learns to grow neural networks while they train."""
 
+from esper_rl.growing import PolicyConfig
 from esper_rl.objectives import FactoredClipPPOLoss
-from esper_rl.policy import PolicyConfig, make_actor_critic
-from esper_rl.training.checkpoint import load_policy
+from esper_rl.policy import make_actor_critic
 from esper_rl.training.config import TrainConfig
+from esper_rl.training.loading import load_policy
 from esper_rl.training.trainer import train
 
 __all__ = [

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs import list_tasks
+from esper_rl.errors import ConfigError
 from esper_rl.evaluation import evaluate_run
 from esper_rl.report.tables import format_evaluations
-from esper_rl.training.checkpoint import CheckpointError
-from esper_rl.training.config import ConfigError, describe_options, parse_overrides
+from esper_rl.runs import CheckpointError
+from esper_rl.training.config import describe_options, parse_overrides
 from esper_rl.training.trainer import TrainingInterrupted, train
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -101,11 +102,17 @@ def _train(arguments: argparse.Namespace) -> None:
     run = train(config)
     print(f"run folder: {run}")
     if config.eval_episodes:
-        print(format_evaluations(evaluate_run(run, config.eval_episodes)))
+        _print_evaluation(run, config.eval_episodes)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    print(format_evaluations(evaluate_run(arguments.run, arguments.episodes)))
+    _print_evaluation(arguments.run, arguments.episodes)
+
+
+def _print_evaluation(run: Path, episodes: int) -> None:
+    played = evaluate_run(run, episodes)
+    summaries = {name: evaluation.summary() for name, evaluation in played.items()}
+    print(format_evaluations(summaries, episodes))
 
 
 def _list_tasks(arguments: argparse.Namespace) -> None:

@@ -21,10 +21,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from envs.actions import Stage
-from esper_rl.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
-from esper_rl.training.checkpoint import load_policy
+from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
+from esper_rl.runs import RunFolder
 from esper_rl.training.environment import make_env
-from esper_rl.training.run_folder import RunFolder
+from esper_rl.training.loading import load_policy, read_config
 
 EVALUATION_SEED = 20_000_003
 """Episodes of an evaluation are the same for every policy and differ from those of training."""
@@ -143,7 +143,7 @@ def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dic
     folder = RunFolder.open(run)
     load_policy(folder.path)  # what is wrong with the run is said here, not by a worker
     play = partial(_play, folder.path, episodes, gamma)
-    workers = folder.read_config().workers
+    workers = read_config(folder).workers
     with ExitStack() as stack:
         played: Iterable[Evaluation] = map(play, PLAYERS)
         if workers > 1:
@@ -163,7 +163,7 @@ def _start_worker() -> None:
 
 
 def _play(run: Path, episodes: int, gamma: float, player: str) -> Evaluation:
-    config = RunFolder.open(run).read_config()
+    config = read_config(RunFolder.open(run))
     env: EnvBase = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
     torch.manual_seed(EVALUATION_SEED)
     if player == "wait":

@@ -9,7 +9,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from esper_rl.policy import ActorCritic
+from esper_rl.errors import check_choice
+from esper_rl.policy.actor_critic import BASELINE, VALUE, ActorCritic
 
 BOOTSTRAPS: tuple[str, ...] = ("sampled", "expected")
 """How the value of an observation is found after which nothing is known."""
@@ -26,7 +27,7 @@ def compute_advantages(
 ) -> TensorDictBase:
     """Fill in GAE (Schulman et al. 2016) from the values that the rollout stored.
 
-    The baseline is the ``"state_value"`` written beside the action. Where an episode was
+    The values are the ``"baseline"`` written beside the action. Where an episode was
     truncated, or the batch ends in mid-episode, the value of the ``next`` observation is that of
     the op that the policy samples there; a terminated step has no bootstrap. Only those
     observations are evaluated.
@@ -42,18 +43,17 @@ def compute_advantages(
         bootstrap: ``"sampled"``, or ``"expected"`` for the mean over the policy's ops.
 
     Returns:
-        The batch with ``("next", "state_value")``, ``"advantage"`` (normalised over all valid
+        The batch with ``("next", "baseline")``, ``"advantage"`` (normalised over all valid
         steps) and ``"value_target"``, each ``[N, T, 1]``.
 
     Raises:
         KeyError: if ``next`` lacks what the actor reads, such as the recurrent state.
         ValueError: if the batch isn't ``[N, T]``, or ``bootstrap`` unknown.
     """
-    if bootstrap not in BOOTSTRAPS:
-        raise ValueError(f"bootstrap must be one of {BOOTSTRAPS}; got {bootstrap!r}")
+    check_choice("bootstrap", bootstrap, BOOTSTRAPS)
     if batch.ndim != 2:
-        raise ValueError(f"batch has shape {tuple(batch.shape)}, but must be [rows, steps]")
-    value = batch["state_value"]
+        raise ValueError(f"batch must be of shape [rows, steps], got {list(batch.shape)}")
+    value = batch[BASELINE]
     done, terminated = batch["next", "done"], batch["next", "terminated"]
     valid = _valid(batch)
     last = valid & ~torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], dim=1)
@@ -67,7 +67,7 @@ def compute_advantages(
     )
     counted = advantage[valid]
     spread = counted.std(correction=0).clamp(min=1e-6)
-    batch.set(("next", "state_value"), next_value)
+    batch.set(("next", BASELINE), next_value)
     batch.set("advantage", (advantage - counted.mean()) / spread)
     batch.set("value_target", target)
     return batch
@@ -117,7 +117,7 @@ def _value_of(after: TensorDictBase, actor_critic: ActorCritic, how: str) -> Ten
     state["is_init"] = torch.zeros(*state.shape, 1, dtype=torch.bool, device=after.device)
     with set_recurrent_mode(False), set_exploration_type(ExplorationType.RANDOM):
         if how == "expected":
-            return actor_critic.expected_critic(state)["state_value"]
+            return actor_critic.expected_critic(state)[VALUE]
         with torch.no_grad():
             action = actor_critic.actor(state.copy()).select("action")
-        return actor_critic.critic(state.update(action))["state_value"]
+        return actor_critic.critic(state.update(action))[VALUE]

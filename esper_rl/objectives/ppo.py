@@ -20,6 +20,14 @@ from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.utils import distance_loss
 
+from esper_rl.errors import check_choice
+from esper_rl.objectives.diagnostics import (
+    PolicyEvaluation,
+    add_policy_diagnostics,
+    add_residuals_by_op,
+    explained_variance,
+)
+
 _REFUSED = {
     "functional": "the loss runs actor and critic as they are, so that both share one trunk pass",
     "delay_actor": "it needs functionalised modules",
@@ -38,24 +46,11 @@ _PASSED_ON = {
     "device",
 }
 
+_DRAWS = (ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential)
+"""What a head is: a distribution alone, or with the module that gives its logits."""
+
 RATIOS: tuple[str, ...] = ("joint", "per_head")
 """Values of the loss's ``ratio``."""
-
-
-@dataclass
-class _Evaluation:
-    """The current policy on a batch's stored actions; everything is ``[..., heads]``."""
-
-    log_prob: Tensor
-    old_log_prob: Tensor
-    entropy: Tensor
-    choices: Tensor
-    relevant: Tensor
-
-    @property
-    def normalized_entropy(self) -> Tensor:
-        """In [0, 1]; 0 where there is one choice only."""
-        return self.entropy / self.choices.clamp(min=2).log()
 
 
 class FactoredClipPPOLoss(ClipPPOLoss):
@@ -76,8 +71,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     :class:`~torchrl.objectives.ClipPPOLoss`. Nothing in it depends on what the heads mean.
 
     Args:
-        actor: deterministic modules and one ``ProbabilisticTensorDictModule`` a head, in order;
-            each with its log-probability key.
+        actor: deterministic modules and one probabilistic one a head, in order, each with its
+            log-probability key: ``ProbabilisticActor`` or ``ProbabilisticTensorDictModule``.
         critic: writes the value; modules that it begins with and the actor has too run once.
             None, with ``critic_coeff`` None, leaves the value out.
         heads: names of the heads, the op first; the last part of each action key.
@@ -105,7 +100,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
       the steps where the head mattered (nan where there was none);
     - ``("op_critic_loss", index)``, ``("op_residual_variance", index)``: mean square and variance
       of the value's error over the steps with that op;
-    - ``explained_variance_soft``: of the soft value, where the actor writes one.
+    - ``explained_variance_soft``: of the baseline, where the actor writes one (its key can be set
+      by ``set_keys(baseline=…)``).
 
     Raises:
         ValueError: if heads, table or weights don't fit the actor; in ``forward``, if the number
@@ -126,6 +122,13 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         ... )
     """
 
+    @dataclass
+    class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
+        baseline: NestedKey = "baseline"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+
     def __init__(
         self,
         actor: ProbabilisticTensorDictSequential,
@@ -142,8 +145,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         normalize_entropy: bool = False,
         **kwargs: object,
     ) -> None:
-        if ratio not in RATIOS:
-            raise ValueError(f"ratio must be one of {RATIOS}; got {ratio!r}")
+        check_choice("ratio", ratio, RATIOS)
         for option, reason in _REFUSED.items():
             if kwargs.pop(option, None):
                 raise NotImplementedError(
@@ -172,8 +174,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             **kwargs,
         )
         self.heads = tuple(heads)
-        self._draws = [m for m in actor.module if isinstance(m, ProbabilisticTensorDictModule)]
-        found = tuple(_last(draw.out_keys[0]) for draw in self._draws)
+        self._draws = [module for module in actor.module if isinstance(module, _DRAWS)]
+        found = tuple(_last(_action_key(draw)) for draw in self._draws)
         if found != self.heads:
             raise ValueError(f"heads is {self.heads}, but the actor draws {found}; give those")
         if relevance.dtype != torch.bool:
@@ -221,7 +223,9 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         if self._has_critic:
             self._add_critic(out, tensordict, valid)
         with torch.no_grad():
-            self._add_diagnostics(out, now, log_ratios[valid], valid)
+            add_policy_diagnostics(
+                out, now, log_ratios[valid], valid, self.heads, self._clip_bounds
+            )
         return out
 
     def _gain(self, log_ratios: Tensor, advantage: Tensor) -> Tensor:
@@ -239,7 +243,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         if not isinstance(actions, list):
             actions, log_probs = [actions], [log_probs]
         keys = dict(zip(actions, log_probs, strict=True))
-        drawn = [draw.out_keys[0] for draw in self._draws]
+        drawn = [_action_key(draw) for draw in self._draws]
         if set(keys) != set(drawn):
             raise ValueError(
                 f"the action keys are set to {list(keys)}, but the actor draws {drawn}"
@@ -303,25 +307,25 @@ class FactoredClipPPOLoss(ClipPPOLoss):
 
     def _evaluate(
         self, tensordict: TensorDictBase, stored: Mapping[NestedKey, NestedKey]
-    ) -> _Evaluation:
+    ) -> PolicyEvaluation:
         """Log-probabilities of the stored actions; leaves the trunk's output in the batch."""
         new, old, entropy, choices = [], [], [], []
         with set_recurrent_mode(tensordict.ndim > 1):
             for module in self.actor_network.module:
-                if not isinstance(module, ProbabilisticTensorDictModule):
+                if not isinstance(module, _DRAWS):
                     module(tensordict)
                     continue
                 # The stored action stays in place, so masks that depend on it are its own.
                 distribution = module.get_dist(tensordict)
-                action = module.out_keys[0]
+                action = _action_key(module)
                 new.append(distribution.log_prob(tensordict.get(action)))
                 old.append(tensordict.get(stored[action]).detach())
                 entropy.append(distribution.entropy())
                 choices.append(distribution.logits.isfinite().sum(-1))
                 if module is self._draws[0]:
                     self._require_row_per_op(distribution.logits.shape[-1])
-        op = tensordict.get(self._draws[0].out_keys[0])
-        return _Evaluation(
+        op = tensordict.get(_action_key(self._draws[0]))
+        return PolicyEvaluation(
             log_prob=torch.stack(new, -1),
             old_log_prob=torch.stack(old, -1),
             entropy=torch.stack(entropy, -1),
@@ -339,55 +343,27 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     def _add_critic(self, out: TensorDict, tensordict: TensorDictBase, valid: Tensor) -> None:
         self._require(tensordict, [self.tensor_keys.value_target])
         target = tensordict.get(self.tensor_keys.value_target)
-        key = self.tensor_keys.value
-        # An actor that writes a value has just put its fresh, soft one where the critic's goes.
-        actor_writes_value = any(key in module.out_keys for module in self.actor_network.module)
-        soft = tensordict.get(key) if actor_writes_value else None
+        baseline_key = self.tensor_keys.baseline
+        writes_baseline = any(baseline_key in m.out_keys for m in self.actor_network.module)
         with set_recurrent_mode(tensordict.ndim > 1):
             for module in self._critic_tail:
                 module(tensordict)
-        value = tensordict.get(key)
+        value = tensordict.get(self.tensor_keys.value)
         error = distance_loss(target, value, loss_function=self.loss_critic_type).squeeze(-1)
         out.set("loss_critic", self._reduce_loss(self.critic_coeff * error, tensordict))
         target, value = target.detach().squeeze(-1)[valid], value.detach().squeeze(-1)[valid]
         if self.log_explained_variance:
-            out.set("explained_variance", _explained_variance(value, target))
-            if soft is not None:
-                soft = soft.detach().squeeze(-1)[valid]
-                out.set("explained_variance_soft", _explained_variance(soft, target))
-        op = tensordict.get(self._draws[0].out_keys[0])[valid]
-        for index in range(len(self.relevance)):
-            residual = (target - value)[op == index]
-            out.set(("op_critic_loss", str(index)), residual.square().mean())
-            out.set(
-                ("op_residual_variance", str(index)), (residual - residual.mean()).square().mean()
-            )
+            out.set("explained_variance", explained_variance(value, target))
+            if writes_baseline:  # the fresh one, from this pass of the trunk
+                baseline = tensordict.get(baseline_key).detach().squeeze(-1)[valid]
+                out.set("explained_variance_soft", explained_variance(baseline, target))
+        op = tensordict.get(_action_key(self._draws[0]))[valid]
+        add_residuals_by_op(out, value, target, op, len(self.relevance))
 
-    def _add_diagnostics(
-        self, out: TensorDict, now: _Evaluation, log_ratios: Tensor, valid: Tensor
-    ) -> None:
-        """Scalars over the valid steps, from ``log_ratios [steps, heads]``."""
-        log_ratio = log_ratios.sum(-1)
-        ratio = log_ratio.exp()
-        low, high = self._clip_bounds
-        out.set("kl_approx", -log_ratio.mean())
-        out.set("clip_fraction", ((log_ratio < low) | (log_ratio > high)).float().mean())
-        effective = 2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)
-        out.set("ESS", effective.exp() / len(log_ratio))
-        out.set("max_ratio", ratio.max())
-        out.set("mean_ratio", ratio.mean())
-        entropies, relevant = now.entropy[valid], now.relevant[valid]
-        normalized, free = now.normalized_entropy[valid], now.choices[valid] > 1
-        out.set("entropy", entropies.sum(-1).mean())
-        for i, head in enumerate(self.heads):
-            here = relevant[:, i]
-            changes = log_ratios[here, i]
-            out.set(("head_entropy", head), entropies[:, i].mean())
-            out.set(("normalized_entropy", head), normalized[free[:, i], i].mean())
-            out.set(("relevant_entropy", head), entropies[here, i].mean())
-            out.set(("head_kl", head), -changes.mean())
-            outside = (changes < low) | (changes > high)
-            out.set(("head_clip_fraction", head), outside.float().mean())
+
+def _action_key(draw: TensorDictModuleBase) -> NestedKey:
+    """Where a head writes its choice."""
+    return draw.dist_sample_keys[0]
 
 
 def _last(key: NestedKey) -> str:
@@ -405,9 +381,3 @@ def _without_shared(
     while modules and id(modules[0]) in shared:
         modules.pop(0)
     return modules
-
-
-def _explained_variance(value: Tensor, target: Tensor) -> Tensor:
-    """1 − Var(target − value) / Var(target)."""
-    spread = target.var(correction=0)
-    return 1 - (target - value).var(correction=0) / (spread + torch.finfo(target.dtype).eps)

@@ -1,13 +1,6 @@
-"""The policy: sizes, network, actor and critic."""
+"""A factored recurrent policy for any environment: sizes, network, actor and critic."""
 
 from esper_rl.policy.actor_critic import ActorCritic, make_actor_critic
-from esper_rl.policy.config import ENTROPY_WEIGHTS, PRESETS, VALUE_MODES, PolicyConfig
+from esper_rl.policy.config import VALUE_MODES, ActorCriticConfig
 
-__all__ = [
-    "ENTROPY_WEIGHTS",
-    "PRESETS",
-    "VALUE_MODES",
-    "ActorCritic",
-    "PolicyConfig",
-    "make_actor_critic",
-]
+__all__ = ["VALUE_MODES", "ActorCritic", "ActorCriticConfig", "make_actor_critic"]

@@ -6,115 +6,50 @@ mask has one row per op is masked by the row of the op taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from tensordict import TensorDictBase
 from tensordict.nn import (
+    CompositeDistribution,
     InteractionType,
-    ProbabilisticTensorDictModule,
     ProbabilisticTensorDictSequential,
     TensorDictModuleBase,
     TensorDictSequential,
 )
 from tensordict.utils import NestedKey
-from torch import Tensor
-from torchrl.data import Unbounded
-from torchrl.envs import EnvBase, InitTracker, TensorDictPrimer, Transform
-from torchrl.modules import LSTMModule, MaskedCategorical, recurrent_mode, set_recurrent_mode
+from torch import nn
+from torchrl.envs import EnvBase, InitTracker, Transform
+from torchrl.modules import LSTMModule, MaskedCategorical, ProbabilisticActor, set_recurrent_mode
 
 from esper_rl.policy.attention import RecentAttention
-from esper_rl.policy.config import PolicyConfig
-from esper_rl.policy.network import FactoredRecurrentNetwork
+from esper_rl.policy.config import ActorCriticConfig
+from esper_rl.policy.masks import ActionMaskError, LegalChoices
+from esper_rl.policy.modules import AttentionModule, TensorModule
+from esper_rl.policy.network import MEMORY, OBSERVATION, FactoredRecurrentNetwork, is_lstm
 from esper_rl.policy.value import ExpectedValue, HardValue, SoftValue
 
-MEMORY = "memory"
-"""Key of the normalised LSTM output; never stored in rollouts."""
+BASELINE, VALUE = "baseline", "state_value"
+"""Keys of the value that a rollout stores and of the value of a batch in an update."""
 
 
-class ActionMaskError(ValueError):
-    """A mask leaves a head that must choose without a choice."""
+class HeadActor(ProbabilisticActor):
+    """One head of the policy: logits, masked, drawn from, with a log-probability of its own."""
 
-
-class TensorModule(TensorDictModuleBase):
-    """A module from tensors to tensors; what :class:`~tensordict.nn.TensorDictModule` does for any.
-
-    That one tries to convert every output from a data frame, for which it looks through the disk
-    at each call where pandas isn't installed: a fifth of a policy's step.
-
-    Args:
-        module: called with the entries of ``in_keys``; gives one tensor or a tuple.
-        in_keys: what it reads; a missing one is a KeyError.
-        out_keys: what it writes.
-    """
-
-    def __init__(
+    def forward(
         self,
-        module: Callable[..., Tensor | tuple[Tensor, ...]],
-        in_keys: Sequence[NestedKey],
-        out_keys: Sequence[NestedKey],
-    ) -> None:
-        super().__init__()
-        self.module = module
-        self.in_keys, self.out_keys = list(in_keys), list(out_keys)
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        out = self.module(*(tensordict[key] for key in self.in_keys))
-        tensors = out if isinstance(out, tuple) else (out,)
-        for key, tensor in zip(self.out_keys, tensors, strict=True):
-            tensordict.set(key, tensor)
-        return tensordict
-
-
-class LegalChoices(TensorDictModuleBase):
-    """The masks that heads draw from: the op's row where a mask has one row per op.
-
-    Steps that ``("collector", "mask")`` marks as padding hold no mask at all; they get every
-    choice, so that no nan from them reaches a gradient.
-
-    Args:
-        heads: reads ``("action_mask", head)``, writes ``("mask", head)`` ``[..., choices]``.
-        conditional: those of them whose mask has one row per op.
-        op: name of the op, read from ``("action", op)`` for the rows.
-
-    Raises:
-        ActionMaskError: in ``forward``, naming the first head and step without a choice.
-    """
-
-    def __init__(
-        self, heads: Sequence[str], conditional: Sequence[str] = (), op: str | None = None
-    ) -> None:
-        super().__init__()
-        self.heads, self.conditional, self.op = tuple(heads), frozenset(conditional), op
-        self.in_keys = [("action_mask", head) for head in heads]
-        if op is not None:
-            self.in_keys.append(("action", op))
-        self.out_keys = [("mask", head) for head in heads]
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        masks = {head: tensordict.get(("action_mask", head)) for head in self.heads}
-        for head in self.conditional:
-            masks[head] = select_row(masks[head], tensordict.get(("action", self.op)))
-        valid = tensordict.get(("collector", "mask"), None)
-        if valid is not None:
-            padding = ~valid.reshape(*tensordict.shape, 1)
-            masks = {head: mask | padding for head, mask in masks.items()}
-        # One test for all heads: on an accelerator each one waits for the device.
-        possible = torch.stack([mask.any(-1) for mask in masks.values()], -1)
-        if not possible.all():
-            *step, head = (~possible).nonzero()[0].tolist()
-            raise ActionMaskError(
-                f"the action mask of head {self.heads[head]!r} has no legal choice at index "
-                f"{step}; at least one entry of every row must be True"
-            )
-        for head, mask in masks.items():
-            tensordict.set(("mask", head), mask)
-        return tensordict
+        tensordict: TensorDictBase,
+        tensordict_out: TensorDictBase | None = None,
+        **kwargs: object,
+    ) -> TensorDictBase:
+        if tensordict_out is not None or kwargs:
+            return super().forward(tensordict, tensordict_out, **kwargs)
+        # What the parent does, too, after checks that cost a seventh of a policy's step.
+        logits, draw = self.module
+        return draw(logits(tensordict))
 
 
 class FactoredActor(ProbabilisticTensorDictSequential):
-    """The sequence that :func:`make_actor_critic` builds; names a head that can't choose.
+    """The sequence that :func:`make_actor_critic` builds: trunk, masks, and an actor a head.
 
     Raises:
         ActionMaskError: in ``forward``, when a mask has no legal choice.
@@ -129,6 +64,24 @@ class FactoredActor(ProbabilisticTensorDictSequential):
                 raise error.__cause__ from None
             raise
 
+    def get_dist(self, tensordict: TensorDictBase, **kwargs: object) -> CompositeDistribution:
+        """Distributions of all heads, by action key, given the op that is stored.
+
+        The parent would draw another op on the way, whose masks don't fit the stored action.
+
+        Args:
+            tensordict: what the actor reads and the op, a step ``[N]`` or ``[N, T]``.
+        """
+        state = tensordict.copy()
+        distributions = {}
+        with set_recurrent_mode(tensordict.ndim > 1):
+            for module in self.module:
+                if isinstance(module, HeadActor):
+                    distributions[module.dist_sample_keys[0]] = module.get_dist(state)
+                else:
+                    module(state)
+        return CompositeDistribution.from_distributions(state, distributions)
+
 
 class OpConditionedCritic(TensorDictSequential):
     """Hard value of a batch: a fresh pass of the trunk, then the value of the op taken.
@@ -142,52 +95,14 @@ class OpConditionedCritic(TensorDictSequential):
             return super().forward(tensordict, **kwargs)
 
 
-class AttentionModule(TensorDictModuleBase):
-    """:class:`RecentAttention` of a key, its state carried beside it as an LSTM's is.
-
-    Over a time dimension it starts from the state stored at the first step, and writes none.
-
-    Args:
-        attention: the layer.
-        key: what it reads and replaces.
-    """
-
-    def __init__(self, attention: RecentAttention, key: str) -> None:
-        super().__init__()
-        self.attention = attention
-        self.key = key
-        self.state = ["attention_past", "attention_count"]
-        self.in_keys = [key, *self.state, "is_init"]
-        self.out_keys = [key, *(("next", name) for name in self.state)]
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        x, past, count, is_init = (tensordict.get(key) for key in self.in_keys)
-        if recurrent_mode():
-            out = self.attention.over_time(x, past[:, 0], count[:, 0], is_init)
-            return tensordict.set(self.key, out)
-        for key, value in zip(
-            self.out_keys, self.attention.step(x, past, count, is_init), strict=True
-        ):
-            tensordict.set(key, value)
-        return tensordict
-
-    def make_tensordict_primer(self) -> TensorDictPrimer:
-        """The transform that adds the state to an environment's resets."""
-        past, count = self.state
-        shape = (self.attention.span, self.attention.size)
-        return TensorDictPrimer(
-            {past: Unbounded(shape), count: Unbounded((1,), dtype=torch.int64)}, expand_specs=True
-        )
-
-
 @dataclass
 class ActorCritic:
     """What :func:`make_actor_critic` builds.
 
     Attributes:
         actor: a collector's policy. Writes ``("action", head)``, ``("action", head +
-            "_log_prob")``, the baseline ``"state_value"`` and the next recurrent state.
-        critic: the value of a batch from a fresh trunk pass and the op taken.
+            "_log_prob")``, the rollout's ``"baseline"`` and the next recurrent state.
+        critic: the value of a batch from a fresh trunk pass and the op taken, ``"state_value"``.
         expected_critic: the same averaged over the policy's ops.
         network: the ``nn.Module`` behind all of them.
         heads: names of the action's heads, the op first.
@@ -207,14 +122,14 @@ class ActorCritic:
 
 
 def make_actor_critic(
-    config: PolicyConfig, env: EnvBase, *, compilable: bool = False
+    config: ActorCriticConfig, env: EnvBase, *, compilable: bool = False
 ) -> ActorCritic:
     """Build actor and critic for an environment with a factored discrete action.
 
-    It needs ``"observation"`` ``[N, features]``, an action of several discrete heads under
-    ``"action"``, the first of which is the op, and for each of them a mask
-    ``("action_mask", head)``, ``[N, choices]`` or, where it depends on the op,
-    ``[N, ops, choices]``. ``"blueprint_indices"`` ``[N, S]`` are embedded where there are any.
+    It needs ``"observation"`` ``[N, features]``, an action of discrete heads under ``"action"``,
+    the first of which is the op, for each of them a mask ``("action_mask", head)``,
+    ``[N, choices]`` or, where it depends on the op, ``[N, ops, choices]``, and the integers
+    ``[N, n]`` that the config embeds.
 
     Args:
         config: sizes and value mode.
@@ -222,11 +137,12 @@ def make_actor_critic(
         compilable: see :class:`FactoredRecurrentNetwork`.
 
     Raises:
-        ValueError: if the environment has another number of slots than the config.
-        KeyError: if it lacks an observation, a factored action or a mask.
+        ValueError: if the environment's sizes aren't those of the config.
+        KeyError: if it lacks an observation, a factored action, a mask or an embedded entry.
 
     Examples:
         >>> from envs import MorphogenesisEnv
+        >>> from esper_rl import PolicyConfig
         >>> from torchrl.envs import Compose, TransformedEnv
         >>> env = MorphogenesisEnv(num_envs=2, max_epochs=3)
         >>> ac = make_actor_critic(PolicyConfig.v2(), env)
@@ -236,62 +152,40 @@ def make_actor_critic(
     """
     spec = env.full_observation_spec
     heads = _heads(env)
+    config.check_env(env)
     sizes = {head: spec["action_mask", head].shape[-1] for head in heads}
-    conditional = [
-        head for head in heads if spec["action_mask", head].ndim > len(env.batch_size) + 1
-    ]
-    if "blueprint" in heads:
-        num_slots = spec["blueprint_indices"].shape[-1]
-        if num_slots != config.num_slots:
-            raise ValueError(
-                f"the policy's num_slots is {config.num_slots}, but the environment has "
-                f"{num_slots} slots; make both the same"
-            )
-    elif not config.action_feedback:
-        raise ValueError(
-            "action_feedback=False leaves out columns of the morphogenesis world's observation; "
-            "in another world it must be True"
-        )
     network = FactoredRecurrentNetwork(
-        spec["observation"].shape[-1], sizes, config, compilable=compilable
+        spec[OBSERVATION].shape[-1], sizes, config, _indices(config, env), compilable=compilable
     ).to(env.device)
 
     trunk, memories = _trunk(network)
-    op = heads[0]
-    logits = TensorModule(network.heads, [MEMORY], [("logits", head) for head in heads])
-    op_choices = LegalChoices([op])
-    draw_op, *draw_others = _sampling(heads, conditional)
-    given_distribution = [MEMORY, ("logits", op), ("mask", op)]
-    taken = TensorModule(
-        HardValue(network.value_head, sizes[op]), [MEMORY, ("action", op)], ["state_value"]
-    )
-    soft = TensorModule(SoftValue(network.value_head), given_distribution, ["state_value"])
-    expected = TensorModule(
-        ExpectedValue(network.value_head, sizes[op]), given_distribution, ["state_value"]
-    )
-    if config.value_mode == "state":
-        taken = expected = TensorModule(network.value_head, [MEMORY], ["state_value"])
-    before = {"soft": [soft], "expected": [expected], "state": [taken], "sampled": []}
-    after = [taken] if config.value_mode == "sampled" else []
-    actor = FactoredActor(
-        *trunk, logits, op_choices, *before[config.value_mode], draw_op, *after, *draw_others
-    )
+    op, *others = heads
+    op_masks, draw_op = LegalChoices([op]), _head_actor(op, network, env)
+    conditional = [h for h in others if spec["action_mask", h].ndim > len(env.batch_size) + 1]
+    draw_others: list[TensorDictModuleBase] = []
+    if others:
+        draw_others = [LegalChoices(others, conditional, op)]
+        draw_others += [_head_actor(head, network, env) for head in others]
+
+    taken, expected, baseline = _values(config.value_mode, network, op, sizes[op])
+    actor = FactoredActor(*trunk, op_masks, draw_op, baseline, *draw_others, return_composite=True)
     stored: list[NestedKey] = [("action", head) for head in heads]
     stored += [("action", f"{head}_log_prob") for head in heads]
     stored += [key for memory in memories for key in memory.out_keys if key[0] == "next"]
-    actor.select_out_keys(*stored, "state_value")
+    actor.select_out_keys(*stored, BASELINE)
     critic = OpConditionedCritic(*trunk, taken)
-    expected_critic = OpConditionedCritic(*trunk, logits, op_choices, expected)
+    op_logits = TensorModule(network.heads[op], [MEMORY], ("logits", op))
+    expected_critic = OpConditionedCritic(*trunk, op_logits, op_masks, expected)
     for module in (critic, expected_critic):
-        module.select_out_keys("state_value")
+        module.select_out_keys(VALUE)
     return ActorCritic(actor, critic, expected_critic, network, heads, tuple(memories))
 
 
 def _heads(env: EnvBase) -> tuple[str, ...]:
     """Names of the action's heads; refuses a world that the policy can't act in."""
     present = set(env.full_observation_spec.keys(True, True))
-    if "observation" not in present:
-        raise KeyError("the environment has no 'observation', which the policy reads")
+    if OBSERVATION not in present:
+        raise KeyError(f"the environment has no {OBSERVATION!r}, which the policy reads")
     keys = list(env.full_action_spec.keys(True, True))
     if not all(isinstance(key, tuple) and key[0] == "action" for key in keys):
         raise KeyError(
@@ -305,71 +199,76 @@ def _heads(env: EnvBase) -> tuple[str, ...]:
                 f"the environment has no ('action_mask', {head!r}); show a bool mask of the "
                 "choices of each head, all True where everything is legal"
             )
-    if "blueprint" in heads and "blueprint_indices" not in present:
-        raise KeyError("the environment has a head 'blueprint', but shows no 'blueprint_indices'")
     return heads
+
+
+def _indices(config: ActorCriticConfig, env: EnvBase) -> dict[str, tuple[int, int]]:
+    """For every entry to embed: how many indices there are, and how many a step has."""
+    spec = env.full_observation_spec
+    found = {}
+    for key in config.embedding_sizes():
+        if key not in spec.keys(True, True):
+            raise KeyError(f"the environment has no {key!r}, which the policy embeds")
+        found[key] = (int(spec[key].space.high.max()) + 1, spec[key].shape[-1])
+    return found
 
 
 def _trunk(
     network: FactoredRecurrentNetwork,
 ) -> tuple[list[TensorDictModuleBase], list[LSTMModule | AttentionModule]]:
-    """From observation to :data:`MEMORY`, and those of its modules that carry a state."""
-    trunk: list[TensorDictModuleBase] = [
-        TensorModule(network.visible, ["observation"], ["visible"])
-    ]
-    inputs = ["visible"]
-    if network.blueprint_embedding is not None:
-        trunk.append(TensorModule(network.blueprint_embedding, ["blueprint_indices"], ["embedded"]))
-        inputs.append("embedded")
-    trunk.append(TensorModule(network.feature_net, inputs, ["features"]))
+    """The network's trunk as modules, and those of them that carry a state."""
+    trunk: list[TensorDictModuleBase] = []
     memories: list[LSTMModule | AttentionModule] = []
-    features = "features"
-    if network.lstm is not None:
-        memories.append(_recurrence(network.lstm, features, "lstm", "recurrent_state"))
-        trunk.append(memories[-1])
-        features = "lstm"
-    if network.upper_lstm is not None:
-        memories.append(
-            _recurrence(network.upper_lstm, features, "upper_lstm", "upper_recurrent_state")
-        )
-        trunk += [memories[-1], TensorModule(torch.add, [features, "upper_lstm"], ["both"])]
-        features = "both"
-    trunk.append(TensorModule(network.lstm_norm, [features], [MEMORY]))
-    if network.attention is not None:
-        memories.append(AttentionModule(network.attention, MEMORY))
-        trunk.append(memories[-1])
+    for name, in_keys, out_key in network.trunk:
+        layer = network.get_submodule(name)
+        if is_lstm(layer):
+            states = [name.replace("lstm", f"recurrent_state_{part}") for part in "hc"]
+            following = [("next", state) for state in states]
+            memories.append(
+                LSTMModule(lstm=layer, in_keys=[*in_keys, *states], out_keys=[out_key, *following])
+            )
+            trunk.append(memories[-1])
+        elif isinstance(layer, RecentAttention):
+            memories.append(AttentionModule(layer, in_keys[0], out_key))
+            trunk.append(memories[-1])
+        else:
+            trunk.append(TensorModule(layer, in_keys, out_key))
     return trunk, memories
 
 
-def _recurrence(lstm: torch.nn.Module, features: str, out: str, state: str) -> LSTMModule:
-    states = [f"{state}_h", f"{state}_c"]
-    return LSTMModule(
-        lstm=lstm,
-        in_keys=[features, *states],
-        out_keys=[out, *(("next", name) for name in states)],
+def _head_actor(head: str, network: FactoredRecurrentNetwork, env: EnvBase) -> HeadActor:
+    return HeadActor(
+        TensorModule(network.heads[head], [MEMORY], ("logits", head)),
+        in_keys={"logits": ("logits", head), "mask": ("mask", head)},
+        out_keys=[("action", head)],
+        spec=env.full_action_spec["action", head],
+        distribution_class=MaskedCategorical,
+        default_interaction_type=InteractionType.RANDOM,
+        return_log_prob=True,
+        log_prob_key=("action", f"{head}_log_prob"),
     )
 
 
-def _sampling(heads: Sequence[str], conditional: Sequence[str]) -> list[TensorDictModuleBase]:
-    """Draw the op, pick the other heads' masks, which may depend on it, draw the other heads."""
-
-    def draw(head: str) -> ProbabilisticTensorDictModule:
-        return ProbabilisticTensorDictModule(
-            in_keys={"logits": ("logits", head), "mask": ("mask", head)},
-            out_keys=[("action", head)],
-            distribution_class=MaskedCategorical,
-            default_interaction_type=InteractionType.RANDOM,
-            return_log_prob=True,
-            log_prob_key=("action", f"{head}_log_prob"),
-        )
-
-    op, *others = heads
-    if not others:
-        return [draw(op)]
-    return [draw(op), LegalChoices(others, conditional, op), *map(draw, others)]
-
-
-def select_row(mask: Tensor, op: Tensor) -> Tensor:
-    """The row of ``mask [..., ops, choices]`` for ``op [...]``: ``[..., choices]``."""
-    index = op[..., None, None].expand(*op.shape, 1, mask.shape[-1])
-    return mask.gather(-2, index).squeeze(-2)
+def _values(
+    mode: str, network: FactoredRecurrentNetwork, op: str, num_ops: int
+) -> tuple[TensorModule, TensorModule, TensorModule]:
+    """Value of the op taken, mean over the policy's ops, and the rollout's baseline."""
+    head = network.value_head
+    given_policy: list[NestedKey] = [MEMORY, ("logits", op), ("mask", op)]
+    of_taken: tuple[nn.Module, list[NestedKey]]
+    of_expected: tuple[nn.Module, list[NestedKey]]
+    of_taken = (HardValue(head, num_ops), [MEMORY, ("action", op)])
+    of_expected = (ExpectedValue(head, num_ops), given_policy)
+    if mode == "state":
+        of_taken = of_expected = (head, [MEMORY])
+    of_baseline: dict[str, tuple[nn.Module, list[NestedKey]]] = {
+        "soft": (SoftValue(head), given_policy),
+        "expected": of_expected,
+        "sampled": of_taken,
+        "state": of_taken,
+    }
+    wanted = ((of_taken, VALUE), (of_expected, VALUE), (of_baseline[mode], BASELINE))
+    taken, expected, baseline = (
+        TensorModule(module, in_keys, key) for (module, in_keys), key in wanted
+    )
+    return taken, expected, baseline

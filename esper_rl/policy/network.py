@@ -1,40 +1,38 @@
-"""The network: embedding, feature layer, LSTM, one head per part of the action, value."""
+"""The network: embeddings, feature layer, LSTM, one head per part of the action, value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchrl.modules.tensordict_module.rnn import LSTM
 
-from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl.policy.attention import RecentAttention
-from esper_rl.policy.config import PolicyConfig
+from esper_rl.policy.config import ActorCriticConfig
 
-_FIRST, *_, _LAST = feature_columns(*ACTION_FEEDBACK)
-
-EMBEDDING_SIZE = 4
-BLUEPRINT_WIDTH = 128
-"""Width of the blueprint head's last hidden layer."""
+OBSERVATION, MEMORY = "observation", "memory"
+"""Where the trunk begins, and its output: what the last layer before the heads gives."""
 
 
-class BlueprintEmbedding(nn.Module):
-    """Learned vectors for blueprint indices; −1, no blueprint, has one of its own.
+class IndexEmbedding(nn.Module):
+    """Learned vectors for indices; all negative ones share a vector of their own, the last.
 
     Args:
-        num_blueprints: how many there are; index −1 maps to one more.
+        num_indices: how many indices there are, from 0.
+        size: numbers in a vector.
     """
 
-    def __init__(self, num_blueprints: int) -> None:
+    def __init__(self, num_indices: int, size: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(num_blueprints + 1, EMBEDDING_SIZE)
+        self.embedding = nn.Embedding(num_indices + 1, size)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, indices: Tensor) -> Tensor:
-        """int64 ``[..., S]`` to float32 ``[..., S · 4]``."""
+        """int64 ``[..., n]`` to float32 ``[..., n · size]``."""
         null = self.embedding.num_embeddings - 1
         return self.embedding(torch.where(indices < 0, null, indices)).flatten(-2)
 
@@ -46,23 +44,53 @@ class JoinedInputs(nn.Sequential):
         return super().forward(torch.cat(inputs, dim=-1))
 
 
+class Sum(nn.Module):
+    """The sum of two inputs."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+class Head(nn.Sequential):
+    """Layers that end in logits, in float32 at least: log-probabilities need its digits."""
+
+    def forward(self, memory: Tensor) -> Tensor:
+        logits = super().forward(memory)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 class Heads(nn.ModuleDict):
-    """One stack of layers for each part of the action, by name."""
+    """One :class:`Head` for each part of the action, by name."""
 
     def forward(self, memory: Tensor) -> tuple[Tensor, ...]:
-        """Logits of every head, in order, from the normalised LSTM output ``[..., hidden]``."""
-        return tuple(_at_least_float32(head(memory)) for head in self.values())
+        """Logits of every head, in order, from the trunk's output ``[..., hidden]``."""
+        return tuple(head(memory) for head in self.values())
 
 
-class WithoutColumns(nn.Module):
-    """Features ``[..., n]`` without the neighbouring columns from ``start`` to before ``stop``."""
+class ShownColumns(nn.Module):
+    """Features ``[..., n]`` without some of their columns.
 
-    def __init__(self, start: int, stop: int) -> None:
+    Args:
+        size: n.
+        left_out: the columns that aren't shown.
+    """
+
+    def __init__(self, size: int, left_out: Sequence[int]) -> None:
         super().__init__()
-        self.start, self.stop = start, stop
+        shown = torch.tensor([column for column in range(size) if column not in set(left_out)])
+        self.shown: Tensor
+        self.register_buffer("shown", shown, persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        return torch.cat([features[..., : self.start], features[..., self.stop :]], dim=-1)
+        return features.index_select(-1, self.shown)
+
+
+class Layer(NamedTuple):
+    """One step of the trunk: attribute of the network, what it reads, what it writes."""
+
+    name: str
+    in_keys: list[str]
+    out_key: str
 
 
 class FactoredRecurrentNetwork(nn.Module):
@@ -71,98 +99,120 @@ class FactoredRecurrentNetwork(nn.Module):
     Args:
         observation_size: features of the observation.
         head_sizes: choices of every head; the first one is the op, on which the value depends.
-        config: sizes; its ``num_slots`` blueprint indices are embedded beside the observation
-            where one of the heads is called "blueprint".
+        config: sizes.
+        indices: for each of the config's embeddings, how many indices there are (from 0), and
+            how many of them a step has.
         compilable: build the LSTM so that ``torch.compile(fullgraph=True)`` can take it: the same
             parameters and function, slower in eager mode.
 
     Attributes:
+        in_keys: what the trunk reads: the observation, then the embeddings' entries.
+        trunk: its layers in order, a :class:`Layer` each; the last one writes :data:`MEMORY`.
         visible: what of the observation is let in.
-        blueprint_embedding: 14 × 4; None without a blueprint head.
-        feature_net: Linear, LayerNorm, ReLU of observation and embedded blueprints.
+        K_embedding: for an embedded entry ``K_indices``.
+        feature_net: Linear, LayerNorm, ReLU of observation and embeddings.
         lstm: the first layer; None without.
         upper_lstm: the second layer; None without.
         lstm_norm: LayerNorm after the last one.
         attention: over the latest steps; None without.
-        heads: by name; two layers, the blueprint head three.
-        value_head: of the normalised LSTM output and (unless ``value_mode="state"``) the weights
-            of the ops, one-hot or probabilities.
+        heads: by name.
+        value_head: of the trunk's output and (unless ``value_mode="state"``) the weights of the
+            ops, one-hot or probabilities.
+
+    Raises:
+        ValueError: if the config leaves out columns that the observation doesn't have.
     """
 
     def __init__(
         self,
         observation_size: int,
         head_sizes: Mapping[str, int],
-        config: PolicyConfig,
+        config: ActorCriticConfig,
+        indices: Mapping[str, tuple[int, int]],
         *,
         compilable: bool = False,
     ) -> None:
         super().__init__()
         num_ops = next(iter(head_sizes.values()))
-        hidden, half = config.hidden_size, config.hidden_size // 2
-        self.visible: nn.Module = nn.Identity()
-        self.blueprint_embedding: BlueprintEmbedding | None = None
-        inputs = observation_size
-        if not config.action_feedback:
-            self.visible = WithoutColumns(_FIRST, _LAST + 1)
-            inputs -= len(ACTION_FEEDBACK)
-        if "blueprint" in head_sizes:
-            self.blueprint_embedding = BlueprintEmbedding(head_sizes["blueprint"])
-            inputs += config.num_slots * EMBEDDING_SIZE
-        self.feature_net = JoinedInputs(nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU())
-        lstm = LSTM if compilable else nn.LSTM
-        layers = [lstm(hidden, hidden, batch_first=True) for _ in range(config.lstm_layers)]
-        self.lstm, self.upper_lstm = [*layers, None, None][:2]
-        self.lstm_norm = nn.LayerNorm(hidden)
-        self.attention: RecentAttention | None = None
-        if config.attention_span:
-            self.attention = RecentAttention(hidden, config.attention_span)
+        hidden = config.hidden_size
+        self.trunk: list[Layer] = []
+        self.in_keys = [OBSERVATION]
+        left_out = config.columns_left_out()
+        if left_out and left_out[-1] >= observation_size:
+            raise ValueError(
+                f"hidden_columns must be columns of the observation, 0 to {observation_size - 1}, "
+                f"got {left_out[-1]}"
+            )
+        visible = ShownColumns(observation_size, left_out) if left_out else nn.Identity()
+        self._add("visible", visible, [OBSERVATION], "visible")
+        features, width = ["visible"], observation_size - len(left_out)
+        for key, size in config.embedding_sizes().items():
+            num_indices, per_step = indices[key]
+            name = f"{key.removesuffix('_indices')}_embedding"
+            self._add(name, IndexEmbedding(num_indices, size), [key], name)
+            self.in_keys.append(key)
+            features.append(name)
+            width += per_step * size
+        feature_net = JoinedInputs(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.ReLU())
+        self._add("feature_net", feature_net, features, "features")
+        self._add_memory(config, compilable)
         self.heads = Heads(
             {
-                name: nn.Sequential(*_layers(hidden, hidden, BLUEPRINT_WIDTH, size))
-                if name == "blueprint" and config.blueprint_layers == 3
-                else nn.Sequential(*_layers(hidden, half, size))
+                name: Head(*_layers(hidden, *config.hidden_layers(name), size))
                 for name, size in head_sizes.items()
             }
         )
         weighted = 0 if config.value_mode == "state" else num_ops
-        self.value_head = JoinedInputs(*_layers(hidden + weighted, half, 1))
+        self.value_head = JoinedInputs(*_layers(hidden + weighted, hidden // 2, 1))
         self._initialise()
 
-    def forward(self, observation: Tensor, blueprint_indices: Tensor) -> tuple[Tensor, ...]:
+    def _add(self, name: str, layer: nn.Module, in_keys: list[str], out_key: str) -> None:
+        setattr(self, name, layer)
+        self.trunk.append(Layer(name, in_keys, out_key))
+
+    def _add_memory(self, config: ActorCriticConfig, compilable: bool) -> None:
+        """LSTM layers, norm and attention, as far as the config has them."""
+        hidden = config.hidden_size
+        self.lstm: nn.Module | None = None
+        self.upper_lstm: nn.Module | None = None
+        self.attention: RecentAttention | None = None
+        lstm = LSTM if compilable else nn.LSTM
+        layers = [lstm(hidden, hidden, batch_first=True) for _ in range(config.lstm_layers)]
+        before = "features"
+        if config.lstm_layers >= 1:
+            self._add("lstm", layers[0], ["features"], "lstm")
+            before = "lstm"
+        if config.lstm_layers == 2:
+            self._add("upper_lstm", layers[1], ["lstm"], "upper_lstm")
+            self._add("residual", Sum(), ["lstm", "upper_lstm"], "both")
+            before = "both"
+        self._add("lstm_norm", nn.LayerNorm(hidden), [before], MEMORY)
+        if config.attention_span:
+            attention = RecentAttention(hidden, config.attention_span)
+            self._add("attention", attention, [MEMORY], MEMORY)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Logits of every head, in order, of episodes that begin with the first step.
 
         Args:
-            observation: float32 ``[N, T, features]``.
-            blueprint_indices: int64 ``[N, T, S]``; ignored without a blueprint head.
+            *inputs: of :attr:`in_keys`: float32 ``[N, T, features]`` and, for each embedding,
+                int64 ``[N, T, indices]``.
         """
-        inputs = [self.visible(observation)]
-        if self.blueprint_embedding is not None:
-            inputs.append(self.blueprint_embedding(blueprint_indices))
-        memory = self.feature_net(*inputs)
-        if self.lstm is not None:
-            memory = self._remember(self.lstm, memory)
-        if self.upper_lstm is not None:
-            memory = memory + self._remember(self.upper_lstm, memory)
-        memory = self.lstm_norm(memory)
-        if self.attention is not None:
-            first = torch.zeros(*memory.shape[:2], 1, dtype=torch.bool, device=memory.device)
-            memory = self.attention.over_time(memory, *self.attention.nothing(memory), first)
-        return self.heads(memory)
-
-    @staticmethod
-    def _remember(lstm: nn.Module, features: Tensor) -> Tensor:
-        start = features.new_zeros(1, len(features), features.shape[-1])
-        return lstm(features, (start, start))[0]
+        values = dict(zip(self.in_keys, inputs, strict=True))
+        for layer in self.trunk:
+            module = self.get_submodule(layer.name)
+            read = [values[key] for key in layer.in_keys]
+            values[layer.out_key] = _from_the_beginning(module, *read)
+        return self.heads(values[MEMORY])
 
     def compile_parts(self) -> None:
         """Have feature layer, LSTM, heads and value head compiled at their first call.
 
         Needs a network that was built ``compilable``; that first call takes a minute.
         """
-        parts = (self.feature_net, self.lstm, self.upper_lstm, self.heads, self.value_head)
-        for part in parts:
-            if part is not None:
+        parts = (self.feature_net, self.lstm, self.upper_lstm, *self.heads.values())
+        for part in (*parts, self.value_head):
+            if isinstance(part, nn.Module):
                 part.compile()
 
     def _initialise(self) -> None:
@@ -177,21 +227,40 @@ class FactoredRecurrentNetwork(nn.Module):
         ]:
             last = list(layers.parameters())[-2]
             nn.init.orthogonal_(last, gain=gain)
-        for lstm in filter(None, (self.lstm, self.upper_lstm)):
-            for name, parameter in lstm.named_parameters():
-                if "weight" in name:
-                    nn.init.orthogonal_(parameter)
-                else:
-                    nn.init.zeros_(parameter)
-            # torch adds two biases; 1 in one of them makes the forget gate's 1 in effect.
-            forget = slice(lstm.hidden_size, 2 * lstm.hidden_size)
-            with torch.no_grad():
-                lstm.get_parameter("bias_ih_l0")[forget] = 1.0
+        for lstm in (self.lstm, self.upper_lstm):
+            if lstm is not None:
+                _remember_at_first(lstm)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    """Log-probabilities need more digits than bf16 has."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _remember_at_first(lstm: nn.Module) -> None:
+    for name, parameter in lstm.named_parameters():
+        if "weight" in name:
+            nn.init.orthogonal_(parameter)
+        else:
+            nn.init.zeros_(parameter)
+    # torch adds two biases; 1 in one of them makes the forget gate's 1 in effect.
+    bias = lstm.get_parameter("bias_ih_l0")
+    forget = slice(len(bias) // 4, len(bias) // 2)
+    with torch.no_grad():
+        bias[forget] = 1.0
+
+
+def is_lstm(module: nn.Module) -> bool:
+    """Whether a layer of the trunk is an LSTM, compilable or not."""
+    return isinstance(module, nn.LSTM | LSTM)
+
+
+def _from_the_beginning(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """A layer's output over time ``[N, T, …]``, for those with a state from an empty one."""
+    if is_lstm(module):
+        (features,) = inputs
+        start = features.new_zeros(1, len(features), features.shape[-1])
+        return module(features, (start, start))[0]
+    if isinstance(module, RecentAttention):
+        (x,) = inputs
+        first = torch.zeros(*x.shape[:2], 1, dtype=torch.bool, device=x.device)
+        return module.over_time(x, *module.nothing(x), first)
+    return module(*inputs)
 
 
 def _layers(*sizes: int) -> list[nn.Module]:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, told apart with every kind of colour vision.
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 
 def plot_learning_curve(metrics: Path, picture: Path) -> None:
-    """Draws return, final accuracy and entropies against environment steps.
+    """Draw return, final accuracy and entropies against environment steps.
 
     Args:
         metrics: the CSV file of a run, one line an iteration; it need not exist yet.
         picture: the PNG file to write.
     """
+    # Slow to import, and needed once in a run.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     lines = []
     if metrics.exists():
         with metrics.open(newline="") as file:

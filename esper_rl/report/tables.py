@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from esper_rl.evaluation import Evaluation
-
 _COLUMNS = {
     "returns": ("return", 2),
     "final_accuracy": ("final accuracy %", 1),
@@ -14,12 +12,19 @@ _COLUMNS = {
 }
 
 
-def format_evaluations(evaluations: Mapping[str, Evaluation]) -> str:
-    """One line a policy: mean and half width of the 95 % confidence interval of every measure."""
-    episodes = len(next(iter(evaluations.values())).returns)
+Summary = Mapping[str, Mapping[str, float]]
+"""Of every measure its ``mean`` and ``ci95``."""
+
+
+def format_evaluations(summaries: Mapping[str, Summary], episodes: int) -> str:
+    """Write a line a policy: mean and half width of the 95 % confidence interval of each measure.
+
+    Args:
+        summaries: by policy, what :meth:`esper_rl.evaluation.Evaluation.summary` gives.
+        episodes: how many each of them is over.
+    """
     rows = [["policy", *(title for title, _ in _COLUMNS.values())]]
-    for name, evaluation in evaluations.items():
-        summary = evaluation.summary()
+    for name, summary in summaries.items():
         cells = [
             f"{summary[key]['mean']:,.{digits}f} ± {summary[key]['ci95']:,.{digits}f}"
             for key, (_, digits) in _COLUMNS.items()

@@ -13,13 +13,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from esper_rl.errors import ConfigError
+from esper_rl.growing import PRESETS, PolicyConfig
 from esper_rl.objectives import BOOTSTRAPS, RATIOS
-from esper_rl.policy import PRESETS, PolicyConfig
 from esper_rl.policy.config import option
-
-
-class ConfigError(ValueError):
-    """A configuration that can't be run; the message says which field and what is allowed."""
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from envs import MorphogenesisEnv, RewardConfig
-from esper_rl.training.config import ConfigError, TrainConfig
+from esper_rl.errors import ConfigError
+from esper_rl.training.config import TrainConfig
 
 
 def make_env(config: TrainConfig, *, seed: int, num_envs: int | None = None) -> MorphogenesisEnv:

@@ -12,15 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from envs.actions import CAUSAL_RELEVANCE
-from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages, final_value_loss
-from esper_rl.policy import make_actor_critic
-from esper_rl.report.curves import plot_learning_curve
-from esper_rl.training.checkpoint import save_checkpoint
-from esper_rl.training.collection import collection_seconds, make_collector
-from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env
-from esper_rl.training.loggers import append_row
-from esper_rl.training.monitors import (
+from esper_rl.growing.monitors import (
     cell_metrics,
     feedback_metrics,
     find_warnings,
@@ -28,7 +20,15 @@ from esper_rl.training.monitors import (
     rollout_metrics,
     update_metrics,
 )
-from esper_rl.training.run_folder import RunFolder
+from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages, final_value_loss
+from esper_rl.policy import make_actor_critic
+from esper_rl.report.curves import plot_learning_curve
+from esper_rl.runs import RunFolder
+from esper_rl.runs.metrics import append_row
+from esper_rl.training.collection import collection_seconds, make_collector
+from esper_rl.training.config import TrainConfig, dump_config
+from esper_rl.training.environment import make_env
+from esper_rl.training.loading import make_checkpoint
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -84,11 +84,11 @@ def train(config: TrainConfig) -> Path:
     parameters = list(actor_critic.network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.ppo.lr)
 
-    run = RunFolder.create(config)
+    run = RunFolder.create(config.run_dir, config.env.task, dump_config(config))
     steps = 0
 
     def save() -> None:
-        save_checkpoint(run.checkpoint, actor_critic, config.policy, env.topology, steps)
+        make_checkpoint(actor_critic, config.policy, env.topology, steps).write(run.checkpoint)
 
     save()
     collector = make_collector(config, actor_critic)

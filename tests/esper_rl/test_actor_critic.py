@@ -10,12 +10,14 @@ from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, InitTracker, TransformedEnv, check_env_specs
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import MaskedCategorical, ProbabilisticActor
 
 from envs.actions import HEADS
 from esper_rl import PolicyConfig, make_actor_critic
-from esper_rl.policy import ActorCritic
+from esper_rl.policy import ActorCritic, ActorCriticConfig
 from tests.support.by_hand import features_of, mask_of, memory_by_hand
 from tests.support.fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
+from tests.support.memory_task import MemoryTask
 
 BY_OP = pytest.mark.parametrize("by_op", [True, False], ids=["by_op", "one_row"])
 
@@ -37,7 +39,7 @@ def test_keys_of_a_rollout(by_op: bool) -> None:
         assert batch["action", head].shape == (6, 8)
         assert batch["action", head].dtype == torch.int64
         assert batch["action", f"{head}_log_prob"].shape == (6, 8)
-    assert batch["state_value"].shape == (6, 8, 1)
+    assert batch["baseline"].shape == (6, 8, 1)
     for state in ("recurrent_state_h", "recurrent_state_c"):
         assert batch[state].shape == batch["next", state].shape == (6, 8, 1, 16)
     inner = {"features", "lstm", "memory", "logits", "mask"}
@@ -66,7 +68,7 @@ def test_log_probabilities_and_values_by_hand(by_op: bool) -> None:
         torch.testing.assert_close(batch["action", f"{head}_log_prob"], wanted)
         if head == "op":
             soft = ac.network.value_head(memory, log_probs.exp())
-    torch.testing.assert_close(batch["state_value"], soft)
+    torch.testing.assert_close(batch["baseline"], soft)
     hard = ac.network.value_head(memory, torch.eye(NUM_OPS)[batch["action", "op"]])
     torch.testing.assert_close(ac.critic(batch.clone())["state_value"], hard)
 
@@ -193,7 +195,7 @@ def test_a_copy_acts_alike() -> None:
 def test_soft_value_trains_no_head() -> None:
     world = FakeWorld()
     ac = small_actor_critic(world)
-    ac.actor(ready(world, ac))["state_value"].sum().backward()
+    ac.actor(ready(world, ac))["baseline"].sum().backward()
     network = ac.network
     assert all(parameter.grad is None for parameter in network.heads.parameters())
     for part in (network.value_head, network.lstm, network.feature_net):
@@ -209,7 +211,7 @@ def test_hard_value_trains_no_head() -> None:
 
 
 def test_another_number_of_slots_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"num_slots is 5, .* has 3 slots"):
+    with pytest.raises(ValueError, match=r"num_slots must be 3, .*, got 5"):
         make_actor_critic(PolicyConfig.v2(num_slots=5), FakeWorld())
 
 
@@ -219,7 +221,7 @@ def test_a_head_without_a_choice_is_named(head: str) -> None:
     ac = small_actor_critic(world)
     state = ready(world, ac)
     state["action_mask", head][2] = False
-    with pytest.raises(ValueError, match=rf"head '{head}' has no legal choice at index \[2\]"):
+    with pytest.raises(ValueError, match=rf"head '{head}' must have .*, got none at index \[2\]"):
         ac.actor(state)
 
 
@@ -231,3 +233,89 @@ def test_padding_needs_no_masks() -> None:
     state["collector", "mask"] = torch.arange(6) != 1
     acted = ac.actor(state)
     assert all(acted["action", f"{head}_log_prob"].isfinite().all() for head in HEADS)
+
+
+def test_the_policy_is_a_sequence_of_probabilistic_actors() -> None:
+    world = FakeWorld()
+    ac = small_actor_critic(world)
+    actors = [module for module in ac.actor.module if isinstance(module, ProbabilisticActor)]
+    assert [actor.dist_sample_keys for actor in actors] == [[("action", head)] for head in HEADS]
+    for head, actor in zip(HEADS, actors, strict=True):
+        logits, draw = actor.module
+        assert logits.module is ac.network.heads[head]
+        assert draw.distribution_class is MaskedCategorical
+        assert draw.log_prob_key == ("action", f"{head}_log_prob")
+        assert actor.spec["action", head] == world.action_spec["action", head]
+
+
+@BY_OP
+def test_heads_alone_are_the_parents(by_op: bool) -> None:
+    """A head does as :class:`ProbabilisticActor` would, draw for draw."""
+    world = FakeWorld(by_op=by_op)
+    ac = small_actor_critic(world)
+    state = ready(world, ac)
+    for module in ac.actor.module:
+        if not isinstance(module, ProbabilisticActor):
+            module(state)
+            continue
+        theirs = state.copy()
+        with torch.random.fork_rng():
+            ProbabilisticActor.forward(module, theirs)
+        module(state)
+        assert set(theirs.keys(True, True)) == set(state.keys(True, True))
+        for key in module.out_keys:
+            assert state[key].equal(theirs[key]), key
+
+
+@BY_OP
+def test_the_distribution_of_a_rollout_is_that_of_its_ops(by_op: bool) -> None:
+    """Re-evaluated by torchrl's own interface, stored actions keep their log-probability."""
+    world = FakeWorld(by_op=by_op)
+    ac = small_actor_critic(world)
+    batch = collect(world, ac)
+    log_probs = ac.actor.log_prob(batch.exclude("baseline"))
+    for head in HEADS:
+        stored = batch["action", f"{head}_log_prob"]
+        torch.testing.assert_close(log_probs["action", f"{head}_log_prob"], stored)
+
+
+def test_integers_of_any_name_are_embedded_and_columns_left_out() -> None:
+    config = ActorCriticConfig(
+        hidden_size=8,
+        embeddings={"blueprint_indices": 2},
+        head_layers={"op": [5, 7], "slot": []},
+        hidden_columns=[111, 0, 4],
+    )
+    ac = make_actor_critic(config, FakeWorld())
+    network = ac.network
+    assert network.blueprint_embedding.embedding.weight.shape == (14, 2)
+    assert network.feature_net[0].in_features == 112 - 3 + 3 * 2
+    x = torch.arange(112.0)
+    shown = [i for i in range(112) if i not in (0, 4, 111)]
+    assert network.visible(x[None]).tolist() == [shown]
+    widths = {
+        name: [layer.out_features for layer in head if isinstance(layer, torch.nn.Linear)]
+        for name, head in network.heads.items()
+    }
+    assert widths["op"] == [5, 7, 6]
+    assert widths["slot"] == [3]
+    assert widths["tempo"] == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "says"),
+    [
+        ({"embeddings": {"colour": 2}}, KeyError, "no 'colour', which the policy embeds"),
+        ({"hidden_columns": [112]}, ValueError, "hidden_columns must be .* 0 to 111, got 112"),
+    ],
+)
+def test_what_the_environment_lacks_is_named(
+    config: dict, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        make_actor_critic(ActorCriticConfig(**config), FakeWorld())
+
+
+def test_a_policy_for_seeds_needs_a_world_with_seeds() -> None:
+    with pytest.raises(KeyError, match="ActorCriticConfig for another environment"):
+        make_actor_critic(PolicyConfig.v2(), MemoryTask(num_envs=2))

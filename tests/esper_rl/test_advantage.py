@@ -58,7 +58,7 @@ def hard_values(ac: ActorCritic, after: TensorDictBase) -> Tensor:
 
 def test_by_hand(batch: TensorDictBase, ac: ActorCritic) -> None:
     out = compute_advantages(batch.clone(), ac, gamma=GAMMA, lmbda=LMBDA)
-    value, next_value = batch["state_value"][..., 0], out["next", "state_value"][..., 0]
+    value, next_value = batch["baseline"][..., 0], out["next", "baseline"][..., 0]
     terminated = batch["next", "terminated"][..., 0]
     cut = cuts(batch)
     assert cut[:, :-1].any()
@@ -95,7 +95,7 @@ def test_bootstrap_is_the_value_of_a_legal_op_at_the_last_observation(
     taken = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        got = compute_advantages(batch.clone(), ac)["next", "state_value"][cut]
+        got = compute_advantages(batch.clone(), ac)["next", "baseline"][cut]
         hit = torch.isclose(got, values, atol=1e-6) & legal
         assert hit.any(1).all()
         taken.add(tuple(hit.int().argmax(1).tolist()))
@@ -107,11 +107,11 @@ def test_bootstrap_with_one_legal_op(batch: TensorDictBase, ac: ActorCritic, op:
     batch["next", "action_mask", "op"][:] = torch.eye(NUM_OPS)[op].bool()
     batch["next", "action_mask", "slot"][:] = True
     cut, terminated = cuts(batch), batch["next", "terminated"].squeeze(-1)
-    got = compute_advantages(batch.clone(), ac)["next", "state_value"].squeeze(-1)
+    got = compute_advantages(batch.clone(), ac)["next", "baseline"].squeeze(-1)
     torch.testing.assert_close(got[cut], hard_values(ac, batch["next"][cut])[:, op])
     assert not got[terminated].any()
     between = ~cut & ~terminated
-    following = batch["state_value"].roll(-1, 1).squeeze(-1)
+    following = batch["baseline"].roll(-1, 1).squeeze(-1)
     assert torch.equal(got[between], following[between])
 
 
@@ -129,8 +129,8 @@ def test_nothing_is_evaluated_when_all_has_terminated(ac: ActorCritic) -> None:
     batch = collect(world, ac, steps=8)
     ac.network.lstm.register_forward_hook(lambda *_: pytest.fail("the trunk ran"))
     out = compute_advantages(batch, ac)
-    assert not out["next", "state_value"][:, [3, 7]].any()
-    assert out["next", "state_value"][:, 2].all()
+    assert not out["next", "baseline"][:, [3, 7]].any()
+    assert out["next", "baseline"][:, 2].all()
 
 
 def test_no_gradient_and_no_trace_of_the_policy(batch: TensorDictBase, ac: ActorCritic) -> None:
@@ -139,7 +139,7 @@ def test_no_gradient_and_no_trace_of_the_policy(batch: TensorDictBase, ac: Actor
     assert set(out.keys(True, True)) - before == {
         "advantage",
         "value_target",
-        ("next", "state_value"),
+        ("next", "baseline"),
     }
     assert not any(value.requires_grad for value in out.values(True, True))
 
@@ -151,13 +151,13 @@ def test_padding_neither_counts_nor_leaks(batch: TensorDictBase, waiting: ActorC
     assert not valid.all()
     out = compute_advantages(padded, waiting)
     # Trajectories come in the order of rows and, within them, of time.
-    for key in ("advantage", "value_target", ("next", "state_value")):
+    for key in ("advantage", "value_target", ("next", "baseline")):
         torch.testing.assert_close(out[key][valid], whole[key].reshape(-1, 1))
 
 
 def test_equal_advantages_stay_finite(batch: TensorDictBase, waiting: ActorCritic) -> None:
     batch["next", "reward"].zero_()
-    batch["state_value"].zero_()
+    batch["baseline"].zero_()
     with torch.no_grad():
         waiting.network.value_head[-1].weight.zero_()
     assert not compute_advantages(batch, waiting)["advantage"].any()
@@ -174,7 +174,7 @@ def test_a_missing_entry_is_named(
 
 
 def test_steps_without_time_are_refused(batch: TensorDictBase, ac: ActorCritic) -> None:
-    with pytest.raises(ValueError, match=r"shape \(12,\)"):
+    with pytest.raises(ValueError, match=r"batch must be of shape \[rows, steps\], got \[12\]"):
         compute_advantages(batch[:, 0], ac)
 
 

@@ -13,8 +13,8 @@ import torch
 from envs import MorphogenesisEnv
 from envs.actions import Stage
 from esper_rl import train
-from esper_rl.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 from esper_rl.evaluation import Evaluation, evaluate, evaluate_run
+from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 from esper_rl.report.tables import format_evaluations
 from esper_rl.training.config import TrainConfig
 
@@ -98,7 +98,9 @@ def test_a_run_is_shown_beside_the_baselines(
     assert saved["episodes"] == 3
     assert saved["policies"]["wait"] == results["wait"].summary()
 
-    lines = format_evaluations(results).splitlines()
+    lines = format_evaluations(
+        {n: e.summary() for n, e in results.items()}, episodes=3
+    ).splitlines()
     assert [line.split()[0] for line in lines[2:7]] == list(results)
     assert len({len(line) for line in lines[:7]}) == 1
     wait = results["wait"].summary()["final_accuracy"]

@@ -8,12 +8,13 @@ from torchrl.collectors import Collector
 from torchrl.envs import Compose, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
+from esper_rl import FactoredClipPPOLoss, make_actor_critic
 from esper_rl.objectives import compute_advantages
+from esper_rl.policy import ActorCriticConfig
 from tests.support.memory_task import DELAY, RELEVANCE, MemoryTask, Move
 
 
-def success_rate(config: PolicyConfig, iterations: int) -> float:
+def success_rate(config: ActorCriticConfig, iterations: int) -> float:
     """Fraction of right answers in the last episodes of a short training run."""
     torch.manual_seed(0)
     env = MemoryTask(num_envs=64)
@@ -49,9 +50,9 @@ def test_specs() -> None:
 
 
 def test_a_policy_with_memory_solves_it() -> None:
-    assert success_rate(PolicyConfig(hidden_size=32), iterations=400) > 0.7
+    assert success_rate(ActorCriticConfig(hidden_size=32), iterations=400) > 0.7
 
 
 def test_a_policy_without_memory_can_only_guess() -> None:
-    rate = success_rate(PolicyConfig(hidden_size=32, lstm_layers=0), iterations=30)
+    rate = success_rate(ActorCriticConfig(hidden_size=32, lstm_layers=0), iterations=30)
     assert rate == pytest.approx(0.25, abs=0.1)

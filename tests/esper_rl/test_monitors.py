@@ -11,9 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from envs.actions import CAUSAL_RELEVANCE, Op
 from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl import FactoredClipPPOLoss
-from esper_rl.objectives import compute_advantages
-from esper_rl.policy import ActorCritic
-from esper_rl.training.monitors import (
+from esper_rl.growing.monitors import (
     cell_metrics,
     feedback_metrics,
     find_warnings,
@@ -21,6 +19,8 @@ from esper_rl.training.monitors import (
     rollout_metrics,
     update_metrics,
 )
+from esper_rl.objectives import compute_advantages
+from esper_rl.policy import ActorCritic
 from tests.support.fake_world import FakeWorld, collect, small_actor_critic
 
 

@@ -9,15 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from envs import feature_names
 from envs.actions import head_sizes
 from esper_rl import PolicyConfig
-from esper_rl.policy.network import BlueprintEmbedding, FactoredRecurrentNetwork
+from esper_rl.policy.network import FactoredRecurrentNetwork, IndexEmbedding
 
 
 def build(config: PolicyConfig | None = None) -> FactoredRecurrentNetwork:
     config = config or PolicyConfig.v2()
     return FactoredRecurrentNetwork(
-        25 + 29 * config.num_slots, head_sizes(config.num_slots), config
+        len(feature_names(config.num_slots)),
+        head_sizes(config.num_slots),
+        config,
+        {"blueprint_indices": (13, config.num_slots)},
     )
 
 
@@ -140,10 +144,10 @@ def test_lstm_remembers_at_first(network: FactoredRecurrentNetwork) -> None:
 
 def test_embedding_is_small_and_has_a_vector_for_no_blueprint() -> None:
     torch.manual_seed(0)
-    embedding = BlueprintEmbedding(num_blueprints=13)
+    embedding = IndexEmbedding(13, 4)
     table = embedding.embedding.weight
     assert table.shape == (14, 4)
-    assert BlueprintEmbedding(5000).embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert IndexEmbedding(5000, 4).embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
     got = embedding(torch.tensor([[-1, 0, 12]]))
     assert torch.equal(got, torch.cat([table[13], table[0], table[12]])[None])
 
@@ -176,13 +180,16 @@ def test_preset(slots: int, hidden: int) -> None:
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
-        ({"num_slots": 0}, "num_slots must be at least 1, got 0"),
-        ({"hidden_size": 0}, "hidden_size must be even and at least 2"),
-        ({"hidden_size": 33}, "got 33"),
-        ({"lstm_layers": 3}, "lstm_layers must be one of 0, 1, 2; got 3"),
-        ({"blueprint_layers": 1}, "blueprint_layers must be one of 2, 3; got 1"),
-        ({"attention_span": -1}, "attention_span must be at least 0"),
-        ({"value_mode": "hard"}, "value_mode must be one of soft, expected, sampled, state"),
+        ({"num_slots": 0}, "num_slots must be an integer of at least 1, got 0"),
+        ({"hidden_size": 0}, "hidden_size must be an integer of at least 2, got 0"),
+        ({"hidden_size": 33}, "hidden_size must be even.*, got 33"),
+        ({"lstm_layers": 3}, "lstm_layers must be one of 0, 1, 2, got 3"),
+        ({"blueprint_layers": 1}, "blueprint_layers must be one of 2, 3, got 1"),
+        ({"attention_span": -1}, "attention_span must be an integer of at least 0, got -1"),
+        (
+            {"value_mode": "hard"},
+            "value_mode must be one of 'soft', .*, 'state', got",
+        ),
     ],
 )
 def test_config_refuses(sizes: dict[str, int | str], says: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +28,9 @@ from torchrl.objectives import ClipPPOLoss, ValueEstimators
 from envs import MorphogenesisEnv
 from envs.actions import CAUSAL_RELEVANCE, HEADS, Op
 from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
+from esper_rl.growing import ENTROPY_WEIGHTS
 from esper_rl.objectives import compute_advantages
-from esper_rl.policy import ENTROPY_WEIGHTS, ActorCritic
+from esper_rl.policy import ActorCritic
 from tests.support.by_hand import mask_of, memory_by_hand
 from tests.support.fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
 
@@ -552,7 +555,7 @@ def test_heads_of_another_world_without_memory() -> None:
         ({"relevance": CAUSAL_RELEVANCE[0]}, ValueError, r"\(8,\).*\(ops, 8\)"),
         ({"entropy_coeff": {"op": 1.0}}, TypeError, "entropy_weights"),
         ({"entropy_weight": {"op": 1.0}}, TypeError, r"no options \['entropy_weight'\]"),
-        ({"ratio": "each"}, ValueError, r"ratio must be one of .*'per_head'\); got 'each'"),
+        ({"ratio": "each"}, ValueError, "ratio must be one of 'joint', 'per_head', got 'each'"),
         ({"clip_value": True}, NotImplementedError, "'clip_value'"),
         ({"delay_actor": True}, NotImplementedError, "'delay_actor'"),
         ({"functional": True}, NotImplementedError, "'functional'"),
@@ -644,3 +647,35 @@ def test_an_advantage_of_another_shape(
     batch["advantage"] = torch.zeros(shape)
     with pytest.raises(ValueError, match=r"'advantage' has shape .* needs \(12, 10, 1\)"):
         make_loss(ac)(batch)
+
+
+def test_baseline_and_value_have_keys_of_their_own(batch: TensorDictBase, ac: ActorCritic) -> None:
+    """What the rollout stored is never taken for the update's value, nor the other way round."""
+    assert "baseline" in ac.actor.out_keys
+    assert "state_value" not in ac.actor.out_keys
+    assert "state_value" in ac.critic.out_keys
+    spoiled = batch.clone()
+    spoiled["baseline"].fill_(torch.nan)
+    spoiled["state_value"] = torch.full_like(batch["baseline"], torch.nan)
+    expected, got = (make_loss(ac)(each) for each in (batch, spoiled))
+    for key in ("loss_critic", "explained_variance", "explained_variance_soft"):
+        assert got[key].equal(expected[key])
+        assert got[key].isfinite()
+
+
+def test_private_members_of_the_parent() -> None:
+    """All that the loss relies on beside torchrl's public interface: look here when it changes."""
+    critic = TensorDictModule(nn.Linear(4, 1), ["observation"], ["state_value"])
+    parent = ClipPPOLoss(one_head()[0], critic)
+    source = inspect.getsource(FactoredClipPPOLoss)
+    used = {name for name in re.findall(r"\b_[A-Za-z]\w+", source) if hasattr(parent, name)}
+    assert used == {
+        "_AcceptedKeys",
+        "_clip_bounds",
+        "_expand_loss_mask",
+        "_has_critic",
+        "_loss_mask_keys",
+        "_maybe_normalize_advantage",
+        "_reduce_loss",
+        "_standardize_advantage",
+    }

@@ -18,10 +18,10 @@ import esper_rl.training.collection as collection
 import esper_rl.training.trainer as trainer
 from envs import MorphogenesisEnv, RewardConfig
 from esper_rl import load_policy, train
-from esper_rl.policy import PRESETS
-from esper_rl.training.checkpoint import CheckpointError
-from esper_rl.training.config import ConfigError, TrainConfig, load_config
-from esper_rl.training.run_folder import RunFolder
+from esper_rl.errors import ConfigError
+from esper_rl.growing import PRESETS
+from esper_rl.runs import CheckpointError, RunFolder
+from esper_rl.training.config import TrainConfig, load_config
 
 Configure = Callable[..., TrainConfig]
 
@@ -108,7 +108,7 @@ def test_runs_without_a_name_get_different_ones(
     tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = {RunFolder.create(tiny_config("run_dir=null")).path for _ in range(3)}
+    folders = {RunFolder.create(None, "digits", "").path for _ in range(3)}
     assert len(folders) == 3
     assert all(path.parent == Path("runs") for path in folders)
     assert all(path.name.startswith("digits-") for path in folders)
@@ -251,6 +251,7 @@ def test_ctrl_c_leaves_a_policy_and_a_picture(
     while not (run / "metrics.csv").exists() and process.poll() is None:
         assert time.monotonic() < patience
         time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[1]
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes of the command
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictModule
 from torch import Tensor
-from torchrl.modules import MaskedCategorical, set_recurrent_mode
+from torchrl.modules import ProbabilisticActor, set_recurrent_mode
 
 from envs.actions import Op
 from envs.observation import ACTION_FEEDBACK, feature_columns
@@ -30,6 +29,9 @@ FEEDBACK_WARNING = 0.5
 """Share of the op's probability that moves when the feedback columns are hidden."""
 
 EPISODE_PARTS = 5
+"""Parts of an episode in which the LSTM's state is looked at."""
+
+(_EPOCH,) = feature_columns("epoch_progress")
 
 
 def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
@@ -95,7 +97,7 @@ def cell_metrics(batch: TensorDictBase) -> dict[str, float]:
     if cell is None:
         return {}
     norm = cell.flatten(2).norm(dim=-1)
-    progress = batch["observation"][..., 0]  # of the step's beginning: from 0 to below 1
+    progress = batch["observation"][..., _EPOCH]  # of the step's beginning: from 0 to below 1
     part = (progress * EPISODE_PARTS + 1e-4).long().clamp(max=EPISODE_PARTS - 1)
     means = [norm[part == i].mean().item() for i in range(EPISODE_PARTS)]
     norms = {f"cell_norm/fifth_{i + 1}": mean for i, mean in enumerate(means)}
@@ -149,11 +151,10 @@ def _op_probabilities(
     steps = batch.copy().set("observation", observation)
     with set_recurrent_mode(True):
         for module in actor_critic.actor.module:
-            if isinstance(module, ProbabilisticTensorDictModule):
-                break  # the op comes first
+            if isinstance(module, ProbabilisticActor):  # the op comes first
+                return module.get_dist(steps).probs
             module(steps)
-    op = actor_critic.heads[0]
-    return MaskedCategorical(logits=steps["logits", op], mask=steps["mask", op]).probs
+    raise AssertionError("unreachable: an actor draws an op")
 
 
 def find_warnings(row: Mapping[str, float]) -> dict[str, str]:

@@ -7,8 +7,6 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from esper_rl.training.config import TrainConfig, dump_config, load_config
-
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -37,15 +35,19 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @classmethod
-    def create(cls, config: TrainConfig) -> RunFolder:
-        """Makes the folder of a new run, with its configuration in it.
+    def create(cls, path: str | None, name: str, config: str) -> RunFolder:
+        """Make the folder of a new run, with its configuration in it.
+
+        Args:
+            path: where; None makes ``runs/NAME-TIME``.
+            name: what the run is about, for that.
+            config: text of its ``config.yaml``.
 
         Raises:
-            FileExistsError: when ``config.run_dir`` exists already: a run is never overwritten.
+            FileExistsError: when ``path`` exists already: a run is never overwritten.
         """
-        path = _make_named(Path(config.run_dir)) if config.run_dir else _make_unused(config)
-        folder = cls(path)
-        folder.config.write_text(dump_config(config))
+        folder = cls(_make_named(Path(path)) if path else _make_unused(name))
+        folder.config.write_text(config)
         return folder
 
     @classmethod
@@ -64,10 +66,6 @@ class RunFolder:
                 )
         return folder
 
-    def read_config(self) -> TrainConfig:
-        """The configuration that the run was started with."""
-        return load_config(self.config.read_text())
-
 
 def _make_named(path: Path) -> Path:
     try:
@@ -80,9 +78,9 @@ def _make_named(path: Path) -> Path:
     return path
 
 
-def _make_unused(config: TrainConfig) -> Path:
-    """runs/<task>-<time>, with a number behind it if another run took the name in that second."""
-    name = f"{config.env.task}-{datetime.now():%Y%m%d-%H%M%S}"
+def _make_unused(about: str) -> Path:
+    """runs/ABOUT-TIME, with a number behind it if another run took the name in that second."""
+    name = f"{about}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):
         path = Path("runs") / (name if number == 1 else f"{name}-{number}")
         try:

@@ -1,4 +1,4 @@
-"""Policies to compare with: they need no training and read only masks and the first feature.
+"""Policies to compare with: they need no training and read masks and the epoch.
 
 Each is a TensorDict module, so it takes a learned policy's place in a rollout, a collector or
 :func:`esper_rl.evaluation.evaluate`.
@@ -12,8 +12,11 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from envs.actions import ALPHA_TARGETS, BLUEPRINTS, HEADS, TEMPO_EPOCHS, Op, Style
-from esper_rl.policy.actor_critic import select_row
+from envs.observation import feature_columns
+from esper_rl.errors import check_choice, check_integer
+from esper_rl.policy.masks import select_row
 
+(_EPOCH,) = feature_columns("epoch_progress")
 _MASK_KEYS = tuple(("action_mask", head) for head in HEADS)
 _ACTION_KEYS = tuple(("action", head) for head in HEADS)
 
@@ -56,7 +59,7 @@ class FixedSchedulePolicy(TensorDictModuleBase):
     It germinates in the first epoch of an episode (and never again: a seed that is lost stays
     lost), advances and fossilizes as soon as the masks allow it.
 
-    Reads ``"observation"`` (feature 0, the epoch) and ``("action_mask", head)``, writes
+    Reads ``"observation"`` (its ``epoch_progress``) and ``("action_mask", head)``, writes
     ``("action", head)``, int64 ``[N]``, for every head.
 
     Args:
@@ -100,7 +103,7 @@ class FixedSchedulePolicy(TensorDictModuleBase):
         masks = tensordict["action_mask"]
         self._check(masks)
         legal = masks["slot"][..., self.slot]  # [N, ops]
-        first_epoch = tensordict["observation"][..., 0] == 0
+        first_epoch = tensordict["observation"][..., _EPOCH] == 0
         op = _constant(tensordict, Op.WAIT)
         op = op.where(~(legal[..., Op.GERMINATE] & first_epoch), Op.GERMINATE)
         op = op.where(~legal[..., Op.ADVANCE], Op.ADVANCE)
@@ -110,20 +113,18 @@ class FixedSchedulePolicy(TensorDictModuleBase):
 
     def _check(self, masks: TensorDictBase) -> None:
         slots = masks["slot"].shape[-1]
-        if not 0 <= self.slot < slots:
-            raise ValueError(f"slot: got {self.slot}, allowed are 0 to {slots - 1}")
+        check_integer("slot", self.slot, least=0, most=slots - 1, what="last slot of the world")
         offered = masks["blueprint"].flatten(0, -2).all(0)
         if not offered[self.choices["blueprint"]]:
             names = [name for name, here in zip(BLUEPRINTS, offered, strict=True) if here]
             raise ValueError(
-                f"blueprint: got {BLUEPRINTS[self.choices['blueprint']]!r}, this world offers "
-                + ", ".join(names)
+                f"blueprint must be one that this world offers, {', '.join(names)}, got "
+                f"{BLUEPRINTS[self.choices['blueprint']]!r}"
             )
 
 
 def _index(argument: str, choice: object, choices: tuple) -> int:
-    if choice not in choices:
-        raise ValueError(f"{argument}: got {choice!r}, allowed are {list(choices)}")
+    check_choice(argument, choice, choices)
     return choices.index(choice)
 
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go."""
+"""The numbers of a run, one line an iteration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def append_row(file: Path, row: Mapping[str, float]) -> None:
-    """Adds one iteration's numbers to a CSV file, which gets its header from the first one.
+    """Add one iteration's numbers to a CSV file, which gets its header from the first one.
 
     The file is closed again at once, so whatever ends the run loses no iteration.
     """

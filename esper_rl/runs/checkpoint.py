@@ -1,0 +1,70 @@
+"""The file that keeps a policy."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A file that holds no policy, or one that doesn't fit; the message says what differs."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A policy as a file keeps it.
+
+    Attributes:
+        policy: fields of its configuration.
+        topology: of the hosts that it was trained on.
+        steps: environment steps that it has been trained for.
+        weights: of its network.
+    """
+
+    policy: dict[str, Any]
+    topology: str
+    steps: int
+    weights: dict[str, Tensor]
+
+    def write(self, file: Path) -> None:
+        """Write it so that ``file`` is whole at every moment, also when interrupted."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        unfinished = file.with_suffix(".tmp")
+        torch.save(content, unfinished)
+        os.replace(unfinished, file)
+
+    @classmethod
+    def read(cls, file: Path, device: str) -> Checkpoint:
+        """Read what :meth:`write` has written, onto a device.
+
+        Raises:
+            CheckpointError: when the file is damaged, or something else.
+        """
+        try:
+            content = torch.load(file, map_location=device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{file} is not a checkpoint, or it is damaged") from error
+        names = {field.name for field in fields(cls)}
+        missing = names - set(content if isinstance(content, dict) else ())
+        if missing:
+            raise CheckpointError(
+                f"{file} is not a checkpoint of a policy: it has no {min(missing)!r}"
+            )
+        return cls(**{name: content[name] for name in names})
+
+    def difference(self, weights: dict[str, Tensor], topology: str) -> str | None:
+        """Say in what it first differs from a network's weights and a topology, or None."""
+        if self.topology != topology:
+            return f"it was trained on {self.topology} hosts, not on {topology} ones"
+        for name in [*weights, *self.weights]:
+            have = list(self.weights[name].shape) if name in self.weights else "missing"
+            want = list(weights[name].shape) if name in weights else "unknown"
+            if have != want:
+                return f"{name} is {have} in the file and {want} here"
+        return None

@@ -1,0 +1,66 @@
+"""Policies of finished runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torchrl.envs import EnvBase
+
+from esper_rl.growing import PolicyConfig
+from esper_rl.policy import ActorCritic, make_actor_critic
+from esper_rl.runs import Checkpoint, CheckpointError, RunFolder
+from esper_rl.training.config import TrainConfig, load_config
+from esper_rl.training.environment import make_env
+
+
+def read_config(run: RunFolder) -> TrainConfig:
+    """Read the configuration that a run was started with.
+
+    Raises:
+        ConfigError: when it isn't one of this version.
+    """
+    return load_config(run.config.read_text())
+
+
+def make_checkpoint(
+    actor_critic: ActorCritic, policy: PolicyConfig, topology: str, steps: int
+) -> Checkpoint:
+    """Make what :func:`load_policy` needs of a policy that was trained for ``steps``."""
+    return Checkpoint(asdict(policy), topology, steps, actor_critic.network.state_dict())
+
+
+def load_policy(
+    run: str | Path, env: EnvBase | None = None, policy: PolicyConfig | None = None
+) -> ActorCritic:
+    """Load the policy and value of a training run.
+
+    Args:
+        run: folder of the run.
+        env: the world that the policy is to act in; without it, one like the run's.
+        policy: the kind of policy to load the weights into; without it, the run's own.
+
+    Raises:
+        FileNotFoundError: when there is no such run.
+        CheckpointError: when the file is damaged, or was written by another kind of policy, for
+            another number of slots or another topology of hosts.
+    """
+    folder = RunFolder.open(run)
+    config = read_config(folder)
+    if env is None:
+        env = make_env(config, num_envs=1, seed=config.seed)
+    checkpoint = Checkpoint.read(folder.checkpoint, device=config.device)
+    slots = env.full_observation_spec["blueprint_indices"].shape[-1]
+    wanted = replace(config.policy if policy is None else policy, num_slots=slots)
+    actor_critic = make_actor_critic(wanted, env)
+    network = actor_critic.network
+    difference = checkpoint.difference(network.state_dict(), env.topology)
+    if difference:
+        saved = PolicyConfig(**checkpoint.policy).describe()
+        raise CheckpointError(
+            f"{folder.checkpoint} holds a {saved}, which doesn't fit this {wanted.describe()}: "
+            f"{difference}; load it as what it is, into a world like that of its run, or train a "
+            "new one"
+        )
+    network.load_state_dict(checkpoint.weights)
+    return actor_critic
