@@ -88,15 +88,15 @@ def check_action(action: object, num_rows: int, sizes: Mapping[str, int]) -> dic
     for head in HEADS:
         index = action.get(head, None)
         if index is None:
-            raise ValueError(f"action lacks the head {head!r}; its heads are {heads}")
+            raise ValueError(f"action must have the heads {heads}, got none called {head!r}")
         if not isinstance(index, Tensor):
-            raise TypeError(f"action head {head!r} is a {type(index).__name__}; a tensor is needed")
+            raise TypeError(f"action head {head!r} must be a tensor, got {type(index).__name__}")
         if index.dtype != torch.int64:
-            raise TypeError(f"action head {head!r} has dtype {index.dtype}; int64 is needed")
+            raise TypeError(f"action head {head!r} must be int64, got {index.dtype}")
         if index.shape != (num_rows,):
             raise ValueError(
-                f"action head {head!r} has shape {tuple(index.shape)}; ({num_rows},) is needed, "
-                "one index a row"
+                f"action head {head!r} must be of shape [{num_rows}], one index a row, got "
+                f"{list(index.shape)}"
             )
         checked[head] = index
     indices = torch.stack(list(checked.values()))
@@ -106,8 +106,8 @@ def check_action(action: object, num_rows: int, sizes: Mapping[str, int]) -> dic
         place, row = outside.nonzero()[0].tolist()
         head = HEADS[place]
         raise ValueError(
-            f"action head {head!r} is {indices[place, row].item()} in row {row}; "
-            f"0 to {sizes[head] - 1} are allowed"
+            f"action head {head!r} must be 0 to {sizes[head] - 1}, got "
+            f"{indices[place, row].item()} in row {row}"
         )
     return checked
 

@@ -66,20 +66,22 @@ class MorphogenesisEnv(EnvBase):
     and ``("metrics", "diverged")``; the rows beside it and the reward's finiteness are unharmed.
 
     Args:
-        task: one of :func:`envs.list_tasks`, or a :class:`envs.Task`.
-        num_envs: rows N.
-        num_slots: slots S that are used, from the input on.
-        max_epochs: steps of an episode; default: the task's.
+        task: name of the task, one of :func:`envs.list_tasks`; or a :class:`envs.Task`.
+        num_envs: networks grown at once, rows N.
+        num_slots: slots of a host that are used, S, from the input on.
+        max_epochs: epochs of an episode, a step each; default: the task's.
         seed: of everything random; see :meth:`set_seed`.
         device: where all of it lives.
-        batches_per_epoch, minibatch_size, validation_size: default: the task's. Only for tasks
+        batches_per_epoch: minibatches of an epoch; default: the task's.
+        minibatch_size: examples of a minibatch; default: the task's.
+        validation_size: examples of a validation; default: the task's. These three are for tasks
             with data; the attributes are None without.
-        gates: ``"permissive"``; ``"strict"``, which also asks for a healthy gradient before
-            blending and a contribution before fossilizing; or ``"hidden"``, strict but not
-            shown in the masks.
+        gates: ``"permissive"``, ``"strict"`` (asks also for a healthy gradient before blending
+            and a contribution before fossilizing) or ``"hidden"`` (strict, but not shown in the
+            masks).
         reward: weights of the reward's terms; default: the task's.
         counterfactual_every: epochs between two measurements of the contributions.
-        time_limit: ``"terminate"`` or ``"truncate"``.
+        time_limit: ``"terminate"`` or ``"truncate"`` the episode after ``max_epochs``.
 
     Attributes:
         task: the :class:`envs.Task`, with the sizes that were asked for.

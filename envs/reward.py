@@ -35,21 +35,26 @@ class RewardConfig:
 
     Attributes:
         gamma: discount of the potentials; must be the agent's own.
-        progress: of accuracy as a potential; the last step of a terminated episode takes it back.
-        stage: of the stages as a potential.
-        rent: per step, times log(1 + Σ α · seed parameters / host parameters). So small that
-            planting later to pay it for fewer steps costs more than it saves.
-        shock: times Σ (Δα)².
+        progress: weight of accuracy, as a potential. The last step of a terminated episode takes
+            it back.
+        stage: weight of the slots' stages, as a potential.
+        rent: paid in every step, times log(1 + Σ α · seed parameters / host parameters). So small
+            that planting later to pay it for fewer steps costs more than it saves.
+        shock: paid times Σ (Δα)².
         intervention: cost of each op that is carried out.
-        fossilize: times the contribution of a seed that is fossilized. Small, because a seed
+        fossilize: weight of the contribution of a seed that is fossilized. Small, because a seed
             that goes on learning in HOLDING contributes more later: waiting there would pay.
         fossilize_cost: paid besides when that contribution is not positive.
-        prune: times minus the contribution of a seed that is pruned. So small that planting a
+        prune: weight of minus the contribution of a seed that is pruned. So small that planting a
             bad seed to prune it never earns back the ops' costs (see ``prune_limit``).
-        prune_limit: contributions count up to that fraction, either way, in ``prune``.
-        terminal: of accuracy at the last epoch. As large as ``progress``, so that accuracy pays
-            when it is gained and the last step brings no lump.
-        bonus: at the last epoch, per fossilized seed that contributes at least 1 point.
+        prune_limit: fraction up to which a contribution counts in ``prune``, either way.
+        terminal: weight of the accuracy at the last epoch. As large as ``progress``, so that
+            accuracy pays when it is gained and the last step brings no lump.
+        bonus: earned at the last epoch for each fossilized seed that contributes at least 1 point.
+
+    Raises:
+        TypeError: if a weight isn't a number.
+        ValueError: if one is negative or not finite, or ``gamma`` not in (0, 1].
     """
 
     gamma: float = 0.995

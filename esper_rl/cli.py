@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 
 from envs import list_tasks
 from esper_rl.errors import ConfigError
@@ -122,7 +124,16 @@ def _list_tasks(arguments: argparse.Namespace) -> None:
 def _describe_fields() -> str:
     options = describe_options()
     keys = max(len(f"{key}={default}") for key, default, _ in options)
-    lines = [f"  {f'{key}={default}'.ljust(keys)}  {text}" for key, default, text in options]
+    width = max(60, get_terminal_size().columns)
+    lines = [
+        fill(
+            text,
+            width,
+            initial_indent=f"  {f'{key}={default}'.ljust(keys)}  ",
+            subsequent_indent=" " * (keys + 4),
+        )
+        for key, default, text in options
+    ]
     return "\n".join(
         [
             "fields and their defaults:",

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from envs.errors import check_choice, check_integer, check_number
 
-__all__ = ["ConfigError", "check_choice", "check_integer", "check_number"]
+__all__ = ["ConfigError", "check_choice", "check_integer", "check_number", "config_errors"]
 
 
 class ConfigError(ValueError):
     """A configuration that can't be run; the message says which field and what is allowed."""
+
+
+@contextmanager
+def config_errors(prefix: str = "") -> Iterator[None]:
+    """Raise what is refused inside as a :class:`ConfigError`, ``prefix`` before its message."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{prefix}{error}") from error

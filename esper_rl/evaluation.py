@@ -21,6 +21,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from envs.actions import Stage
+from esper_rl.errors import check_choice
 from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 from esper_rl.runs import RunFolder
 from esper_rl.training.environment import make_env
@@ -71,7 +72,7 @@ def evaluate(
     mode: Mode = "sampled",
     gamma: float = 1.0,
 ) -> Evaluation:
-    """Plays whole episodes, one on each row of the world.
+    """Play whole episodes, one on each row of the world.
 
     The policy starts from whatever state the world's random numbers are in: call
     ``env.set_seed`` and ``torch.manual_seed`` before, to play the same episodes again.
@@ -88,10 +89,9 @@ def evaluate(
     """
     if env.batch_size != torch.Size([episodes]):
         raise ValueError(
-            f"episodes: got {episodes}, allowed is env's number of rows, {list(env.batch_size)}"
+            f"episodes must be the number of rows of env, {list(env.batch_size)}, got {episodes}"
         )
-    if mode not in _EXPLORATION:
-        raise ValueError(f"mode: got {mode!r}, allowed are {sorted(_EXPLORATION)}")
+    check_choice("mode", mode, tuple(_EXPLORATION))
 
     returns = torch.zeros(episodes, device=env.device)
     discount = 1.0
@@ -124,7 +124,7 @@ PLAYERS: tuple[str, ...] = ("greedy", "sampled", "wait", "random", "fixed-schedu
 
 
 def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dict[str, Evaluation]:
-    """Plays the policy of a run and the baselines on the same episodes; writes evaluation.json.
+    """Play the policy of a run and the baselines on the same episodes; writes evaluation.json.
 
     Runs in as many processes as collected for the training run.
 

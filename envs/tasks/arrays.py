@@ -77,14 +77,13 @@ class ArrayTask(Task):
 
     def __post_init__(self) -> None:
         train, validation = _examples("train", self.train), self.validation
+        _check_examples("train", train, self.host)
         if isinstance(validation, int):
-            check_integer(
-                "validation", validation, most=len(train.targets) - 1, what="others to train"
-            )
+            check_integer("validation", validation, most=len(train.targets) - 1)
             validation, train = hold_out(train, validation)
-        validation = _examples("validation", validation)
-        for name, examples in (("train", train), ("validation", validation)):
-            _check_examples(name, examples, self.host)
+        else:
+            validation = _examples("validation", validation)
+            _check_examples("validation", validation, self.host)
         size = sum(segment.layout.size for segment in self.host.segments)
         check_integer("batches_per_epoch", self.batches_per_epoch)
         most_examples = len(train.targets) // self.batches_per_epoch

@@ -64,7 +64,8 @@ class FixedSchedulePolicy(TensorDictModuleBase):
 
     Args:
         slot: where to grow, from 0.
-        blueprint: name of the seed.
+        blueprint: name of the seed; for one of a host's own the choice's index, which is
+            ``env.population.blueprints.index(name)``.
         style: how it is mixed in.
         tempo_epochs: epochs of the ramp.
         alpha_target: where the ramp ends.
@@ -84,7 +85,7 @@ class FixedSchedulePolicy(TensorDictModuleBase):
     def __init__(
         self,
         slot: int = 0,
-        blueprint: str = "conv_heavy",
+        blueprint: str | int = "conv_heavy",
         style: Style = Style.LINEAR_ADD,
         tempo_epochs: int = 3,
         alpha_target: float = 1.0,
@@ -93,7 +94,9 @@ class FixedSchedulePolicy(TensorDictModuleBase):
         self.slot = slot
         self.choices = {
             "slot": slot,
-            "blueprint": _index("blueprint", blueprint, BLUEPRINTS),
+            "blueprint": blueprint
+            if isinstance(blueprint, int)
+            else _index("blueprint", blueprint, BLUEPRINTS),
             "style": _index("style", style, tuple(Style)),
             "tempo": _index("tempo_epochs", tempo_epochs, TEMPO_EPOCHS),
             "alpha_target": _index("alpha_target", alpha_target, ALPHA_TARGETS),
@@ -114,12 +117,14 @@ class FixedSchedulePolicy(TensorDictModuleBase):
     def _check(self, masks: TensorDictBase) -> None:
         slots = masks["slot"].shape[-1]
         check_integer("slot", self.slot, least=0, most=slots - 1, what="last slot of the world")
-        offered = masks["blueprint"].flatten(0, -2).all(0)
-        if not offered[self.choices["blueprint"]]:
-            names = [name for name, here in zip(BLUEPRINTS, offered, strict=True) if here]
+        offered = masks["blueprint"].flatten(0, -2).all(0).nonzero().flatten().tolist()
+        index = self.choices["blueprint"]
+        if index not in offered:
+            names = dict(enumerate(BLUEPRINTS))
+            allowed = ", ".join(str(names.get(i, i)) for i in offered)
             raise ValueError(
-                f"blueprint must be one that this world offers, {', '.join(names)}, got "
-                f"{BLUEPRINTS[self.choices['blueprint']]!r}"
+                f"blueprint must be one that this world offers, {allowed}, got "
+                f"{names.get(index, index)!r}"
             )
 
 

@@ -148,20 +148,18 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         check_choice("ratio", ratio, RATIOS)
         for option, reason in _REFUSED.items():
             if kwargs.pop(option, None):
-                raise NotImplementedError(
-                    f"FactoredClipPPOLoss doesn't take {option!r}: {reason}; leave it out"
-                )
+                raise NotImplementedError(f"option {option!r} must be left out: {reason}")
         unknown_options = sorted(set(kwargs) - _PASSED_ON)
         if unknown_options:
             # The parent would drop them without a word.
             raise TypeError(
-                f"FactoredClipPPOLoss has no options {unknown_options}; beside its own it passes "
-                f"on {sorted(_PASSED_ON)}"
+                f"options must be of FactoredClipPPOLoss or {sorted(_PASSED_ON)}, got "
+                f"{unknown_options}"
             )
         if isinstance(entropy_coeff, Mapping):
             raise TypeError(
-                "entropy_coeff must be one number, the base; give weights of the heads as "
-                "entropy_weights"
+                "entropy_coeff must be one number, the base, got a mapping; give the weights of "
+                "the heads as entropy_weights"
             )
         super().__init__(
             actor,
@@ -177,21 +175,21 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         self._draws = [module for module in actor.module if isinstance(module, _DRAWS)]
         found = tuple(_last(_action_key(draw)) for draw in self._draws)
         if found != self.heads:
-            raise ValueError(f"heads is {self.heads}, but the actor draws {found}; give those")
+            raise ValueError(f"heads must be those that the actor draws, {found}, got {self.heads}")
         if relevance.dtype != torch.bool:
             raise TypeError(f"relevance must be a bool tensor, got {relevance.dtype}")
         if relevance.dim() != 2 or relevance.shape[1] != len(self.heads):
             raise ValueError(
-                f"relevance has shape {tuple(relevance.shape)}; one row an op and one column a "
-                f"head is needed: (ops, {len(self.heads)})"
+                f"relevance must be of shape [ops, {len(self.heads)}], a row an op and a column a "
+                f"head, got {list(relevance.shape)}"
             )
         weights = dict.fromkeys(self.heads, 1.0) if entropy_weights is None else entropy_weights
         if set(weights) != set(self.heads):
             unknown = sorted(set(weights) - set(self.heads))
             missing = sorted(set(self.heads) - set(weights))
             raise ValueError(
-                f"entropy_weights must name each of the heads {self.heads} once; "
-                f"unknown: {unknown}, missing: {missing}"
+                f"entropy_weights must name each of the heads {self.heads}, got unknown {unknown}, "
+                f"missing {missing}"
             )
         device = self.entropy_coeff.device
         self.register_buffer("relevance", relevance.to(device))
@@ -246,7 +244,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         drawn = [_action_key(draw) for draw in self._draws]
         if set(keys) != set(drawn):
             raise ValueError(
-                f"the action keys are set to {list(keys)}, but the actor draws {drawn}"
+                f"the action keys must be those that the actor draws, {drawn}, got {list(keys)}"
             )
         return keys
 
@@ -285,8 +283,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             advantage = tensordict.get(key)
         if advantage.shape != (*tensordict.shape, 1):
             raise ValueError(
-                f"{key!r} has shape {tuple(advantage.shape)}, but the batch needs "
-                f"{(*tensordict.shape, 1)}"
+                f"{key!r} must be of shape {[*tensordict.shape, 1]}, got {list(advantage.shape)}"
             )
         return self._maybe_normalize_advantage(advantage, tensordict, update_norm=missing).squeeze(
             -1
@@ -336,8 +333,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     def _require_row_per_op(self, ops: int) -> None:
         if len(self.relevance) != ops:
             raise ValueError(
-                f"relevance has {len(self.relevance)} rows, but head {self.heads[0]!r} has {ops} "
-                "choices; give one row for each"
+                f"relevance must have {ops} rows, one for each choice of head {self.heads[0]!r}, "
+                f"got {len(self.relevance)}"
             )
 
     def _add_critic(self, out: TensorDict, tensordict: TensorDictBase, valid: Tensor) -> None:

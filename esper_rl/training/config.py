@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,35 +14,51 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from esper_rl.errors import ConfigError
+from envs import MorphogenesisEnv, RewardConfig
+from esper_rl.errors import (
+    ConfigError,
+    check_choice,
+    check_integer,
+    check_number,
+    config_errors,
+)
 from esper_rl.growing import PRESETS, PolicyConfig
 from esper_rl.objectives import BOOTSTRAPS, RATIOS
 from esper_rl.policy.config import option
+from esper_rl.training.options import from_signature, overriding
+
+_EnvOptions: Any = from_signature(
+    "EnvOptions",
+    MorphogenesisEnv.__init__,
+    MorphogenesisEnv.__doc__ or "",
+    leave_out=("self", "seed", "device", "reward"),
+)
+_RewardOptions: Any = overriding("RewardOptions", RewardConfig, leave_out=("gamma",))
 
 
-@dataclass
-class EnvConfig:
-    """The world that the policy is trained in; see :class:`envs.MorphogenesisEnv`.
+class EnvConfig(_EnvOptions):
+    """The world that the policy is trained in: the arguments of :class:`envs.MorphogenesisEnv`.
 
-    Fields left at None take the task's own value.
+    ``seed`` and ``device`` are those of the run, ``reward`` is :class:`RewardOptions`.
     """
 
-    task: str = option("digits", "name of the task, see `esper-rl tasks`")
-    num_envs: int = option(16, "hosts grown at once, N")
-    num_slots: int = option(3, "slots of a host, S")
-    max_epochs: int | None = option(None, "epochs of an episode")
-    batches_per_epoch: int | None = option(None, "minibatches of an epoch")
-    minibatch_size: int | None = option(None, "samples of a minibatch")
-    validation_size: int | None = option(None, "samples of the validation pass")
-    gates: str = option("permissive", "permissive | strict | hidden")
-    counterfactual_every: int = option(1, "epochs between measurements of the contributions")
-    time_limit: str = option("terminate", "terminate | truncate at max_epochs")
 
-    def __post_init__(self) -> None:
-        for name in ("num_envs", "num_slots", "counterfactual_every"):
-            _require_at_least(f"env.{name}", getattr(self, name), 1)
-        if self.max_epochs is not None:
-            _require_at_least("env.max_epochs", self.max_epochs, 1)
+class RewardOptions(_RewardOptions):
+    """Fields of :class:`envs.RewardConfig` that differ from the task's, the others None.
+
+    ``gamma`` is that of :class:`PPOConfig`.
+    """
+
+    def weights(self, prices: RewardConfig, gamma: float) -> RewardConfig:
+        """The weights of a run on a task with these prices.
+
+        Raises:
+            ValueError: if a weight is out of range.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if "intervention" in given:
+            given["intervention"] = {**prices.intervention, **given["intervention"]}
+        return replace(prices, gamma=gamma, **given)
 
 
 @dataclass
@@ -67,23 +84,18 @@ class PPOConfig:
     bootstrap: str = option("sampled", "op of the value after a cut: sampled | expected (mean)")
     max_grad_norm: float = option(1.0, "the gradient is scaled down to this norm")
 
+    @config_errors()
     def __post_init__(self) -> None:
-        for name, allowed in (("ratio", RATIOS), ("bootstrap", BOOTSTRAPS)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"ppo.{name}: got {getattr(self, name)}, allowed are {', '.join(allowed)}"
-                )
+        check_choice("ppo.ratio", self.ratio, RATIOS)
+        check_choice("ppo.bootstrap", self.bootstrap, BOOTSTRAPS)
         for name in ("epochs", "minibatches"):
-            _require_at_least(f"ppo.{name}", getattr(self, name), 1)
+            check_integer(f"ppo.{name}", getattr(self, name))
         for name in ("lr", "clip_epsilon", "max_grad_norm"):
-            _require_positive(f"ppo.{name}", getattr(self, name))
+            check_number(f"ppo.{name}", getattr(self, name), above=0)
         for name in ("critic_coeff", "entropy_coeff"):
-            _require_at_least(f"ppo.{name}", getattr(self, name), 0)
+            check_number(f"ppo.{name}", getattr(self, name), least=0)
         for name in ("gamma", "lmbda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"ppo.{name}: got {getattr(self, name)}, allowed are numbers from 0 to 1"
-                )
+            check_number(f"ppo.{name}", getattr(self, name), least=0, most=1)
 
 
 @dataclass
@@ -98,7 +110,8 @@ class TrainConfig:
         2
     """
 
-    env: EnvConfig = field(default_factory=EnvConfig)
+    env: EnvConfig = field(default_factory=partial(EnvConfig, num_envs=16))
+    reward: RewardOptions = field(default_factory=RewardOptions)
     policy: PolicyConfig = field(default_factory=PolicyConfig.v2)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     total_steps: int = option(18_400, "environment steps of the run, over all rows")
@@ -112,41 +125,42 @@ class TrainConfig:
     run_dir: str | None = option(None, "run folder, new; null makes runs/<task>-<time>")
     eval_episodes: int = option(64, "episodes a policy at the end; 0 leaves the evaluation out")
 
+    @config_errors()
     def __post_init__(self) -> None:
-        for name in ("total_steps", "steps_per_iteration"):
-            _require_at_least(name, getattr(self, name), 1)
+        for name in ("total_steps", "steps_per_iteration", "workers"):
+            check_integer(name, getattr(self, name))
         for name in ("seed", "eval_episodes"):
-            _require_at_least(name, getattr(self, name), 0)
-        _require_at_least("workers", self.workers, 1)
-        if self.env.num_envs % self.workers:
-            raise ConfigError(
-                f"workers: got {self.workers}, allowed are divisors of env.num_envs = "
-                f"{self.env.num_envs}, so that every process has as many rows"
+            check_integer(name, getattr(self, name), least=0)
+        if self.threads is not None:
+            check_integer("threads", self.threads)
+        rows = self.env.num_envs
+        check_integer("env.num_envs", rows)
+        check_integer("env.num_slots", self.env.num_slots)
+        check_integer(
+            "ppo.minibatches", self.ppo.minibatches, most=rows, what="rows, which are never split"
+        )
+        if rows % self.workers:
+            raise ValueError(
+                f"workers must be a divisor of env.num_envs = {rows}, so that every process has as "
+                f"many rows, got {self.workers}"
+            )
+        if self.steps_per_iteration % rows:
+            raise ValueError(
+                f"steps_per_iteration must be a multiple of env.num_envs = {rows}, so that every "
+                f"row takes the same steps, got {self.steps_per_iteration}"
+            )
+        if self.policy.num_slots != self.env.num_slots:
+            raise ValueError(
+                f"policy.num_slots must be env.num_slots = {self.env.num_slots}, got "
+                f"{self.policy.num_slots}"
             )
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"device: got {self.device}, allowed are PyTorch's devices on this machine, such "
-                f"as cpu ({str(error).splitlines()[0]})"
+            raise ValueError(
+                "device must be one of PyTorch's on this machine, such as cpu, got "
+                f"{self.device} ({str(error).splitlines()[0]})"
             ) from None
-        if self.threads is not None:
-            _require_at_least("threads", self.threads, 1)
-        if self.steps_per_iteration % self.env.num_envs:
-            raise ConfigError(
-                f"steps_per_iteration: got {self.steps_per_iteration}, allowed are multiples of "
-                f"env.num_envs = {self.env.num_envs}, so that every row takes the same steps"
-            )
-        if self.policy.num_slots != self.env.num_slots:
-            raise ConfigError(
-                f"policy.num_slots: got {self.policy.num_slots}, allowed is env.num_slots = "
-                f"{self.env.num_slots}"
-            )
-        if self.ppo.minibatches > self.env.num_envs:
-            raise ConfigError(
-                f"ppo.minibatches: got {self.ppo.minibatches}, allowed are 1 to env.num_envs = "
-                f"{self.env.num_envs}, because minibatches are made of whole rows"
-            )
 
     @property
     def iterations(self) -> int:
@@ -154,14 +168,8 @@ class TrainConfig:
         return math.ceil(self.total_steps / self.steps_per_iteration)
 
 
-def _require_at_least(name: str, value: float, least: int) -> None:
-    if not (math.isfinite(value) and value >= least):
-        raise ConfigError(f"{name}: got {value}, allowed are numbers of at least {least}")
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name}: got {value}, allowed are numbers above 0")
+_ANY_KEYS = "{}"
+"""Default of an option that is a dictionary: ``OPTION.KEY=VALUE`` sets an entry."""
 
 
 def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
@@ -185,10 +193,10 @@ def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
     presets = [override for override in overrides if override.startswith("policy=")]
     others = [override for override in overrides if override not in presets]
     preset = presets[-1].removeprefix("policy=") if presets else "v2"
-    if preset not in PRESETS:
-        raise ConfigError(f"policy: got {preset}, allowed are {', '.join(PRESETS)}")
     env = _merge(OmegaConf.structured(TrainConfig), others).env
-    _require_at_least("env.num_slots", env.num_slots, 1)
+    with config_errors():
+        check_choice("policy", preset, PRESETS)
+        check_integer("env.num_slots", env.num_slots)
     # The preset that fits the number of slots, which the first pass has found out.
     defaults = OmegaConf.structured(TrainConfig)
     defaults.policy = OmegaConf.structured(PRESETS[preset](env.num_slots))
@@ -196,13 +204,14 @@ def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
 
 
 def _merge(config: Any, overrides: Sequence[str]) -> Any:
-    known = [key for key, _, _ in describe_options()]
+    options = {key: default for key, default, _ in describe_options()}
+    open_ended = tuple(f"{key}." for key, default in options.items() if default == _ANY_KEYS)
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r}: write it as key=value")
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        if key not in options and not key.startswith(open_ended):
+            near = difflib.get_close_matches(key, options, n=1, cutoff=0.0)[0]
             raise ConfigError(
                 f"override {override!r}: there is no field {key!r}; the nearest is {near!r}, "
                 "`esper-rl train --help` lists all"
@@ -242,20 +251,21 @@ def _walk(config: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
         value, key = getattr(config, entry.name), prefix + entry.name
         if is_dataclass(value):
             yield from _walk(value, key + ".")
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             yield from (
                 (f"{key}.{name}", str(v), entry.metadata["help"]) for name, v in value.items()
             )
+        elif isinstance(value, dict) or "dict[" in str(entry.type):
+            yield key, _ANY_KEYS, entry.metadata["help"]
         else:
             yield key, "null" if value is None else str(value), entry.metadata["help"]
 
 
 def _to_config(config: Any) -> TrainConfig:
     try:
-        built = OmegaConf.to_object(config)
-    except ConfigError:
-        raise
-    except (OmegaConfBaseException, ValueError) as error:
+        with config_errors():
+            built = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from error
     assert isinstance(built, TrainConfig)
     return built

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from envs import MorphogenesisEnv, RewardConfig
-from esper_rl.errors import ConfigError
+from typing import Any
+
+from envs import MorphogenesisEnv, make_task
+from esper_rl.errors import config_errors
 from esper_rl.training.config import TrainConfig
 
 
 def make_env(config: TrainConfig, *, seed: int, num_envs: int | None = None) -> MorphogenesisEnv:
-    """Builds the world that ``config`` describes; its potentials are discounted as PPO discounts.
+    """Build the world that ``config`` describes; its potentials are discounted as PPO discounts.
 
     Args:
         config: of the run.
@@ -18,22 +20,9 @@ def make_env(config: TrainConfig, *, seed: int, num_envs: int | None = None) -> 
     Raises:
         ConfigError: when the world refuses a value.
     """
-    world = config.env
-    try:
-        return MorphogenesisEnv(
-            task=world.task,
-            num_envs=world.num_envs if num_envs is None else num_envs,
-            num_slots=world.num_slots,
-            max_epochs=world.max_epochs,
-            seed=seed,
-            device=config.device,
-            batches_per_epoch=world.batches_per_epoch,
-            minibatch_size=world.minibatch_size,
-            validation_size=world.validation_size,
-            gates=world.gates,
-            reward=RewardConfig(gamma=config.ppo.gamma),
-            counterfactual_every=world.counterfactual_every,
-            time_limit=world.time_limit,
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"env: {error}") from error
+    with config_errors("env: "):
+        options: dict[str, Any] = vars(config.env) | {"task": make_task(config.env.task)}
+        if num_envs is not None:
+            options["num_envs"] = num_envs
+        reward = config.reward.weights(options["task"].reward, config.ppo.gamma)
+        return MorphogenesisEnv(**options, seed=seed, device=config.device, reward=reward)

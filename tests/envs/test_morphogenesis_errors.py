@@ -146,7 +146,7 @@ def test_an_action_without_heads_is_an_error(env, bad):
 def test_range_errors_name_row_value_and_range(head):
     env = small_env(num_envs=3)
     size = head_sizes(3)[head]
-    message = rf"'{head}' is {size + 4} in row 1; 0 to {size - 1} are allowed"
+    message = rf"'{head}' must be 0 to {size - 1}, got {size + 4} in row 1"
     with pytest.raises(ValueError, match=message):
         act(env, env.reset(), **{head: [0, size + 4, 0]})
 
@@ -154,10 +154,10 @@ def test_range_errors_name_row_value_and_range(head):
 def test_dtype_and_shape_errors_name_what_is_needed():
     env = small_env(num_envs=2)
     state = env.reset()
-    with pytest.raises(TypeError, match=r"'slot' has dtype torch.float32; int64 is needed"):
+    with pytest.raises(TypeError, match=r"'slot' must be int64, got torch.float32"):
         env.step(state.clone().set("action", one_head("slot", torch.zeros(2))))
     long = one_head("slot", torch.zeros(2, 3, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"'slot' has shape \(2, 3\); \(2,\) is needed"):
+    with pytest.raises(ValueError, match=r"'slot' must be of shape \[2\], .*, got \[2, 3\]"):
         env.step(state.clone().set("action", long))
 
 

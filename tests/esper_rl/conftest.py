@@ -1,4 +1,4 @@
-"""A training run so small that tests can afford many."""
+"""A small world with a policy and its steps, and a training run that tests can afford often."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tensordict import TensorDictBase
 
+from esper_rl.objectives import compute_advantages
+from esper_rl.policy import ActorCritic
 from esper_rl.training.config import TrainConfig, parse_overrides
+from tests.support.fake_world import FakeWorld, collect, small_actor_critic
 
 TINY = (
     "env.num_envs=4",
@@ -37,3 +41,19 @@ def tiny_config(tiny_overrides: list[str]) -> Callable[..., TrainConfig]:
         return parse_overrides([*tiny_overrides, *overrides])
 
     return make
+
+
+@pytest.fixture
+def world() -> FakeWorld:
+    return FakeWorld(num_envs=12)
+
+
+@pytest.fixture
+def ac(world: FakeWorld) -> ActorCritic:
+    return small_actor_critic(world)
+
+
+@pytest.fixture
+def batch(world: FakeWorld, ac: ActorCritic) -> TensorDictBase:
+    """Fresh steps ``[12, 10]`` with resets in between."""
+    return compute_advantages(collect(world, ac, steps=10), ac)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields, replace
+
 import pytest
 
+from envs import MorphogenesisEnv, RewardConfig, make_task
+from envs.actions import Op
 from esper_rl import PolicyConfig
 from esper_rl.training.config import (
     ConfigError,
@@ -15,6 +20,7 @@ from esper_rl.training.config import (
     load_config,
     parse_overrides,
 )
+from esper_rl.training.environment import make_env
 
 
 def test_no_overrides_give_the_defaults() -> None:
@@ -58,7 +64,6 @@ def test_a_bad_override_is_named(override: str, says: str) -> None:
     ("override", "field"),
     [
         ("env.num_envs=0", "env.num_envs"),
-        ("env.max_epochs=-1", "env.max_epochs"),
         ("ppo.lr=0", "ppo.lr"),
         ("ppo.lr=.nan", "ppo.lr"),
         ("ppo.gamma=1.1", "ppo.gamma"),
@@ -74,8 +79,62 @@ def test_a_bad_override_is_named(override: str, says: str) -> None:
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_allowed(override: str, field: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{field}: got .*, allowed (is|are) "):
+    with pytest.raises(ConfigError, match=rf"^{field} must be .*, got "):
         parse_overrides([override])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("reward.rent=-1", "reward weight rent must be a number at least 0, got -1.0"),
+        ("env.max_epochs=0", "max_epochs must be an integer of at least 1, got 0"),
+        ("env.gates=loose", "gates must be one of"),
+    ],
+)
+def test_what_the_world_refuses_is_named(override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"env: {says}"):
+        make_env(parse_overrides([override]), seed=0)
+
+
+def test_options_of_the_world_are_the_constructors() -> None:
+    """Same names, same defaults, told once."""
+    parameters = inspect.signature(MorphogenesisEnv.__init__).parameters
+    options = {each.name: each.default for each in fields(EnvConfig)}
+    others = {"self", "seed", "device", "reward"}
+    assert options == {n: p.default for n, p in parameters.items() if n not in others}
+
+
+def test_weights_of_the_reward_are_options() -> None:
+    config = parse_overrides(
+        ["reward.rent=0.02", "reward.intervention.PRUNE=0.5", "ppo.gamma=0.9", "env.num_envs=2"]
+    )
+    env = make_env(config, seed=0)
+    default = RewardConfig()
+    assert env.reward_config == replace(
+        default,
+        gamma=0.9,
+        rent=0.02,
+        intervention={**default.intervention, Op.PRUNE: 0.5},
+    )
+    assert load_config(dump_config(config)) == config
+    assert make_env(parse_overrides([]), seed=0).reward_config == default
+    names = {option[0] for option in describe_options()}
+    assert {f"reward.{each.name}" for each in fields(RewardConfig)} - names == {"reward.gamma"}
+
+
+def test_a_run_keeps_the_prices_of_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = replace(make_task("scaffold"), reward=RewardConfig(rent=0.25, bonus=3.0))
+    monkeypatch.setattr("envs.registration._registered", {"dear": lambda: task})
+    env = make_env(parse_overrides(["env.task=dear", "reward.bonus=1"]), seed=0)
+    assert (env.reward_config.rent, env.reward_config.bonus) == (0.25, 1.0)
+
+
+def test_dictionaries_take_new_entries() -> None:
+    policy = parse_overrides(["policy.head_layers.op=[8,4]", "policy.hidden_columns=[3]"]).policy
+    assert policy.hidden_layers("op") == [8, 4]
+    assert policy.columns_left_out() == [3]
+    with pytest.raises(ConfigError, match=r"entropy_weights\.op"):
+        parse_overrides(["policy.entropy_weights.opp=2"])
 
 
 def test_python_is_refused_like_the_command_line() -> None:
@@ -117,5 +176,5 @@ def test_the_policy_follows_the_number_of_slots(preset: str, hidden: int) -> Non
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="policy: got v3, allowed are v1, v2"):
+    with pytest.raises(ConfigError, match="policy must be one of 'v1', 'v2', got 'v3'"):
         parse_overrides(["policy=v3"])

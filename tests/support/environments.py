@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from envs import MorphogenesisEnv
-from envs.actions import HEADS
+from envs import MorphogenesisEnv, feature_names
+from envs.actions import BLUEPRINTS, HEADS, Op
+from envs.populations import SlotInputs
 
 SMALL = {
     "num_envs": 3,
@@ -54,3 +55,50 @@ def differences(a: TensorDictBase, b: TensorDictBase, rows: object = slice(None)
     keys = set(a.keys(True, True)) & set(b.keys(True, True))
     assert keys
     return [k for k in keys if not a[k][rows].equal(b[k][rows])]
+
+
+CONV_LIGHT, CONV_HEAVY = BLUEPRINTS.index("conv_light"), BLUEPRINTS.index("conv_heavy")
+GATED, MULTIPLY = 3, 1
+GROW = [{"op": Op.GERMINATE, "blueprint": CONV_LIGHT, "alpha_target": 2}, *[{"op": Op.ADVANCE}] * 2]
+"""Plant and blend at slot 0 as early as possible."""
+
+
+def column(name: str) -> int:
+    return feature_names(3).index(name)
+
+
+def play(env: MorphogenesisEnv, plan: list[dict]) -> list:
+    """States of a reset and then one step for each choice of heads."""
+    states = [env.reset()]
+    for heads in plan:
+        states.append(act(env, states[-1], **heads))
+    return states
+
+
+def fully_live(env: MorphogenesisEnv) -> list:
+    """Rows with different seeds in different stages."""
+    n = env.num_envs
+    blueprints = [1 + row % 7 for row in range(n)]
+    styles = [row % 4 for row in range(n)]
+    slots = [row % env.num_slots for row in range(n)]
+    chosen = {"slot": slots, "blueprint": blueprints, "style": styles}
+    ops = [Op.GERMINATE, Op.ADVANCE, Op.ADVANCE, Op.WAIT]
+    return play(env, [{"op": op, **chosen} for op in ops])
+
+
+def reset_rows(env: MorphogenesisEnv, state: TensorDict, rows: list[int]) -> TensorDict:
+    mask = torch.zeros(env.num_envs, 1, dtype=torch.bool)
+    mask[rows] = True
+    return env.reset(state.clone().set("_reset", mask))
+
+
+def watch_training(env: MorphogenesisEnv) -> list[tuple[SlotInputs, torch.Tensor]]:
+    """A list that grows by what every epoch of training is given from now on."""
+    given, train = [], env.population.train_on
+
+    def watched(growth: SlotInputs, indices: torch.Tensor) -> tuple:
+        given.append((growth, indices))
+        return train(growth, indices)
+
+    env.population.train_on = watched
+    return given

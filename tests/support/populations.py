@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from envs.actions import BLUEPRINTS, Algorithm, Stage
 from envs.batched.randomness import fold
 from envs.blueprints import CONV_BLUEPRINTS
-from envs.populations.base import SlotInputs
+from envs.populations import SlotInputs
 from envs.populations.data import LabelledData
 from envs.populations.trained import TrainedPopulation
 from envs.registration import make_task
 from envs.tasks import ArrayTask
+from tests.support.plain import PlainNetwork, plain_network
 
 CPU = torch.device("cpu")
 HOST_LR = 0.05
@@ -197,3 +198,54 @@ def minibatches(num_rows: int, batches: int = 3, size: int = 32, seed: int = 0) 
     """Training examples for an epoch, other ones for every row: ``[N, batches, size]``."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 1297, (num_rows, batches, size), generator=generator)
+
+
+WORLDS = [("digits", 3), ("digits_full", 3), ("digits", 1)]
+INF, NAN = float("inf"), float("nan")
+
+
+def all_rows(population: TrainedPopulation) -> Tensor:
+    return torch.arange(population.num_rows)
+
+
+def state(population: TrainedPopulation) -> list[Tensor]:
+    """Copies of all that a population learns, each with one row a network."""
+    return [matrix.clone() for matrix in matrices(population)]
+
+
+def plain_networks(population: TrainedPopulation, growth: SlotInputs) -> list[PlainNetwork]:
+    return [plain_network(population, growth, row) for row in range(population.num_rows)]
+
+
+def assert_rows_agree(
+    population: TrainedPopulation,
+    growth: SlotInputs,
+    networks: list[PlainNetwork],
+    tolerance: float,
+) -> None:
+    """Hosts, seeds and gates of the population are those of the plain networks."""
+    for row, network in enumerate(networks):
+        host = flat(network.host_parameters())
+        torch.testing.assert_close(
+            population.host_params[row], host, rtol=tolerance, atol=tolerance
+        )
+        for slot, plain in enumerate(network.slots):
+            if growth.blueprint[row, slot] >= 0:
+                seed = flat(plain)
+                mine = population.seed_params[slot][row, : len(seed)]
+                torch.testing.assert_close(mine, seed, rtol=tolerance, atol=tolerance)
+
+
+def spread_predictions(population: TrainedPopulation, growth: SlotInputs, name: str) -> None:
+    """Biases that centre the logits: fresh hosts see one class everywhere, whatever is ablated."""
+    images = small_task(name).validation.inputs[:60].double()
+    with torch.no_grad():
+        for row, network in enumerate(plain_networks(population, growth)):
+            population.host_params[row, -10:] -= network(images).mean(0)
+
+
+def assert_close_rows(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Relative to the length of a row's vector."""
+    for mine, theirs in zip(actual, expected, strict=True):
+        mine, theirs = mine.view(len(mine), -1), theirs.view(len(theirs), -1)
+        assert ((mine - theirs).norm(dim=1) <= tolerance * theirs.norm(dim=1)).all()

@@ -1,0 +1,95 @@
+"""Options of a run that other code states already: names, defaults and texts are taken from there.
+
+A class's docstring says what each argument is ("Args:" or "Attributes:"); its signature says how
+it is called, of what type it is and what it is by default.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Collection
+from dataclasses import Field, field, fields, make_dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+_PLAIN = (bool, int, float, str, type(None))
+"""Types that a command line can write."""
+
+_SECTION = re.compile(r"^(?:Args|Attributes):\n(.*?)(?:\n\n|\Z)", re.M | re.S)
+_ENTRY = re.compile(r"^    ([\w, ]+): (.*?)(?=^    \w|\Z)", re.M | re.S)
+_END = re.compile(r"[.;](?:\s|$)")
+_MARKUP = re.compile(r":\w+:|`")
+
+
+def from_signature(name: str, function: Callable, doc: str, leave_out: Collection[str]) -> type:
+    """Make a dataclass with a field for each parameter of a function.
+
+    Args:
+        name: of the dataclass.
+        function: with a default for every parameter that isn't left out.
+        doc: docstring that describes the parameters.
+        leave_out: parameters that get no field.
+    """
+    hints, texts = get_type_hints(function), descriptions(doc)
+    made = [
+        (each.name, _plain(hints[each.name]), _option(each.default, texts[each.name]))
+        for each in inspect.signature(function).parameters.values()
+        if each.name not in leave_out
+    ]
+    return make_dataclass(name, made)
+
+
+def overriding(name: str, config: type, leave_out: Collection[str]) -> type:
+    """Make a dataclass with the fields of another one, each None: what isn't said otherwise.
+
+    Args:
+        name: of the dataclass.
+        config: a dataclass whose docstring describes its fields.
+        leave_out: fields that are not taken over.
+    """
+    hints, texts = get_type_hints(config), descriptions(config.__doc__ or "")
+    made = [
+        (each.name, hints[each.name] | None, _option(None, f"{texts[each.name]} ({_shown(each)})"))
+        for each in fields(config)
+        if each.name not in leave_out
+    ]
+    return make_dataclass(name, made)
+
+
+def descriptions(doc: str) -> dict[str, str]:
+    """What a Google-style docstring says of each argument or attribute: its first sentence.
+
+    An argument's text goes before that of an attribute of the same name.
+
+    Examples:
+        >>> descriptions("Sum. Args: \\n\\n    Args:\\n        a, b: what to add. Both count.\\n")
+        {'a': 'what to add', 'b': 'what to add'}
+    """
+    found: dict[str, str] = {}
+    for section in _SECTION.findall(inspect.cleandoc(doc)):
+        for names, text in _ENTRY.findall(section):
+            sentence = _END.split(" ".join(text.split()))[0]
+            for name in names.split(", "):
+                found.setdefault(name, _MARKUP.sub("", sentence))
+    return found
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+def _plain(hint: Any) -> Any:
+    """The part of a type that a command line can write."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    plain = tuple(each for each in get_args(hint) if each in _PLAIN)
+    return Union[plain]  # noqa: UP007 - of a tuple
+
+
+def _shown(entry: Field) -> str:
+    """How a default is described."""
+    default = entry.default_factory() if callable(entry.default_factory) else entry.default
+    if isinstance(default, dict):
+        default = ", ".join(f"{key.name} {value}" for key, value in default.items())
+    return f"null: the task's, mostly {default}"

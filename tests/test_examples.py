@@ -1,0 +1,53 @@
+"""The examples run, show what they say they show, and use public names only."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+
+
+def run(path: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(path), *arguments],
+        cwd=path.parent.parent,
+        env={"PYTHONPATH": str(path.parent.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["own_task", "own_host"])
+def test_growing_pays_on_a_task_or_host_of_ones_own(name: str) -> None:
+    """Task, host, segment, blueprint and its choice in the action, all from outside."""
+    (path,) = (path for path in EXAMPLES if path.stem == name)
+    waiting, grown = map(float, re.findall(r"(\d+\.\d) ±", run(path)))
+    assert grown > waiting + 20
+
+
+def test_a_loop_of_ones_own_trains() -> None:
+    (path,) = (path for path in EXAMPLES if path.stem == "own_loop")
+    lines = run(path, "2").splitlines()
+    assert len(lines) == 2
+    assert all(re.fullmatch(r"iteration \d: return -?\d\.\d\d, \d+% .*WAIT", x) for x in lines)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_use_public_names_only(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    names = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names += [alias.name for alias in node.names]
+    assert not [name for name in names if name.startswith("_")]
+    assert ast.get_docstring(tree)
