@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from tqdm import tqdm
 
-from envs import ArrayTask, MorphogenesisEnv, make_task
+from envs import ArrayTask, MorphogenesisEnv
 from envs.actions import HEADS, Op, Style
 from tests.support.plain import PlainNetwork, PlainSlot, plain_network
 
@@ -104,9 +104,9 @@ def timed(function: Callable[[], object]) -> float:
 def clocked(run: Callable, phase: str, seconds: dict[str, float]) -> Callable:
     """``run``, adding its seconds to those of its phase."""
 
-    def wrapper(*args: object) -> object:
+    def wrapper(*args: object, **kwargs: object) -> object:
         start = time.perf_counter()
-        result = run(*args)
+        result = run(*args, **kwargs)
         seconds[phase] += time.perf_counter() - start
         return result
 
@@ -117,20 +117,19 @@ def clock_phases(env: MorphogenesisEnv) -> dict[str, float]:
     """Make the environment add up the seconds of its phases."""
     seconds: dict[str, float] = defaultdict(float)
     phases = {
-        "_train": "train",
-        "_validate": "validate",
-        "_act": "lifecycle",
-        "_move_alpha": "lifecycle",
-        "_observe": "observation",
+        "train": (env.population, "train_epoch"),
+        "validate": (env.population, "validate"),
+        "observation": (env, "observe"),
     }
-    for method, phase in phases.items():
-        setattr(env, method, clocked(getattr(env, method), phase, seconds))
+    for phase, (owner, method) in phases.items():
+        setattr(owner, method, clocked(getattr(owner, method), phase, seconds))
     return seconds
 
 
 def measure(task_name: str, num_envs: int, mixed: bool, repeats: int) -> dict[str, object]:
     """Medians over ``repeats`` turns of the environment and the plain loop."""
-    make_task(task_name)  # what its data's libraries take isn't the environment's
+    # What data, kernels and their libraries take isn't the environment's.
+    MorphogenesisEnv(task_name, num_envs=1, max_epochs=1).rollout(1)
     before = peak_memory()
     env = MorphogenesisEnv(task_name, num_envs=num_envs, max_epochs=1000)
     task = env.task

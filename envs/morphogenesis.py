@@ -257,7 +257,7 @@ class MorphogenesisEnv(EnvBase):
         )
         fresh.history, fresh.diverged = History.starting(loss, accuracy), diverged
         self.state.replace(mask, fresh)
-        return self._observe()
+        return self.observe()
 
     # -- step -------------------------------------------------------------------------------
 
@@ -270,7 +270,7 @@ class MorphogenesisEnv(EnvBase):
         advance_clocks(self.state.slots)
         self._validate()
         reward = self._reward(before, applied)
-        return self._observe().set("reward", reward)
+        return self.observe().set("reward", reward)
 
     def _act(self, action: dict[str, Tensor]) -> Applied:
         """Carry out what is legal of the action, and plant seeds and gates."""
@@ -340,8 +340,12 @@ class MorphogenesisEnv(EnvBase):
             slots.stage, slots.blueprint, slots.algorithm, slots.alpha, host_lr, seed_lr
         )
 
-    def _observe(self) -> TensorDict:
-        """Observation, masks, metrics and ends of the state that holds now."""
+    def observe(self) -> TensorDict:
+        """Show the state that holds now: observation, masks, metrics, reward terms and ends.
+
+        Returns:
+            The keys of a reset (see the class), with copies of all tensors.
+        """
         state, slots, history = self.state, self.state.slots, self.state.history
         strict = self.gates == "strict"
         legal = legal_slots(slots, state.host_gradient_norm, strict=strict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -27,7 +27,7 @@ def register_task(name: str, factory: TaskFactory) -> None:
     """Give a task a name in this process, for environments and ``esper-rl train env.task=NAME``.
 
     A package gives its tasks names by an entry point in the group ``esper_rl.tasks`` instead:
-    ``my-task = "my_package.tasks:make"``. Only so processes that others start know them too.
+    ``my-task = "my_package.tasks:make"``. Every process knows those.
 
     Args:
         name: what to call it.
@@ -50,6 +50,16 @@ def register_task(name: str, factory: TaskFactory) -> None:
     if not name or name in list_tasks():
         raise ValueError(f"name must be new and not empty, got {name!r}; taken: {list_tasks()}")
     _registered[name] = factory
+
+
+def registered_tasks() -> dict[str, TaskFactory]:
+    """What :func:`register_task` was told in this process, for processes that it starts."""
+    return dict(_registered)
+
+
+def adopt_tasks(tasks: Mapping[str, TaskFactory]) -> None:
+    """Register what :func:`registered_tasks` gave in the process that started this one."""
+    _registered.update(tasks)
 
 
 def list_tasks() -> list[str]:

@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
+import cloudpickle
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -21,6 +22,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from envs.actions import Stage
+from envs.registration import adopt_tasks, registered_tasks
 from esper_rl.errors import check_choice
 from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 from esper_rl.runs import RunFolder
@@ -147,7 +149,8 @@ def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dic
     with ExitStack() as stack:
         played: Iterable[Evaluation] = map(play, PLAYERS)
         if workers > 1:
-            pool = get_context("spawn").Pool(workers, _start_worker)
+            tasks = cloudpickle.dumps(registered_tasks())
+            pool = get_context("spawn").Pool(workers, _start_worker, (tasks,))
             played = stack.enter_context(pool).imap(play, PLAYERS)
         bar = tqdm(played, "evaluate", len(PLAYERS), unit="policy", leave=False, delay=5)
         results = dict(zip(PLAYERS, bar, strict=True))
@@ -157,7 +160,8 @@ def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dic
     return results
 
 
-def _start_worker() -> None:
+def _start_worker(tasks: bytes) -> None:
+    adopt_tasks(cloudpickle.loads(tasks))
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the process that started it ends it
 

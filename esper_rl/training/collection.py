@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
 from torchrl.envs import Compose, RewardSum, Timer, Transform, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 
+from envs.registration import TaskFactory, adopt_tasks, registered_tasks
 from esper_rl.policy import ActorCritic
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
@@ -31,7 +32,10 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
     """
     workers = config.workers
     seeds = np.random.SeedSequence(config.seed).generate_state(workers).tolist()
-    make_worlds = [partial(_make_world, config, seed, actor_critic.transforms()) for seed in seeds]
+    make_worlds = [
+        partial(_make_world, config, seed, actor_critic.transforms(), registered_tasks())
+        for seed in seeds
+    ]
     frames = config.iterations * config.steps_per_iteration
     if workers == 1:
         return Collector(
@@ -55,8 +59,14 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
     )
 
 
-def _make_world(config: TrainConfig, seed: int, transforms: Sequence[Transform]) -> TransformedEnv:
+def _make_world(
+    config: TrainConfig,
+    seed: int,
+    transforms: Sequence[Transform],
+    tasks: Mapping[str, TaskFactory],
+) -> TransformedEnv:
     """A worker's share of the rows; its own seed makes the policy's draws its own too."""
+    adopt_tasks(tasks)
     torch.manual_seed(seed)
     env = make_env(config, seed=seed, num_envs=config.env.num_envs // config.workers)
     return TransformedEnv(env, Compose(*transforms, RewardSum(), Timer()))

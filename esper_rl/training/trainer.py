@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from envs.actions import CAUSAL_RELEVANCE
 from esper_rl.growing.monitors import (
     cell_metrics,
     feedback_metrics,
-    find_warnings,
     gradient_metrics,
     rollout_metrics,
     update_metrics,
 )
 from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages, final_value_loss
 from esper_rl.policy import make_actor_critic
-from esper_rl.report.curves import plot_learning_curve
 from esper_rl.runs import RunFolder
-from esper_rl.runs.metrics import append_row
+from esper_rl.training.callbacks import Callback, MetricsFile, Progress, Warnings
 from esper_rl.training.collection import collection_seconds, make_collector
 from esper_rl.training.config import TrainConfig, dump_config
 from esper_rl.training.environment import make_env
@@ -43,11 +40,12 @@ class TrainingInterrupted(KeyboardInterrupt):
         self.run = run
 
 
-def train(config: TrainConfig) -> Path:
-    """Trains a policy with PPO.
+def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
+    """Train a policy with PPO.
 
     Args:
         config: what to train, where and for how long.
+        callbacks: what else shall happen, beside metrics on disk, warnings and a progress bar.
 
     Returns:
         The run folder, with ``config.yaml``, ``metrics.csv`` (one line an iteration),
@@ -94,74 +92,75 @@ def train(config: TrainConfig) -> Path:
     collector = make_collector(config, actor_critic)
     if config.compile:
         actor_critic.network.compile_parts()
-    warned: dict[str, str] = {}
-    progress = tqdm(total=config.iterations * config.steps_per_iteration, unit="step")
     try:
-        batches = iter(collector)
-        for iteration in range(config.iterations):
-            start = perf_counter()
-            batch = next(batches)  # [N, T]
-            collect_seconds = perf_counter() - start
-            env_seconds, policy_seconds = collection_seconds(batch)
+        with ExitStack() as ends:  # undone in reverse order, whatever ends the run
+            ends.callback(collector.shutdown)
+            ends.callback(save)
+            callbacks = [MetricsFile(), Warnings(), Progress(), *callbacks]
+            for callback in callbacks:
+                callback.on_start(config, run)
+                ends.callback(callback.on_end)
 
-            start = perf_counter()
-            batch = compute_advantages(
-                batch,
-                actor_critic,
-                gamma=config.ppo.gamma,
-                lmbda=config.ppo.lmbda,
-                bootstrap=config.ppo.bootstrap,
-            )
-            entropy_coeff = config.ppo.entropy_coeff
-            if config.ppo.anneal_entropy:
-                # Heads that few ops need get little from the advantages beside the bonus, which
-                # counts at every step: they make up their minds when it has become small.
-                entropy_coeff *= (1 - iteration / config.iterations) ** 2
-            loss_module.entropy_coeff.fill_(entropy_coeff)
-            updates = []
-            for _ in range(config.ppo.epochs):
-                for rows in torch.randperm(config.env.num_envs).chunk(config.ppo.minibatches):
-                    with torch.autocast(env.device.type, torch.bfloat16, enabled=config.bf16):
-                        losses = loss_module(batch[rows])
-                    if config.env.time_limit == "truncate":
-                        final_value = final_value_loss(batch[rows], actor_critic)
-                        losses["loss_final_value"] = config.ppo.critic_coeff * final_value
-                    optimizer.zero_grad()
-                    loss = sum(term for key, term in losses.items() if key.startswith("loss_"))
-                    loss.backward()
-                    losses.update(gradient_metrics(actor_critic))
-                    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.ppo.max_grad_norm)
-                    _require_finite(loss, grad_norm, steps)
-                    optimizer.step()
-                    updates.append(losses.detach().set("grad_norm", grad_norm))
-            collector.update_policy_weights_()
-            update_seconds = perf_counter() - start
+            batches = iter(collector)
+            for iteration in range(config.iterations):
+                start = perf_counter()
+                batch = next(batches)  # [N, T]
+                collect_seconds = perf_counter() - start
+                env_seconds, policy_seconds = collection_seconds(batch)
 
-            steps += batch.numel()
-            row = {
-                "steps": steps,
-                **rollout_metrics(batch),
-                **cell_metrics(batch),
-                **feedback_metrics(batch, actor_critic),
-                **update_metrics(updates),
-                "entropy_coeff": entropy_coeff,
-                "seconds/env": env_seconds,
-                "seconds/policy": policy_seconds,
-                "seconds/update": update_seconds,
-                "steps_per_second": batch.numel() / (collect_seconds + update_seconds),
-            }
-            append_row(run.metrics, row)
-            warned = _warn(row, warned)
-            save()
-            progress.set_postfix(_headline(row), refresh=False)
-            progress.update(batch.numel())
+                start = perf_counter()
+                batch = compute_advantages(
+                    batch,
+                    actor_critic,
+                    gamma=config.ppo.gamma,
+                    lmbda=config.ppo.lmbda,
+                    bootstrap=config.ppo.bootstrap,
+                )
+                entropy_coeff = config.ppo.entropy_coeff
+                if config.ppo.anneal_entropy:
+                    # Heads that few ops need get little from the advantages beside the bonus, which
+                    # counts at every step: they make up their minds when it has become small.
+                    entropy_coeff *= (1 - iteration / config.iterations) ** 2
+                loss_module.entropy_coeff.fill_(entropy_coeff)
+                updates = []
+                for _ in range(config.ppo.epochs):
+                    for rows in torch.randperm(config.env.num_envs).chunk(config.ppo.minibatches):
+                        with torch.autocast(env.device.type, torch.bfloat16, enabled=config.bf16):
+                            losses = loss_module(batch[rows])
+                        if config.env.time_limit == "truncate":
+                            final_value = final_value_loss(batch[rows], actor_critic)
+                            losses["loss_final_value"] = config.ppo.critic_coeff * final_value
+                        optimizer.zero_grad()
+                        loss = sum(term for key, term in losses.items() if key.startswith("loss_"))
+                        loss.backward()
+                        losses.update(gradient_metrics(actor_critic))
+                        grad_norm = torch.nn.utils.clip_grad_norm_(
+                            parameters, config.ppo.max_grad_norm
+                        )
+                        _require_finite(loss, grad_norm, steps)
+                        optimizer.step()
+                        updates.append(losses.detach().set("grad_norm", grad_norm))
+                collector.update_policy_weights_()
+                update_seconds = perf_counter() - start
+
+                steps += batch.numel()
+                row = {
+                    "steps": steps,
+                    **rollout_metrics(batch),
+                    **cell_metrics(batch),
+                    **feedback_metrics(batch, actor_critic),
+                    **update_metrics(updates),
+                    "entropy_coeff": entropy_coeff,
+                    "seconds/env": env_seconds,
+                    "seconds/policy": policy_seconds,
+                    "seconds/update": update_seconds,
+                    "steps_per_second": batch.numel() / (collect_seconds + update_seconds),
+                }
+                save()
+                for callback in callbacks:
+                    callback.on_iteration(row)
     except KeyboardInterrupt as interrupt:
         raise TrainingInterrupted(run.path) from interrupt
-    finally:
-        progress.close()
-        save()
-        plot_learning_curve(run.metrics, run.learning_curve)
-        collector.shutdown()
     return run.path
 
 
@@ -172,21 +171,3 @@ def _require_finite(loss: Tensor, grad_norm: Tensor, steps: int) -> None:
                 f"the {name} became {value.item()} after {steps} steps; this update wasn't made, "
                 "the checkpoint holds the weights before it; a smaller ppo.lr may help"
             )
-
-
-def _warn(row: Mapping[str, float], before: Mapping[str, str]) -> dict[str, str]:
-    """Print the warnings that weren't there in the iteration before, above the progress bar."""
-    now = find_warnings(row)
-    for name in now.keys() - before.keys():
-        tqdm.write(f"after {row['steps']:,.0f} steps: {now[name]}", file=sys.stderr)
-    return now
-
-
-def _headline(row: Mapping[str, float]) -> dict[str, str]:
-    """What the progress bar shows beside steps, steps per second and time left."""
-    return {
-        "return": f"{row['return']:.2f}",
-        "accuracy": f"{row['final_accuracy']:.1f}%",
-        "H(op)": f"{row['head_entropy/op']:.2f}",
-        "H(blueprint)": f"{row['head_entropy/blueprint']:.2f}",
-    }

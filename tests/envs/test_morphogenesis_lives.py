@@ -213,7 +213,7 @@ def test_gate_five(gates, contribution):
         state = act(env, state, **heads)
         assert state["last_action_success"].all()
     env.state.slots.contribution = torch.full((2, 3), contribution)
-    masked = env._observe()["action_mask", "slot"][:, Op.FOSSILIZE, 0]
+    masked = env.observe()["action_mask", "slot"][:, Op.FOSSILIZE, 0]
     state = act(env, state, op=Op.FOSSILIZE)
     passes = gates == "permissive" or contribution >= 1.0
     assert masked.tolist() == [passes or gates == "hidden"] * 2
@@ -232,7 +232,7 @@ def test_gate_two(gates, ratio):
     state = play(env, GROW[:2])[-1]
     env.state.host_gradient_norm = torch.ones(2)
     env.state.slots.gradient_norm = torch.full((2, 3), ratio)
-    masked = env._observe()["action_mask", "slot"][:, Op.ADVANCE, 0]
+    masked = env.observe()["action_mask", "slot"][:, Op.ADVANCE, 0]
     state = act(env, state, op=Op.ADVANCE)
     passes = gates == "permissive" or ratio > 0.10
     assert masked.tolist() == [passes or gates == "hidden"] * 2

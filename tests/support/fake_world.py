@@ -8,6 +8,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 
+from envs import feature_names
 from envs.actions import head_sizes
 from esper_rl import PolicyConfig, make_actor_critic
 from esper_rl.policy import ActorCritic
@@ -43,7 +44,7 @@ class FakeWorld(EnvBase):
         if by_op:
             masks["slot"] = Binary(shape=(*rows, NUM_OPS, num_slots), dtype=torch.bool)
         self.observation_spec = Composite(
-            observation=Unbounded((*rows, 25 + 29 * num_slots)),
+            observation=Unbounded((*rows, len(feature_names(num_slots)))),
             blueprint_indices=Bounded(-1, 12, (*rows, num_slots), dtype=torch.int64),
             action_mask=Composite(masks, shape=rows),
             shape=rows,
@@ -73,7 +74,7 @@ class FakeWorld(EnvBase):
             masks["slot"][:, 0] = True
             masks["op"] = masks["slot"].any(-1)
         indices = torch.randint(-1, 13, (*self.batch_size, self.num_slots), generator=self._random)
-        features = 25 + 29 * self.num_slots
+        features = len(feature_names(self.num_slots))
         return TensorDict(
             observation=torch.randn(*self.batch_size, features, generator=self._random),
             blueprint_indices=indices,

@@ -1,0 +1,86 @@
+"""What else happens in a training run: metrics on disk, warnings, progress, and your own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from esper_rl.growing.monitors import find_warnings
+from esper_rl.report.curves import plot_learning_curve
+from esper_rl.runs import RunFolder
+from esper_rl.runs.metrics import append_row
+from esper_rl.training.config import TrainConfig
+
+
+class Callback:
+    """Hooks of a training run, called in the order of a run; override those that you need.
+
+    Examples:
+        >>> class Best(Callback):
+        ...     best = float("-inf")
+        ...     def on_iteration(self, metrics):
+        ...         self.best = max(self.best, metrics["return"])
+        >>> train(TrainConfig(), callbacks=[Best()])  # doctest: +SKIP
+    """
+
+    def on_start(self, config: TrainConfig, run: RunFolder) -> None:
+        """Called once, before the first iteration; the run's folder exists."""
+
+    def on_iteration(self, metrics: Mapping[str, float]) -> None:
+        """Called after every iteration with its numbers, nan where there was nothing to measure.
+
+        Args:
+            metrics: by the name that they have in ``metrics.csv``; ``"steps"`` are all
+                environment steps so far.
+        """
+
+    def on_end(self) -> None:
+        """Called once at the end, also after Ctrl-C or an error."""
+
+
+class MetricsFile(Callback):
+    """Appends every iteration to ``metrics.csv``; draws the learning curve at the end."""
+
+    def on_start(self, config: TrainConfig, run: RunFolder) -> None:
+        self.run = run
+
+    def on_iteration(self, metrics: Mapping[str, float]) -> None:
+        append_row(self.run.metrics, metrics)
+
+    def on_end(self) -> None:
+        plot_learning_curve(self.run.metrics, self.run.learning_curve)
+
+
+class Warnings(Callback):
+    """Prints the warnings that weren't there in the iteration before, above the progress bar."""
+
+    def on_start(self, config: TrainConfig, run: RunFolder) -> None:
+        self.before: dict[str, str] = {}
+
+    def on_iteration(self, metrics: Mapping[str, float]) -> None:
+        now = find_warnings(metrics)
+        for name in now.keys() - self.before.keys():
+            tqdm.write(f"after {metrics['steps']:,.0f} steps: {now[name]}", file=sys.stderr)
+        self.before = now
+
+
+class Progress(Callback):
+    """A bar with steps, steps per second, time left and the headline numbers."""
+
+    def on_start(self, config: TrainConfig, run: RunFolder) -> None:
+        self.bar = tqdm(total=config.iterations * config.steps_per_iteration, unit="step")
+
+    def on_iteration(self, metrics: Mapping[str, float]) -> None:
+        headline = {
+            "return": f"{metrics['return']:.2f}",
+            "accuracy": f"{metrics['final_accuracy']:.1f}%",
+            "H(op)": f"{metrics['head_entropy/op']:.2f}",
+            "H(blueprint)": f"{metrics['head_entropy/blueprint']:.2f}",
+        }
+        self.bar.set_postfix(headline, refresh=False)
+        self.bar.update(metrics["steps"] - self.bar.n)
+
+    def on_end(self) -> None:
+        self.bar.close()
