@@ -13,7 +13,7 @@ import torch
 
 
 class Op(IntEnum):
-    """What to do in this epoch (head ``op``)."""
+    """Operations, one of which is done in every epoch (head ``op``)."""
 
     WAIT = 0
     GERMINATE = 1
@@ -24,7 +24,7 @@ class Op(IntEnum):
 
 
 class Stage(IntEnum):
-    """Where a slot's seed is in its life; also the position in the stage one-hot (10 wide)."""
+    """Stages of a seed's life; the value is also the position in the stage one-hot (10 wide)."""
 
     UNKNOWN = 0
     DORMANT = 1
@@ -39,7 +39,7 @@ class Stage(IntEnum):
 
 
 class AlphaMode(IntEnum):
-    """What a slot's α is doing."""
+    """Directions in which a slot's α can move."""
 
     HOLD = 0
     UP = 1
@@ -47,7 +47,7 @@ class AlphaMode(IntEnum):
 
 
 class Algorithm(IntEnum):
-    """How a seed's output is mixed into the host's features."""
+    """Ways to mix a seed's output into the host's features."""
 
     ADD = 0
     MULTIPLY = 1

@@ -1,4 +1,4 @@
-"""What each seed contributes: accuracy now minus accuracy with its α forced to 0."""
+"""Contribution of each seed: accuracy now minus accuracy with its α forced to 0."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ GATES: tuple[str, ...] = ("permissive", "strict", "hidden")
 """Values of the environment's ``gates``."""
 
 COOL_DOWN_EPOCHS: dict[Stage, int] = {Stage.PRUNED: 1, Stage.EMBARGOED: 5, Stage.RESETTING: 1}
-"""In how many observations each cool-down stage is seen."""
+"""Length of each cool-down stage, in observations."""
 
 STRICT_GRADIENT_RATIO = 0.10
 """Strict gate 2: the seed's gradient norm over the host's."""
@@ -48,7 +48,7 @@ STRICT_CONTRIBUTION = 1.0
 
 @dataclass
 class Applied:
-    """What became of an action.
+    """Result of an action.
 
     Attributes:
         success: bool ``[N]``; False where it was refused and the step runs as WAIT.
@@ -113,7 +113,7 @@ def check_action(action: object, num_rows: int, sizes: Mapping[str, int]) -> dic
 
 
 def legal_slots(slots: Slots, host_gradient: Tensor, *, strict: bool) -> Tensor:
-    """Where each op is legal: bool ``[N, 6, S]``.
+    """Find the slots in which each op is legal: bool ``[N, 6, S]``.
 
     Args:
         slots: the slots.
@@ -183,7 +183,7 @@ def apply_action(
     does = {each: here & (op == each)[:, None] for each in Op}
 
     def choice(table: tuple, head: str) -> Tensor:
-        """What the head's choice stands for, as a column ``[N, 1]``."""
+        """Look up the meaning of the head's choice, as a column ``[N, 1]``."""
         return torch.tensor(table, device=device)[action[head]][:, None]
 
     style = action["style"][:, None]
@@ -242,7 +242,7 @@ def advance_alpha(slots: Slots) -> None:
 
 
 def alpha_curve(curve: Tensor, t: Tensor) -> Tensor:
-    """How far a ramp has come, in [0, 1].
+    """Compute the progress of a ramp, in [0, 1].
 
     LINEAR t; COSINE (1 − cos πt)/2; SIGMOID the logistic of the curve's steepness around ½,
     rescaled to run from 0 to 1.

@@ -332,7 +332,7 @@ class MorphogenesisEnv(EnvBase):
     # -- what comes out ---------------------------------------------------------------------
 
     def slot_inputs(self, slots: Slots) -> SlotInputs:
-        """What :attr:`population` is told of slots: those of ``state``, or others."""
+        """Describe slots (those of ``state``, or others) as :attr:`population` takes them."""
         host_lr = torch.full_like(slots.alpha[:, 0], self.task.host_lr)
         seed_lr = torch.full_like(slots.alpha, self.task.seed_lr)
         seed_lr = torch.where(slots.stage == Stage.FOSSILIZED, host_lr[:, None], seed_lr)

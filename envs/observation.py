@@ -1,4 +1,4 @@
-"""What the agent sees: features of the row and of every slot, each a name and a formula.
+"""The observation: features of the row and of every slot, each a name and a formula.
 
 :data:`ROW_FEATURES` and :data:`SLOT_FEATURES` are the one place where a feature is written: names,
 width, columns and specs follow from them.
@@ -20,7 +20,7 @@ from envs.batched.workers import one_thread
 from envs.state import History, Slots, State
 
 FRESHNESS = 0.8
-"""How much a counterfactual is worth, per epoch of its age."""
+"""Worth of a counterfactual that is one epoch old, as a share of a new one's."""
 
 LOW, HIGH = -1.0, 1.5
 """Range of every feature."""
@@ -28,7 +28,7 @@ LOW, HIGH = -1.0, 1.5
 
 @dataclass
 class View:
-    """What the formulas read.
+    """Input of the formulas.
 
     Attributes:
         state: of all rows.

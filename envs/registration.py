@@ -53,7 +53,7 @@ def register_task(name: str, factory: TaskFactory) -> None:
 
 
 def registered_tasks() -> dict[str, TaskFactory]:
-    """What :func:`register_task` was told in this process, for processes that it starts."""
+    """List the factories that :func:`register_task` was given here, for processes started here."""
     return dict(_registered)
 
 

@@ -131,7 +131,7 @@ class Slots(Rows):
 
 @dataclass
 class History(Rows):
-    """What is remembered of each row's validations.
+    """Validation history of each row.
 
     Attributes:
         losses, accuracies: float32 ``[N, 5]``, newest last; nats and percent.

@@ -42,7 +42,7 @@ _EXPLORATION = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What each of E episodes came to; every field is a float tensor ``[E]`` on the CPU.
+    """Results of E episodes; every field is a float tensor ``[E]`` on the CPU.
 
     Attributes:
         returns: sum of rewards, discounted only if a ``gamma`` was given.
@@ -122,7 +122,7 @@ _FINAL: Mapping[str, Callable[[TensorDictBase], Tensor]] = {
 
 
 PLAYERS: tuple[str, ...] = ("greedy", "sampled", "wait", "random", "fixed-schedule")
-"""Who plays in :func:`evaluate_run`: the policy of the run in two ways, then the baselines."""
+"""Players of :func:`evaluate_run`: the policy of the run in two ways, then the baselines."""
 
 
 def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dict[str, Evaluation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -168,3 +169,12 @@ def test_tests_import_no_tests() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert str(node.module).rpartition(".")[2] not in modules, path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_docstrings_say_what_a_thing_is_or_does(package: str) -> None:
+    """None opens with a question word, which leaves the reader to guess the sentence."""
+    riddle = re.compile(r'"""(What|Where|How|Which|When|Who|Whether|In how|In which)\b')
+    for name, path in SOURCES.items():
+        if name.startswith(package):
+            assert not riddle.findall(path.read_text()), name

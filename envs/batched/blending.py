@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from envs.batched.plan import Mode
 
 Modes = Sequence[tuple[Mode, int]]
-"""How many lanes of each mode follow each other."""
+"""Numbers of neighbouring lanes with the same mode, in order."""
 
 
 def blend(

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from envs.batched.parameters import NORM_EPSILON
 
 _KERNEL_DEVICE = "cpu"
-"""Where envs.batched.kernels can be used."""
+"""Device type on which the kernels of envs.batched.kernels run."""
 
 
 @cache

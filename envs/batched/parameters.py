@@ -50,7 +50,7 @@ def norm(name: str, channels: int) -> tuple[Parameter, Parameter]:
 
 
 class ParameterLayout:
-    """Where each named tensor lies in a flat row of parameters.
+    """Positions of named tensors in a flat row of parameters.
 
     Args:
         entries: the tensors, in order.

@@ -1,4 +1,4 @@
-"""Which rows run together at every slot, worked out once for an epoch.
+"""Plans of rows that run together at every slot, worked out once for an epoch.
 
 Rows are sorted so that those with the same module at a slot stand side by side; then it runs
 once for all of them. One forward pass of a chunk of rows follows one plan.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Mode(IntEnum):
-    """What a module does to the features at its slot; incubating rows come first in a group."""
+    """Effects of a module on the features at its slot; incubating rows come first in a group."""
 
     INCUBATE = 0
     ADD = 1
@@ -43,7 +43,7 @@ class Group:
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """What happens at one slot.
+    """The part of a plan that is about one slot.
 
     Attributes:
         order: the permutation of lanes that groups them, or None if they stand right already.
@@ -75,7 +75,7 @@ class Plan:
 
 
 def slot_codes(kind: Tensor, mode: Tensor, runs: Tensor) -> Tensor:
-    """What each slot does, as a number to sort by: int64 ``[N, S]``.
+    """Encode the work of each slot as a number to sort by: int64 ``[N, S]``.
 
     Args:
         kind: int64 ``[N, S]``, which module it is.

@@ -24,7 +24,7 @@ _MIX_B = _signed(0x94D049BB133111EB)
 
 
 class Stream(IntEnum):
-    """What a draw is for; streams of different purpose share no numbers."""
+    """Purposes of a draw; streams of different purpose share no numbers."""
 
     HOST = 0
     SEED = 1

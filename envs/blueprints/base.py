@@ -1,4 +1,4 @@
-"""What a blueprint is: the plan of a seed, for many rows at once."""
+"""Interface of a blueprint: the plan of a seed, for many rows at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a host is: a network in segments, with a slot after every segment but the last."""
+"""Interface of a host: a network in segments, with a slot after every one but the last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is grown: N networks in training, behind one protocol."""
+"""Populations: N networks that grow, behind one protocol."""
 
 from envs.populations.base import Population, SlotInputs, Validation
 

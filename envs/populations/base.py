@@ -1,4 +1,4 @@
-"""What the environment asks of the networks in its care, whatever they are made of."""
+"""Interface between the environment and the networks in its care."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envs.actions import BLUEPRINTS
 
 @dataclass
 class SlotInputs:
-    """What the slots of all rows do in an epoch.
+    """The slots of all rows in one epoch.
 
     Attributes:
         stage: int64 ``[N, S]``, a :class:`~envs.actions.Stage`.

@@ -1,4 +1,4 @@
-"""What networks are trained on: examples, how they are drawn, and how answers are scored."""
+"""Training data: examples, their minibatches, and the score of an answer."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ HOST_GRADIENT = 0.5
 """Gradient norm of every host; so small that the strict gate lets every seed pass."""
 
 INCUBATION_SPEED = 0.1
-"""How fast a seed learns in TRAINING, beside one that is mixed in by α = 1."""
+"""Learning speed of a seed in TRAINING, as a share of one that is mixed in by α = 1."""
 
 RIPE = 0.75
 """A helper is of use until a seed has learned this share of everything, and in the way then."""
@@ -43,7 +43,7 @@ GATE_PARAMS = 20
 
 @dataclass(frozen=True)
 class SeedCurve:
-    """How a blueprint learns.
+    """Learning curve of a blueprint.
 
     Attributes:
         peak: points that it adds in the best slot when it has learned everything.
@@ -168,7 +168,7 @@ class FormulaPopulation:
 
 @dataclass(frozen=True)
 class _Stages:
-    """Where a seed learns and gives, bool ``[n, S]`` each."""
+    """Slots with seeds that learn and give, bool ``[n, S]`` each."""
 
     incubates: Tensor
     blends: Tensor
@@ -184,11 +184,11 @@ class _Stages:
         return self.blends | self.finished
 
     def helped(self, share: Tensor) -> Tensor:
-        """Where a helper is of use to a seed that has learned ``share`` of everything."""
+        """Find seeds, having learned ``share`` of everything, to which a helper is of use."""
         return ~self.finished & (share < RIPE)
 
     def hindered(self, share: Tensor) -> Tensor:
-        """Where it is in the way of what a mixed seed learns and gives."""
+        """Find mixed seeds whose learning and output a helper hinders."""
         return self.mixed & ~self.helped(share)
 
 

@@ -192,7 +192,7 @@ class TrainedPopulation:
     def _grow(
         self, group: Group, params: dict[str, Tensor], h: Tensor, alpha: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What a group's seeds make of the features ``h`` of its lanes, and their weights."""
+        """Run a group's seeds on the features ``h`` of its lanes: their outputs and weights."""
         (first, incubating), (last, gated) = group.modes[0], group.modes[-1]
         seen = detach_first(h, incubating if first is Mode.INCUBATE else 0)
         seed = self._blueprints[group.kind](params, seen)
@@ -336,7 +336,7 @@ class TrainedPopulation:
 
 
 def _codes(inputs: SlotInputs, *, training: bool) -> Tensor:
-    """What each slot does to the features; while validating, an incubated seed need not run."""
+    """Encode the work of each slot; while validating, an incubated seed need not run."""
     stage = inputs.stage
     mixed = (stage >= Stage.BLENDING) & (stage <= Stage.FOSSILIZED)
     mode = torch.where(mixed, inputs.algorithm - Algorithm.ADD + Mode.ADD, Mode.INCUBATE)

@@ -1,4 +1,4 @@
-"""What hosts can be grown on: data, host, prices and sizes, as objects."""
+"""Tasks: data, host, prices and sizes of a growing problem, as objects."""
 
 from envs.tasks.arrays import ArrayTask
 from envs.tasks.base import Task

@@ -1,4 +1,4 @@
-"""What a task is."""
+"""Base class of tasks."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ CURVES: dict[str, SeedCurve] = {
 """The blueprints: quick small gains, and one that is worth waiting for and worth helping."""
 
 PLACES: tuple[float, ...] = (0.6, 1.0, 0.8)
-"""What a seed gives in every slot, beside what it gives in the best one."""
+"""Output of a seed in every slot, as a share of its output in the best one."""
 
 HOST_SIZE = 1000
 

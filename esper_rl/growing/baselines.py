@@ -35,7 +35,7 @@ class WaitPolicy(TensorDictModuleBase):
 
 
 class RandomPolicy(TensorDictModuleBase):
-    """Draws uniformly what is legal: the op, then the slot among those legal for it, then the rest.
+    """Uniform draws of what is legal: the op, then a slot that is legal for it, then the rest.
 
     Reads ``("action_mask", head)``, writes ``("action", head)``, int64 ``[N]``, for every head.
     It draws in every exploration mode: there is no greedy form of it.
@@ -145,7 +145,7 @@ def _draw(mask: Tensor) -> Tensor:
 
 
 def _write_action(tensordict: TensorDictBase, **choices: Tensor) -> TensorDictBase:
-    """Writes the heads that were chosen; the others have no effect and get index 0."""
+    """Write the heads that were chosen; the others have no effect and get index 0."""
     for head in HEADS:
         chosen = choices[head] if head in choices else _constant(tensordict, 0)
         tensordict["action", head] = chosen

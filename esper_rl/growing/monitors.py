@@ -1,4 +1,4 @@
-"""What a training run watches, and when it warns.
+"""Metrics of a training run, and the warnings that follow from them.
 
 Every number is computed from one batch by one function; :func:`find_warnings` reads them all.
 """
@@ -35,7 +35,7 @@ EPISODE_PARTS = 5
 
 
 def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
-    """What happened in the world.
+    """Summarise what happened in the world.
 
     Args:
         batch: steps ``[N, T]`` of a collector, with ``("next", "episode_reward")``.
@@ -64,7 +64,7 @@ def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
 
 
 def update_metrics(updates: Sequence[TensorDictBase]) -> dict[str, float]:
-    """What the loss has written, scalar by scalar.
+    """Average the scalars that the loss has written.
 
     Args:
         updates: outputs of the loss, one for each update of an iteration.
@@ -118,7 +118,7 @@ def gradient_metrics(actor_critic: ActorCritic) -> TensorDict:
 
 @torch.no_grad()
 def feedback_metrics(batch: TensorDictBase, actor_critic: ActorCritic) -> dict[str, float]:
-    """How much the op's probabilities lean on the action-feedback columns (shortcut learning).
+    """Measure how much the op leans on the action-feedback columns (shortcut learning).
 
     Args:
         batch: steps ``[N, T]`` of a collector.
@@ -158,7 +158,7 @@ def _op_probabilities(
 
 
 def find_warnings(row: Mapping[str, float]) -> dict[str, str]:
-    """What is remarkable in an iteration's metrics.
+    """Find what is remarkable in an iteration's metrics.
 
     Args:
         row: all metrics of the iteration, by name; missing ones and nan raise no warning.

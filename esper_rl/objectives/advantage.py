@@ -13,7 +13,7 @@ from esper_rl.errors import check_choice
 from esper_rl.policy.actor_critic import BASELINE, VALUE, ActorCritic
 
 BOOTSTRAPS: tuple[str, ...] = ("sampled", "expected")
-"""How the value of an observation is found after which nothing is known."""
+"""Ways to find the value of an observation after which nothing is known."""
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a loss tells about a batch beside its terms: scalars over the valid steps."""
+"""Diagnostics of a loss beside its terms: scalars over the valid steps of a batch."""
 
 from __future__ import annotations
 

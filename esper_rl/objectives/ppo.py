@@ -47,7 +47,7 @@ _PASSED_ON = {
 }
 
 _DRAWS = (ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential)
-"""What a head is: a distribution alone, or with the module that gives its logits."""
+"""Types of a head: a distribution alone, or with the module that gives its logits."""
 
 RATIOS: tuple[str, ...] = ("joint", "per_head")
 """Values of the loss's ``ratio``."""
@@ -359,7 +359,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
 
 
 def _action_key(draw: TensorDictModuleBase) -> NestedKey:
-    """Where a head writes its choice."""
+    """Return the key under which a head writes its choice."""
     return draw.dist_sample_keys[0]
 
 

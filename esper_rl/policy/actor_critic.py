@@ -97,7 +97,7 @@ class OpConditionedCritic(TensorDictSequential):
 
 @dataclass
 class ActorCritic:
-    """What :func:`make_actor_critic` builds.
+    """Actor, critics and their network, built by :func:`make_actor_critic`.
 
     Attributes:
         actor: a collector's policy. Writes ``("action", head)``, ``("action", head +
@@ -117,7 +117,7 @@ class ActorCritic:
     memories: tuple[LSTMModule | AttentionModule, ...]
 
     def transforms(self) -> list[Transform]:
-        """What the environment needs around it: ``is_init`` and the recurrent state."""
+        """Make the transforms that the environment needs: ``is_init`` and the recurrent state."""
         return [InitTracker(), *(memory.make_tensordict_primer() for memory in self.memories)]
 
 

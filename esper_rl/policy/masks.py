@@ -1,4 +1,4 @@
-"""Which choices of a head are legal, given the op."""
+"""Masks of the legal choices of a head, given the op."""
 
 from __future__ import annotations
 

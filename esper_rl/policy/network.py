@@ -15,7 +15,7 @@ from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.config import ActorCriticConfig
 
 OBSERVATION, MEMORY = "observation", "memory"
-"""Where the trunk begins, and its output: what the last layer before the heads gives."""
+"""Keys of the trunk's first input and of its output, which all heads read."""
 
 
 class IndexEmbedding(nn.Module):
@@ -94,7 +94,7 @@ class Layer(NamedTuple):
 
 
 class FactoredRecurrentNetwork(nn.Module):
-    """The network of the design document, section "Network Architecture Summary".
+    """The network of the design document, section "Network" (docs/design.md).
 
     Args:
         observation_size: features of the observation.
@@ -246,7 +246,7 @@ def _remember_at_first(lstm: nn.Module) -> None:
 
 
 def is_lstm(module: nn.Module) -> bool:
-    """Whether a layer of the trunk is an LSTM, compilable or not."""
+    """Tell whether a layer of the trunk is an LSTM, compilable or not."""
     return isinstance(module, nn.LSTM | LSTM)
 
 

@@ -1,4 +1,4 @@
-"""What the value head says of a state, given the op or the ops' probabilities.
+"""Values of a state, given the op or the ops' probabilities.
 
 All of them take the value head of :class:`~esper_rl.policy.network.FactoredRecurrentNetwork`.
 Probabilities get no gradient from a value: otherwise the value loss would train the actor to

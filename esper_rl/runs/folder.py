@@ -1,4 +1,4 @@
-"""Where a run keeps what it leaves behind."""
+"""The folder of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What else happens in a training run: metrics on disk, warnings, progress, and your own."""
+"""Callbacks of a training run: metrics on disk, warnings, progress, and your own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Callback:
 
 
 class MetricsFile(Callback):
-    """Appends every iteration to ``metrics.csv``; draws the learning curve at the end."""
+    """``metrics.csv``, one line an iteration, and the learning curve at the end."""
 
     def on_start(self, config: TrainConfig, run: RunFolder) -> None:
         self.run = run
@@ -54,7 +54,7 @@ class MetricsFile(Callback):
 
 
 class Warnings(Callback):
-    """Prints the warnings that weren't there in the iteration before, above the progress bar."""
+    """Warnings that weren't there in the iteration before, printed above the progress bar."""
 
     def on_start(self, config: TrainConfig, run: RunFolder) -> None:
         self.before: dict[str, str] = {}

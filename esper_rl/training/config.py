@@ -1,4 +1,4 @@
-"""What a training run is told: the configuration, its help and its ``key=value`` overrides."""
+"""Configuration of a training run, its help and its ``key=value`` overrides."""
 
 from __future__ import annotations
 

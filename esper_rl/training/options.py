@@ -58,7 +58,7 @@ def overriding(name: str, config: type, leave_out: Collection[str]) -> type:
 
 
 def descriptions(doc: str) -> dict[str, str]:
-    """What a Google-style docstring says of each argument or attribute: its first sentence.
+    """Find the first sentence on each argument or attribute in a Google-style docstring.
 
     An argument's text goes before that of an attribute of the same name.
 
@@ -88,7 +88,7 @@ def _plain(hint: Any) -> Any:
 
 
 def _shown(entry: Field) -> str:
-    """How a default is described."""
+    """Describe a default."""
     default = entry.default_factory() if callable(entry.default_factory) else entry.default
     if isinstance(default, dict):
         default = ", ".join(f"{key.name} {value}" for key, value in default.items())

@@ -1,0 +1,38 @@
+"""The scripts in README and CONTRIBUTING run as they stand, and what they point to exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md")
+SCRIPTS = [
+    pytest.param(name, script, id=f"{name} {i + 1}")
+    for name in DOCUMENTS
+    for i, script in enumerate(
+        re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    )
+]
+
+
+@pytest.mark.parametrize(("name", "script"), SCRIPTS)
+def test_scripts_run(name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.registration._registered", {})
+    exec(compile(script, name, "exec"), {"__name__": "script"})
+
+
+def test_there_are_scripts() -> None:
+    names = [parameter.values[0] for parameter in SCRIPTS]
+    assert names.count("README.md") == 1
+    assert names.count("CONTRIBUTING.md") == 4
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_that_are_named_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    named = re.findall(r"\]\(([\w./-]+)\)", text)
+    named += re.findall(r"`((?:envs|esper_rl|tests|benchmarks|examples|docs)/[\w./-]*)`", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
