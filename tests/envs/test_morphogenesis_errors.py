@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from envs import feature_names
 from envs.actions import BLUEPRINTS, HEADS, Op, head_sizes
+from envs.observation import ACTION_FEEDBACK, feature_columns
 from tests.support.environments import act, action, differences, small_env
 
 COUNTS = (
@@ -210,7 +212,8 @@ def test_an_illegal_action_is_refused_and_runs_as_wait(env, twin, before, illega
         "last_action_success",
         "last_action_op",
     }
-    same = [i for i in range(112) if i not in range(18, 25)]
+    others = [name for name in feature_names() if name not in ACTION_FEEDBACK]
+    same = feature_columns(*others)
     assert state["observation"][:, same].equal(waiting["observation"][:, same])
     # and nothing is left of it afterwards
     state, waiting = act(env, state), act(twin, waiting)

@@ -10,12 +10,13 @@ from tensordict import TensorDictBase
 
 from envs import MorphogenesisEnv, feature_names
 from envs.actions import HEADS, Op, Stage, head_sizes
+from envs.observation import ROW_FEATURES, SLOT_FEATURES
 from tests.support.environments import action, small_env
 
 NUM_ENVS, NUM_SLOTS, STEPS = 6, 3, 20
 
-BASE = 25
-PER_SLOT = 29
+BASE = len(ROW_FEATURES)
+PER_SLOT = len(SLOT_FEATURES)
 MIXED = torch.tensor([Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED])
 LIVE = torch.tensor([Stage.GERMINATED, Stage.TRAINING, *MIXED.tolist()])
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torchrl.envs import Compose, TransformedEnv
 from torchrl.modules import set_recurrent_mode
 
+from envs import feature_names
 from envs.actions import CAUSAL_RELEVANCE
+from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
 from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
@@ -61,7 +63,8 @@ def run_alone(ac: ActorCritic, episode: TensorDictBase) -> Iterator[Tensor]:
     for step in episode:
         observation = step["observation"]
         if not isinstance(network.visible, nn.Identity):
-            observation = torch.cat([observation[:18], observation[25:]])
+            shown = [name for name in feature_names() if name not in ACTION_FEEDBACK]
+            observation = observation[feature_columns(*shown)]
         embedded = network.blueprint_embedding(step["blueprint_indices"])
         x = network.feature_net(observation, embedded)
         for i, lstm in enumerate((network.lstm, network.upper_lstm)):
