@@ -20,6 +20,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -128,8 +129,9 @@ def clock_phases(env: MorphogenesisEnv) -> dict[str, float]:
 
 def measure(task_name: str, num_envs: int, mixed: bool, repeats: int) -> dict[str, object]:
     """Medians over ``repeats`` turns of the environment and the plain loop."""
-    # What data, kernels and their libraries take isn't the environment's.
-    MorphogenesisEnv(task_name, num_envs=1, max_epochs=1).rollout(1)
+    # Loaded with the first environment, but not its memory: data, kernels and their libraries.
+    make_task(task_name)
+    import_module("envs.batched.kernels")
     before = peak_memory()
     env = MorphogenesisEnv(task_name, num_envs=num_envs, max_epochs=1000)
     task = env.task

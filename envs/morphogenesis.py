@@ -22,7 +22,7 @@ from envs.lifecycle import (
     check_action,
     legal_slots,
 )
-from envs.observation import HIGH, LOW, feature_names, observe
+from envs.observation import HIGH, LOW, compute_observation, feature_names
 from envs.populations.base import Population, SlotInputs, Validation
 from envs.registration import make_task
 from envs.reward import REWARD_TERMS, RewardConfig, Transition
@@ -349,7 +349,7 @@ class MorphogenesisEnv(EnvBase):
         state, slots, history = self.state, self.state.slots, self.state.history
         strict = self.gates == "strict"
         legal = legal_slots(slots, state.host_gradient_norm, strict=strict)
-        observation = observe(
+        observation = compute_observation(
             state, max_epochs=self.max_epochs, parameter_budget=self.task.parameter_budget
         )
         metrics = {

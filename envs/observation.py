@@ -199,7 +199,7 @@ def feature_columns(*names: str, num_slots: int = 3) -> list[int]:
 
 
 @one_thread
-def observe(state: State, *, max_epochs: int, parameter_budget: int) -> Tensor:
+def compute_observation(state: State, *, max_epochs: int, parameter_budget: int) -> Tensor:
     """Compute the observation: float32 ``[N, row features + S · slot features]`` in [−1, 1.5].
 
     A dormant slot shows zeros; one in cool-down shows only that it is active, stage and clock.

@@ -25,7 +25,7 @@ class Examples(NamedTuple):
     targets: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ArrayTask(Task):
     """A network of one's choice, trained on arrays to name the class of each example.
 
@@ -64,8 +64,8 @@ class ArrayTask(Task):
     """
 
     host: Host
-    train: Any
-    validation: Any
+    train: Any = field(repr=False)
+    validation: Any = field(repr=False)
     batches_per_epoch: int = 5
     optimizer: Optimizer = field(default_factory=SGD)
     # None stands for what host or data say; afterwards each is what its name says.
@@ -98,6 +98,8 @@ class ArrayTask(Task):
         for name, value in {"train": train, "validation": validation, **values}.items():
             object.__setattr__(self, name, value)  # as dataclasses do where they are frozen
         super().__post_init__()
+        most = len(self.host.slot_channels)
+        check_integer("num_slots", self.num_slots, most=most, what="slots of the host")
         most = len(train.targets)
         check_integer("minibatch_size", self.minibatch_size, most=most, what="training examples")
         most //= self.minibatch_size
@@ -116,6 +118,8 @@ class ArrayTask(Task):
         minibatch_size: int | None = None,
         validation_size: int | None = None,
     ) -> ArrayTask:
+        if (batches_per_epoch, minibatch_size, validation_size) == (None, None, None):
+            return self
         return replace(
             self,
             batches_per_epoch=_given(batches_per_epoch, self.batches_per_epoch),

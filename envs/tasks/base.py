@@ -13,7 +13,7 @@ from envs.populations.base import Population
 from envs.reward import REWARD_TERMS, RewardConfig, RewardTerm
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Task(ABC):
     """One growing problem: what is grown, on what, and for how long.
 

@@ -69,7 +69,7 @@ cancel. Undiscounted, a potential costs (1 − γ)·Φ in every step, and learni
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ScaffoldTask(Task):
     """A first seed helps a second one along and is then best removed."""
 

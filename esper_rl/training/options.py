@@ -33,7 +33,7 @@ def from_signature(name: str, function: Callable, doc: str, leave_out: Collectio
     """
     hints, texts = get_type_hints(function), descriptions(doc)
     made = [
-        (each.name, _plain(hints[each.name]), _option(each.default, texts[each.name]))
+        (each.name, _plain(hints[each.name]), _option(each.default, texts.get(each.name, "")))
         for each in inspect.signature(function).parameters.values()
         if each.name not in leave_out
     ]
@@ -50,7 +50,11 @@ def overriding(name: str, config: type, leave_out: Collection[str]) -> type:
     """
     hints, texts = get_type_hints(config), descriptions(config.__doc__ or "")
     made = [
-        (each.name, hints[each.name] | None, _option(None, f"{texts[each.name]} ({_shown(each)})"))
+        (
+            each.name,
+            hints[each.name] | None,
+            _option(None, f"{texts.get(each.name)} ({_shown(each)})"),
+        )
         for each in fields(config)
         if each.name not in leave_out
     ]

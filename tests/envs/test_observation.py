@@ -13,9 +13,9 @@ from envs.observation import (
     ACTION_FEEDBACK,
     ROW_FEATURES,
     SLOT_FEATURES,
+    compute_observation,
     feature_columns,
     feature_names,
-    observe,
 )
 from envs.state import History, Slots
 from tests.support.states import CPU, make_state, set_fields
@@ -48,7 +48,7 @@ MAX_EPOCHS, BUDGET = 50, 1000
 def features(past: History | None = None, slots: Slots | None = None, **row) -> dict[str, float]:
     """The observation of one row, by name."""
     state = make_state(slots, past or history([1.0], [10.0]), **row)
-    seen = observe(state, max_epochs=MAX_EPOCHS, parameter_budget=BUDGET)
+    seen = compute_observation(state, max_epochs=MAX_EPOCHS, parameter_budget=BUDGET)
     names = feature_names(state.slots.stage.shape[1])
     assert seen.shape == (1, len(names))
     assert seen.dtype == torch.float32
