@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from tqdm import tqdm
 
-from envs import ArrayTask, MorphogenesisEnv
+from envs import ArrayTask, MorphogenesisEnv, make_task
 from envs.actions import HEADS, Op, Style
 from tests.support.plain import PlainNetwork, PlainSlot, plain_network
 

@@ -30,7 +30,7 @@ from esper_rl.training.options import from_signature, overriding
 _EnvOptions: Any = from_signature(
     "EnvOptions",
     MorphogenesisEnv.__init__,
-    MorphogenesisEnv.__doc__ or "",
+    MorphogenesisEnv.__doc__,
     leave_out=("self", "seed", "device", "reward"),
 )
 _RewardOptions: Any = overriding("RewardOptions", RewardConfig, leave_out=("gamma",))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import Field, field, fields, make_dataclass
 from types import UnionType
@@ -22,7 +23,9 @@ _END = re.compile(r"[.;](?:\s|$)")
 _MARKUP = re.compile(r":\w+:|`")
 
 
-def from_signature(name: str, function: Callable, doc: str, leave_out: Collection[str]) -> type:
+def from_signature(
+    name: str, function: Callable, doc: str | None, leave_out: Collection[str]
+) -> type:
     """Make a dataclass with a field for each parameter of a function.
 
     Args:
@@ -33,7 +36,7 @@ def from_signature(name: str, function: Callable, doc: str, leave_out: Collectio
     """
     hints, texts = get_type_hints(function), descriptions(doc)
     made = [
-        (each.name, _plain(hints[each.name]), _option(each.default, texts.get(each.name, "")))
+        (each.name, _plain(hints[each.name]), _option(each.default, texts[each.name]))
         for each in inspect.signature(function).parameters.values()
         if each.name not in leave_out
     ]
@@ -48,12 +51,12 @@ def overriding(name: str, config: type, leave_out: Collection[str]) -> type:
         config: a dataclass whose docstring describes its fields.
         leave_out: fields that are not taken over.
     """
-    hints, texts = get_type_hints(config), descriptions(config.__doc__ or "")
+    hints, texts = get_type_hints(config), descriptions(config.__doc__)
     made = [
         (
             each.name,
             hints[each.name] | None,
-            _option(None, f"{texts.get(each.name)} ({_shown(each)})"),
+            _option(None, f"{texts[each.name]} ({_shown(each)})"),
         )
         for each in fields(config)
         if each.name not in leave_out
@@ -61,17 +64,17 @@ def overriding(name: str, config: type, leave_out: Collection[str]) -> type:
     return make_dataclass(name, made)
 
 
-def descriptions(doc: str) -> dict[str, str]:
+def descriptions(doc: str | None) -> dict[str, str]:
     """Find the first sentence on each argument or attribute in a Google-style docstring.
 
     An argument's text goes before that of an attribute of the same name.
 
     Examples:
-        >>> descriptions("Sum. Args: \\n\\n    Args:\\n        a, b: what to add. Both count.\\n")
+        >>> dict(descriptions("Sum. Args: \\n\\n    Args:\\n        a, b: what to add. Both count.\\n"))
         {'a': 'what to add', 'b': 'what to add'}
     """
-    found: dict[str, str] = {}
-    for section in _SECTION.findall(inspect.cleandoc(doc)):
+    found: dict[str, str] = defaultdict(str)  # without docstrings (python -OO) nothing is said
+    for section in _SECTION.findall(inspect.cleandoc(doc or "")):
         for names, text in _ENTRY.findall(section):
             sentence = _END.split(" ".join(text.split()))[0]
             for name in names.split(", "):

@@ -1,0 +1,6 @@
+"""Runs on disk: folder, checkpoint and metrics."""
+
+from esper_rl.runs.checkpoint import Checkpoint, CheckpointError
+from esper_rl.runs.folder import RunFolder
+
+__all__ = ["Checkpoint", "CheckpointError", "RunFolder"]
