@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import Field, field, fields, make_dataclass
 from types import UnionType
@@ -70,10 +69,10 @@ def descriptions(doc: str | None) -> dict[str, str]:
     An argument's text goes before that of an attribute of the same name.
 
     Examples:
-        >>> dict(descriptions("Sum. Args: \\n\\n    Args:\\n        a, b: what to add. Both count.\\n"))
+        >>> descriptions("Args:\\n    a, b: what to add. Both count.\\n")
         {'a': 'what to add', 'b': 'what to add'}
     """
-    found: dict[str, str] = defaultdict(str)  # without docstrings (python -OO) nothing is said
+    found: dict[str, str] = {}
     for section in _SECTION.findall(inspect.cleandoc(doc or "")):
         for names, text in _ENTRY.findall(section):
             sentence = _END.split(" ".join(text.split()))[0]
