@@ -23,7 +23,7 @@ from torchrl.modules import LSTMModule, MaskedCategorical, ProbabilisticActor, s
 
 from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.config import ActorCriticConfig
-from esper_rl.policy.masks import ActionMaskError, LegalChoices
+from esper_rl.policy.masks import LegalChoices
 from esper_rl.policy.modules import AttentionModule, TensorModule
 from esper_rl.policy.network import MEMORY, OBSERVATION, FactoredRecurrentNetwork, is_lstm
 from esper_rl.policy.value import ExpectedValue, HardValue, SoftValue
@@ -55,14 +55,22 @@ class FactoredActor(ProbabilisticTensorDictSequential):
         ActionMaskError: in ``forward``, when a mask has no legal choice.
     """
 
-    def forward(self, *args: object, **kwargs: object) -> TensorDictBase:
-        try:
-            return super().forward(*args, **kwargs)
-        except RuntimeError as error:
-            # Sequences replace every error by the number of the module that raised it.
-            if isinstance(error.__cause__, ActionMaskError):
-                raise error.__cause__ from None
-            raise
+    def forward(
+        self,
+        tensordict: TensorDictBase,
+        tensordict_out: TensorDictBase | None = None,
+        **kwargs: object,
+    ) -> TensorDictBase:
+        if tensordict_out is not None or kwargs:
+            return super().forward(tensordict, tensordict_out, **kwargs)
+        # The parent's result, without its search through all keys at every step; and errors stay
+        # what they are.
+        state = tensordict.copy()
+        for module in self.module:
+            module(state)
+        for key in self.out_keys:
+            tensordict.set(key, state.get(key))
+        return tensordict
 
     def get_dist(self, tensordict: TensorDictBase, **kwargs: object) -> CompositeDistribution:
         """Distributions of all heads, by action key, given the op that is stored.

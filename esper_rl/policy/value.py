@@ -7,9 +7,9 @@ help the critic.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchrl.modules import MaskedCategorical
 
 
 class HardValue(nn.Module):
@@ -58,4 +58,6 @@ class ExpectedValue(nn.Module):
 
 
 def _probabilities(logits: Tensor, mask: Tensor) -> Tensor:
-    return MaskedCategorical(logits=logits.detach(), mask=mask).probs
+    """As :class:`torchrl.modules.MaskedCategorical` gives them, without its checks."""
+    masked = logits.detach().masked_fill(~mask, -torch.inf)
+    return (masked - masked.logsumexp(-1, keepdim=True)).softmax(-1)

@@ -69,7 +69,7 @@ def descriptions(doc: str | None) -> dict[str, str]:
     An argument's text goes before that of an attribute of the same name.
 
     Examples:
-        >>> descriptions("Args:\\n    a, b: what to add. Both count.\\n")
+        >>> descriptions("Add.\\n\\n    Args:\\n        a, b: what to add. Both.\\n")
         {'a': 'what to add', 'b': 'what to add'}
     """
     found: dict[str, str] = {}
