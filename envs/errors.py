@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Collection
+from numbers import Integral, Real
+
+import torch
 
 
 def check_integer(
     name: str, value: object, *, least: int = 1, most: int | None = None, what: str = ""
-) -> None:
+) -> int:
     """Refuse what isn't an integer from ``least`` to ``most``, the number of ``what``.
+
+    Returns:
+        The value as Python's own integer; NumPy's are taken too.
 
     Raises:
         TypeError: if it isn't an integer.
@@ -24,10 +31,12 @@ def check_integer(
         allowed = f"an integer of at least {least}"
     else:
         allowed = f"an integer from {least} to {most}" + (f", the {what}" if what else "")
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
-    if value < least or (most is not None and value > most):
+    number = int(value)
+    if number < least or (most is not None and number > most):
         raise ValueError(f"{name} must be {allowed}, got {value}")
+    return number
 
 
 def check_number(
@@ -38,8 +47,11 @@ def check_number(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
-) -> None:
+) -> float:
     """Refuse what isn't a finite number between the bounds that are given.
+
+    Returns:
+        The value as Python's own number; NumPy's are taken too.
 
     Raises:
         TypeError: if it isn't a number.
@@ -50,20 +62,22 @@ def check_number(
         Traceback (most recent call last):
         ValueError: lr must be a number above 0, got 0.0
     """
-    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    bounds = {"of at least": least, "above": above, "at most": most, "below": below}
     stated = " and ".join(f"{word} {b}" for word, b in bounds.items() if b is not None)
     allowed = f"a number {stated}" if stated else "a finite number"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
+    number = int(value) if isinstance(value, Integral) else float(value)
     inside = (
-        math.isfinite(value)
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (most is None or value <= most)
-        and (below is None or value < below)
+        math.isfinite(number)
+        and (least is None or number >= least)
+        and (above is None or number > above)
+        and (most is None or number <= most)
+        and (below is None or number < below)
     )
     if not inside:
         raise ValueError(f"{name} must be {allowed}, got {value}")
+    return number
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
@@ -80,3 +94,35 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     if value not in choices:
         allowed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def check_seed(name: str, seed: object) -> int:
+    """Refuse what isn't a seed; None stands for one that no other process has.
+
+    Raises:
+        TypeError: if it isn't an integer.
+        ValueError: if it isn't from 0 to 2⁶³ − 1.
+    """
+    if seed is None:
+        return secrets.randbits(63)  # forked processes share the generators of torch and NumPy
+    return check_integer(name, seed, least=0, most=2**63 - 1, what="largest int64")
+
+
+def check_device(name: str, device: torch.device | str | None) -> torch.device:
+    """Refuse a device that PyTorch can't use on this machine; None stands for the CPU.
+
+    Raises:
+        ValueError: if it can't.
+
+    Examples:
+        >>> check_device("device", None)
+        device(type='cpu')
+    """
+    try:
+        return torch.empty(0, device="cpu" if device is None else device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name} must be one of PyTorch's on this machine, such as cpu, got {str(device)!r} "
+            f"({reason})"
+        ) from None

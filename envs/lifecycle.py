@@ -184,7 +184,10 @@ def apply_action(
 
     def choice(table: tuple, head: str) -> Tensor:
         """Look up the meaning of the head's choice, as a column ``[N, 1]``."""
-        return torch.tensor(table, device=device)[action[head]][:, None]
+        meaning = torch.tensor(table, device=device)
+        if meaning.is_floating_point():
+            meaning = meaning.float()  # whatever the default is
+        return meaning[action[head]][:, None]
 
     style = action["style"][:, None]
     algorithm = choice(STYLE_ALGORITHM, "style")
@@ -232,7 +235,7 @@ def advance_alpha(slots: Slots) -> None:
     running = slots.alpha_mode != AlphaMode.HOLD
     done = slots.ramp_done + running
     arrived = running & (done >= slots.ramp_epochs)
-    progress = alpha_curve(slots.ramp_curve, done / slots.ramp_epochs.clamp(min=1))
+    progress = alpha_curve(slots.ramp_curve, done.float() / slots.ramp_epochs.clamp(min=1))
     on_the_way = torch.lerp(slots.ramp_start, slots.ramp_target, progress)
     alpha = torch.where(arrived, slots.ramp_target, on_the_way)
     slots.alpha = torch.where(running, alpha, slots.alpha)

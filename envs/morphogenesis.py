@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from envs.actions import Op, Stage, head_sizes
+from envs.actions import Stage, head_sizes
 from envs.attribution import record_contributions
 from envs.batched.randomness import Stream, fold
-from envs.errors import check_choice, check_integer
+from envs.batched.workers import as_usual
+from envs.errors import check_choice, check_device, check_integer, check_seed
 from envs.lifecycle import (
     GATES,
     Applied,
@@ -22,10 +22,12 @@ from envs.lifecycle import (
     check_action,
     legal_slots,
 )
-from envs.observation import HIGH, LOW, compute_observation, feature_names
+from envs.metrics import compute_metrics
+from envs.observation import compute_observation
 from envs.populations.base import Population, SlotInputs, Validation
 from envs.registration import make_task
 from envs.reward import REWARD_TERMS, RewardConfig, Transition
+from envs.specs import SpecMaker
 from envs.state import History, Slots, State
 from envs.tasks.base import Task
 
@@ -70,8 +72,9 @@ class MorphogenesisEnv(EnvBase):
         num_envs: networks grown at once, rows N.
         num_slots: slots of a host that are used, S, from the input on.
         max_epochs: epochs of an episode, a step each; default: the task's.
-        seed: of everything random; see :meth:`set_seed`.
-        device: where all of it lives.
+        seed: of everything random, 0 to 2⁶³ − 1; default: another one every time. See
+            :meth:`set_seed`.
+        device: where all of it lives; default: the CPU.
         batches_per_epoch: minibatches of an epoch; default: the task's.
         minibatch_size: examples of a minibatch; default: the task's.
         validation_size: examples of a validation; default: the task's. These three are for tasks
@@ -99,14 +102,15 @@ class MorphogenesisEnv(EnvBase):
         torch.Size([2, 3, 112])
     """
 
+    @as_usual
     def __init__(
         self,
         task: str | Task = "digits",
         num_envs: int = 64,
         num_slots: int = 3,
         max_epochs: int | None = None,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
+        seed: int | None = None,
+        device: torch.device | str | None = None,
         *,
         batches_per_epoch: int | None = None,
         minibatch_size: int | None = None,
@@ -127,16 +131,17 @@ class MorphogenesisEnv(EnvBase):
         )
         if max_epochs is None:
             max_epochs = task.max_epochs
-        check_integer("num_envs", num_envs)
-        check_integer("max_epochs", max_epochs)
-        check_integer("counterfactual_every", counterfactual_every)
-        check_integer("num_slots", num_slots, most=task.num_slots, what="slots of its host")
-        check_integer("seed", seed, least=0, most=2**63 - 1, what="largest int64")
+        num_envs = check_integer("num_envs", num_envs)
+        max_epochs = check_integer("max_epochs", max_epochs)
+        counterfactual_every = check_integer("counterfactual_every", counterfactual_every)
+        most_slots = task.num_slots
+        num_slots = check_integer("num_slots", num_slots, most=most_slots, what="slots of its host")
+        chosen_seed = check_seed("seed", seed)
         if reward is not None and not isinstance(reward, RewardConfig):
             raise TypeError(f"reward must be a RewardConfig or None, got {reward!r}")
         check_choice("gates", gates, GATES)
         check_choice("time_limit", time_limit, TIME_LIMITS)
-        super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
+        super().__init__(device=check_device("device", device), batch_size=torch.Size([num_envs]))
 
         self.task = task
         self.topology = task.topology
@@ -155,75 +160,23 @@ class MorphogenesisEnv(EnvBase):
         self.validation_size = getattr(task, "validation_size", None)
         self._slot_numbers = torch.arange(num_slots, device=self.device)
         self._rows = torch.arange(num_envs, device=self.device)
-        self._make_specs()
-        self._seed = seed
-        self.state = self._unseeded()
-
-    def _make_specs(self) -> None:
-        rows, slots = self.num_envs, self.num_slots
-        sizes = self.head_sizes
-
-        def real(*shape: int) -> Unbounded:
-            return Unbounded((rows, *shape), dtype=torch.float32, device=self.device)
-
-        def flag(*shape: int) -> Binary:
-            return Binary(shape=(rows, *shape), dtype=torch.bool, device=self.device)
-
-        def whole(low: int, high: int, *shape: int) -> Bounded:
-            return Bounded(low, high, (rows, *shape), dtype=torch.int64, device=self.device)
-
-        def choice(size: int) -> Categorical:
-            return Categorical(size, (rows,), dtype=torch.int64, device=self.device)
-
-        def composite(**specs: object) -> Composite:
-            return Composite(**specs, shape=(rows,), device=self.device)
-
-        self.observation_spec = composite(
-            observation=Bounded(
-                LOW,
-                HIGH,
-                (rows, len(feature_names(slots))),
-                dtype=torch.float32,
-                device=self.device,
-            ),
-            blueprint_indices=whole(-1, sizes["blueprint"] - 1, slots),
-            last_action_success=flag(1),
-            last_action_op=choice(len(Op)),
-            action_mask=composite(
-                **{
-                    head: flag(len(Op), slots) if head == "slot" else flag(size)
-                    for head, size in sizes.items()
-                }
-            ),
-            metrics=composite(
-                epoch=whole(0, self.max_epochs, 1),
-                val_accuracy=real(1),
-                val_loss=real(1),
-                diverged=flag(1),
-                seed_params=real(1),
-                host_gradient_norm=real(1),
-                executed_op=choice(len(Op)),
-                stage=whole(0, len(Stage) - 1, slots),
-                alpha=real(slots),
-                contribution=real(slots),
-                gradient_norm=real(slots),
-            ),
-            reward_terms=composite(**{term: real(1) for term in self._reward_formulas}),
-        )
-        self.action_spec = composite(
-            action=composite(**{head: choice(size) for head, size in sizes.items()})
-        )
-        self.reward_spec = real(1)
-        self.done_spec = composite(done=flag(1), terminated=flag(1), truncated=flag(1))
+        make = SpecMaker(num_envs, num_slots, self.head_sizes, self.device)
+        self.observation_spec = make.observation(max_epochs, self._reward_formulas)
+        self.action_spec = make.action()
+        self.reward_spec = make.reward()
+        self.done_spec = make.done()
+        self._seed = chosen_seed
+        self.state = self._fresh()
+        self.state.terminated = ~self.state.terminated  # until it is reset
 
     def _set_seed(self, seed: int | None) -> None:
         """Start all random streams anew; takes effect at each row's next reset."""
-        self._seed = 0 if seed is None else seed
+        self._seed = check_seed("seed", seed)
         self.state.episode = torch.full_like(self._rows, -1)
 
-    def _unseeded(self) -> State:
-        """Rows that were never reset."""
-        blank = torch.zeros(self.num_envs, device=self.device)
+    def _fresh(self) -> State:
+        """Rows at the beginning of an episode, but for their seeds and validation."""
+        blank = torch.zeros(self.num_envs, dtype=torch.float32, device=self.device)
         return State.fresh(
             self.num_slots,
             self._reward_formulas,
@@ -234,50 +187,95 @@ class MorphogenesisEnv(EnvBase):
             diverged=blank.bool(),
         )
 
+    def to(self, device: torch.device | str) -> MorphogenesisEnv:
+        """Move everything to another device: specs, state, networks and data.
+
+        Raises:
+            ValueError: if PyTorch can't use the device.
+        """
+        moved = super().to(check_device("device", device))
+        self.state = self.state.to(self.device)
+        self.population.to(self.device)
+        self._rows, self._slot_numbers = (
+            numbers.to(self.device) for numbers in (self._rows, self._slot_numbers)
+        )
+        return moved
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(task={self.task.name!r}, num_envs={self.num_envs}, "
+            f"num_slots={self.num_slots}, max_epochs={self.max_epochs}, device='{self.device}')"
+        )
+
     # -- reset ------------------------------------------------------------------------------
 
+    @as_usual
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
         """Replace the rows that ``_reset`` marks (all without it) by fresh ones."""
-        mask = None if tensordict is None else tensordict.get("_reset", None)
-        if mask is None:
-            mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        mask = mask.view(self.num_envs)
+        if kwargs:
+            raise TypeError(f"reset must have no other arguments, got {sorted(kwargs)}")
+        mask = self._marked(tensordict, "_reset")
         rows = mask.nonzero().squeeze(1)
 
-        fresh = self._unseeded()
+        fresh = self._fresh()
         fresh.episode = self.state.episode + 1
         fresh.key = fold(torch.full_like(self._rows, self._seed), self._rows, fresh.episode)
         self.population.reset_hosts(rows, fold(fresh.key[rows], Stream.HOST))
         validation = self.population.validate(self.slot_inputs(fresh.slots), rows, ablate=False)
-        loss, accuracy, diverged = (
-            torch.zeros(self.num_envs, dtype=shown.dtype, device=self.device).index_put(
-                (rows,), shown
-            )
-            for shown in self._shown(validation)
-        )
-        fresh.history, fresh.diverged = History.starting(loss, accuracy), diverged
+        loss, accuracy, fresh.diverged = self._shown(self._spread(validation, rows))
+        fresh.history = History.starting(loss, accuracy)
         self.state.replace(mask, fresh)
         return self.observe()
 
     # -- step -------------------------------------------------------------------------------
 
+    @as_usual
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = check_action(tensordict.get("action", None), self.num_envs, self.head_sizes)
+        stepping = self._marked(tensordict, "_step")
+        self._check_begun(stepping)
+        rows = stepping.nonzero().squeeze(1)
         before = self.state.copy()
-        applied = self._act(action)
+
+        applied = self._act(action, stepping)
         self._move_alpha(before.slots)
-        self._train()
+        self._train(rows)
         advance_clocks(self.state.slots)
-        self._validate()
+        self._validate(rows)
         reward = self._reward(before, applied)
+        if len(rows) < self.num_envs:
+            self.state.replace(~stepping, before)
+            reward = reward * stepping[:, None]
         return self.observe().set("reward", reward)
 
-    def _act(self, action: dict[str, Tensor]) -> Applied:
+    def _check_begun(self, stepping: Tensor) -> None:
+        over = (stepping & self.state.done).nonzero()
+        if len(over):
+            raise RuntimeError(
+                f"row {int(over[0])} must be reset before it is stepped: its episode is over, or "
+                "none has begun"
+            )
+
+    def _marked(self, tensordict: TensorDictBase | None, key: str) -> Tensor:
+        """The rows that an entry marks, all without it: bool ``[N]``."""
+        mask = None if tensordict is None else tensordict.get(key, None)
+        if mask is None:
+            return torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        if mask.dtype != torch.bool or mask.numel() != self.num_envs:
+            raise TypeError(
+                f"{key!r} must be bool, one a row [{self.num_envs}, 1], got {mask.dtype} of shape "
+                f"{list(mask.shape)}"
+            )
+        return mask.view(self.num_envs)
+
+    def _act(self, action: dict[str, Tensor], stepping: Tensor) -> Applied:
         """Carry out what is legal of the action, and plant seeds and gates."""
         state, population = self.state, self.population
         strict = self.gates != "permissive"
         legal = legal_slots(state.slots, state.host_gradient_norm, strict=strict)
-        applied = apply_action(state.slots, action, legal, population.offered)
+        applied = apply_action(
+            state.slots, action, legal & stepping[:, None, None], population.offered
+        )
         state.success, state.executed_op = applied.success, applied.op
         state.chosen_op = action["op"].clone()
         keys = fold(state.key[:, None], Stream.SEED, state.epoch[:, None], self._slot_numbers)
@@ -292,15 +290,15 @@ class MorphogenesisEnv(EnvBase):
         slots.alpha_velocity = torch.where(slots.has_module, slots.alpha - before.alpha, 0.0)
         self.state.seed_params = self.population.count_seed_params(slots.blueprint, slots.algorithm)
 
-    def _train(self) -> None:
-        """Train every row for one epoch, random only by its own seed and epoch."""
+    def _train(self, rows: Tensor) -> None:
+        """Train rows for one epoch, each random only by its own seed and epoch."""
         state = self.state
         keys = fold(state.key, Stream.SHUFFLE, state.epoch)
-        norms = self.population.train_epoch(self.slot_inputs(state.slots), keys)
+        norms = self.population.train_epoch(self.slot_inputs(state.slots), keys, rows)
         state.host_gradient_norm, state.slots.gradient_norm = norms
 
-    def _validate(self) -> None:
-        """Count the epoch, validate, and record history and contributions."""
+    def _validate(self, rows: Tensor) -> None:
+        """Count the epoch, validate rows, and record history and contributions."""
         state = self.state
         state.epoch = state.epoch + 1
         over = state.epoch >= self.max_epochs
@@ -308,11 +306,23 @@ class MorphogenesisEnv(EnvBase):
         state.truncated = over & ~state.terminated
         due = state.epoch % self.counterfactual_every == 0
         inputs = self.slot_inputs(state.slots)
-        validation = self.population.validate(inputs, self._rows, ablate=bool(due.any()))
+        validation = self.population.validate(inputs, rows, ablate=bool(due.any()))
+        validation = self._spread(validation, rows)
         loss, validation.accuracy, state.diverged = self._shown(validation)
-        validation.ablated &= due[:, None]
+        # Against an answer that is nan, every seed would seem to hurt.
+        validation.ablated &= (due & ~state.diverged)[:, None]
         record_contributions(state.slots, validation)
         state.history = state.history.recorded(loss, validation.accuracy)
+
+    def _spread(self, validation: Validation, rows: Tensor) -> Validation:
+        """A validation of ``rows`` as one of all rows, the others 0."""
+        if len(rows) == self.num_envs:
+            return validation
+        fields = {}
+        for name, values in vars(validation).items():
+            fields[name] = values.new_zeros(self.num_envs, *values.shape[1:])
+            fields[name][rows] = values
+        return Validation(**fields)
 
     def _shown(self, validation: Validation) -> tuple[Tensor, Tensor, Tensor]:
         """Loss and accuracy as the agent sees them, and whether the row has diverged."""
@@ -346,25 +356,12 @@ class MorphogenesisEnv(EnvBase):
         Returns:
             The keys of a reset (see the class), with copies of all tensors.
         """
-        state, slots, history = self.state, self.state.slots, self.state.history
+        state, slots = self.state, self.state.slots
         strict = self.gates == "strict"
         legal = legal_slots(slots, state.host_gradient_norm, strict=strict)
         observation = compute_observation(
             state, max_epochs=self.max_epochs, parameter_budget=self.task.parameter_budget
         )
-        metrics = {
-            "epoch": state.epoch[:, None],
-            "val_accuracy": history.accuracy[:, None],
-            "val_loss": history.loss[:, None],
-            "diverged": state.diverged[:, None],
-            "seed_params": state.seed_params.sum(1, keepdim=True),
-            "host_gradient_norm": state.host_gradient_norm.nan_to_num(nan=torch.inf)[:, None],
-            "executed_op": state.executed_op,
-            "stage": slots.stage,
-            "alpha": slots.alpha,
-            "contribution": slots.contribution,
-            "gradient_norm": slots.gradient_norm.nan_to_num(nan=torch.inf),
-        }
         return TensorDict(
             {
                 "observation": observation,
@@ -372,7 +369,7 @@ class MorphogenesisEnv(EnvBase):
                 "last_action_success": state.success[:, None],
                 "last_action_op": state.chosen_op,
                 "action_mask": action_masks(legal, self.population.offered),
-                "metrics": metrics,
+                "metrics": compute_metrics(state),
                 "reward_terms": {name: term[:, None] for name, term in state.terms.items()},
                 "done": state.done[:, None],
                 "terminated": state.terminated[:, None],

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,7 +149,7 @@ def _intervention(t: Transition) -> Tensor:
 
 def _fossilize(t: Transition) -> Tensor:
     share = t.after.slots.contribution / 100
-    paid = t.weights.fossilize * share - t.weights.fossilize_cost * (share <= 0)
+    paid = t.weights.fossilize * share - t.weights.fossilize_cost * (share <= 0).float()
     return (paid * t.applied.fossilized).sum(1)
 
 
@@ -161,7 +162,7 @@ def _prune(t: Transition) -> Tensor:
 def _terminal(t: Transition) -> Tensor:
     slots = t.after.slots
     fossils = slots.stage == Stage.FOSSILIZED
-    contributing = (fossils & (slots.contribution >= CONTRIBUTES)).sum(1)
+    contributing = (fossils & (slots.contribution >= CONTRIBUTES)).sum(1).float()
     accuracy = t.after.history.accuracy / 100
     return (t.weights.terminal * accuracy + t.weights.bonus * contributing) * t.ends
 
@@ -179,9 +180,7 @@ REWARD_TERMS: dict[str, RewardTerm] = {
 """The terms, which sum to the reward, by name; :class:`RewardConfig` says what each pays."""
 
 
-def _by_index(values: dict[Op, float] | dict[Stage, float], size: int, index: Tensor) -> Tensor:
+def _by_index(values: Mapping[Any, float], size: int, index: Tensor) -> Tensor:
     """``values[index]``, 0 where there is none."""
-    table = torch.zeros(size, device=index.device)
-    for place, value in values.items():
-        table[place] = value
-    return table[index]
+    table = [values.get(place, 0.0) for place in range(size)]
+    return torch.tensor(table, dtype=torch.float32, device=index.device)[index]

@@ -32,6 +32,10 @@ class Rows:
         """A second object with the same tensors."""
         return self._made(_map(lambda tensor: tensor, self))
 
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return self._made(_map(lambda tensor: tensor.to(device), self))
+
     def __getitem__(self, rows: Any) -> Self:
         """The rows that an index of the leading dimension selects."""
         return self._made(_map(lambda tensor: tensor[rows], self))

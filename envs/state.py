@@ -66,7 +66,7 @@ class Slots(Rows):
     def dormant(cls, num_rows: int, num_slots: int, device: torch.device) -> Slots:
         """Slots that hold nothing."""
         integer = torch.zeros(num_rows, num_slots, dtype=torch.int64, device=device)
-        real = torch.zeros(num_rows, num_slots, device=device)
+        real = torch.zeros(num_rows, num_slots, dtype=torch.float32, device=device)
         return cls(
             stage=integer + Stage.DORMANT,
             clock=integer,

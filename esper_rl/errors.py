@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from envs.errors import check_choice, check_integer, check_number
+from envs.errors import check_choice, check_device, check_integer, check_number
 
-__all__ = ["ConfigError", "check_choice", "check_integer", "check_number", "config_errors"]
+__all__ = [
+    "ConfigError",
+    "check_choice",
+    "check_device",
+    "check_integer",
+    "check_number",
+    "config_errors",
+]
 
 
 class ConfigError(ValueError):

@@ -78,7 +78,10 @@ class ParameterLayout:
         """Fresh parameters for int64 keys ``[n]``: float32 ``[n, size]``."""
         device = key.device
         counts = torch.tensor(self._sizes, device=device)
-        bound = torch.tensor([entry.bound for entry in self.entries], device=device)
-        value = torch.tensor([entry.value for entry in self.entries], device=device)
+        bound, value = torch.tensor(
+            [[entry.bound, entry.value] for entry in self.entries],
+            dtype=torch.float32,
+            device=device,
+        ).T
         noise = uniform(key, self.size)
         return noise * bound.repeat_interleave(counts) + value.repeat_interleave(counts)

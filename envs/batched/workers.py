@@ -6,6 +6,7 @@ other. So each chunk gets a thread of its own, whose kernels are single-threaded
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, wraps
@@ -19,7 +20,8 @@ Result = TypeVar("Result")
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of one process: a fork inherits the pool, but not what runs in it."""
     return ThreadPoolExecutor(threads, "envs-worker", torch.set_num_threads, (1,))
 
 
@@ -40,7 +42,7 @@ def run_chunks(work: Callable[[Chunk], None], chunks: Iterable[Chunk]) -> None:
         with torch.set_grad_enabled(grad):
             work(chunk)
 
-    list(_pool(threads).map(guarded, chunks))
+    list(_pool(threads, os.getpid()).map(guarded, chunks))
     torch.set_num_threads(threads)  # a worker that starts sets the default of later threads
 
 
@@ -59,6 +61,21 @@ def one_thread(function: Callable[Given, Result]) -> Callable[Given, Result]:
             return function(*args, **kwargs)
         finally:
             torch.set_num_threads(threads)
+
+    return wrapper
+
+
+def as_usual(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Decorator: run a function outside the caller's inference mode and autocast."""
+
+    @wraps(function)
+    def wrapper(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with (
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            return function(*args, **kwargs)
 
     return wrapper
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from envs.actions import BLUEPRINTS
@@ -81,12 +82,21 @@ class Population(Protocol):
         """Make the gates of the seeds in the slots ``where [N, S]`` ½ everywhere."""
         ...
 
-    def train_epoch(self, inputs: SlotInputs, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Train every row for one epoch, random only by int64 ``keys [N]``.
+    def to(self, device: torch.device) -> None:
+        """Move all that it holds to a device."""
+        ...
+
+    def train_epoch(self, inputs: SlotInputs, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Train ``rows [n]`` for one epoch, random only by int64 ``keys [N]``.
+
+        Args:
+            inputs: what the slots do.
+            keys: of all rows.
+            rows: int64 ``[n]``, without repetition; the others stay as they are.
 
         Returns:
             Gradient norms, means over the epoch: of the hosts ``[N]`` and of the seeds
-            ``[N, S]`` (0 where no seed trained).
+            ``[N, S]`` (0 where nothing trained).
         """
         ...
 

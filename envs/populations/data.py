@@ -25,6 +25,10 @@ class Data(Protocol):
     minibatch_size: int
     validation_size: int
 
+    def to(self, device: torch.device) -> None:
+        """Move the examples to a device."""
+        ...
+
     def draw(self, keys: Tensor) -> Tensor:
         """Choose an epoch's minibatches for int64 ``keys [N]``: int64 ``[N, batches, B]``."""
         ...
@@ -84,6 +88,11 @@ class LabelledData:
         self.validation_size = len(targets)
         self._validation_inputs = inputs.movedim(0, -1).contiguous()[None]
         self._validation_targets = targets.movedim(0, -1).contiguous()[None]
+
+    def to(self, device: torch.device) -> None:
+        self._inputs, self._targets = self._inputs.to(device), self._targets.to(device)
+        self._validation_inputs = self._validation_inputs.to(device)
+        self._validation_targets = self._validation_targets.to(device)
 
     def draw(self, keys: Tensor) -> Tensor:
         shape = self.batches_per_epoch, self.minibatch_size

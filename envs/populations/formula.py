@@ -99,15 +99,16 @@ class FormulaPopulation:
         nothing = SeedCurve(peak=0.0, epochs=1.0, help=0.0, params=0)
         # One more at the end, which the index −1 of an empty slot finds.
         table = [*(curves.get(name, nothing) for name in self.blueprints), nothing]
-        self._peak = torch.tensor([curve.peak for curve in table], device=device)
-        self._epochs = torch.tensor([curve.epochs for curve in table], device=device)
-        self._help = torch.tensor([curve.help for curve in table], device=device)
-        self._params = torch.tensor([float(curve.params) for curve in table], device=device)
-        self._places = torch.tensor(places, device=device)
+        self._peak, self._epochs, self._help, self._params = torch.tensor(
+            [[curve.peak, curve.epochs, curve.help, float(curve.params)] for curve in table],
+            dtype=torch.float32,
+            device=device,
+        ).T.contiguous()
+        self._places = torch.tensor(places, dtype=torch.float32, device=device)
         self.host_size = host_size
         self.offered = torch.tensor([name in curves for name in self.blueprints], device=device)
-        self._age = torch.zeros(num_rows, device=device)
-        self._learned = torch.zeros(num_rows, len(places), device=device)
+        self._age = torch.zeros(num_rows, dtype=torch.float32, device=device)
+        self._learned = torch.zeros_like(self._age)[:, None].repeat(1, len(places))
 
     def reset_hosts(self, rows: Tensor, keys: Tensor) -> None:
         """Untrained hosts in ``rows [n]``; nothing about them is random."""
@@ -126,17 +127,22 @@ class FormulaPopulation:
         gated = (algorithm == Algorithm.GATE) & (blueprint >= 0)
         return self._params[blueprint] + GATE_PARAMS * gated
 
-    def train_epoch(self, inputs: SlotInputs, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """One epoch of every row; see the class for the formulas and the gradient norms."""
+    def to(self, device: torch.device) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+
+    def train_epoch(self, inputs: SlotInputs, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """One epoch of ``rows``; see the class for the formulas and the gradient norms."""
         blueprint = inputs.blueprint
         helper = _helper(self._help[blueprint] * inputs.alpha)
         stages = _Stages.of(inputs.stage)
         share = self._learned / self._epochs[blueprint]
-        effect = HELP * stages.helped(share) - SLOWED * stages.hindered(share)
-        speed = INCUBATION_SPEED * stages.incubates + inputs.alpha * stages.mixed
+        effect = HELP * stages.helped(share).float() - SLOWED * stages.hindered(share).float()
+        speed = INCUBATION_SPEED * stages.incubates.float() + inputs.alpha * stages.mixed
         step = inputs.seed_lr * speed * (1 + effect * helper)
-        self._learned += step
-        self._age += 1
+        self._learned[rows] += step[rows]
+        self._age[rows] += 1
         return torch.full_like(self._age, HOST_GRADIENT), step
 
     @one_thread
@@ -147,7 +153,7 @@ class FormulaPopulation:
         share = self._learned[rows] / self._epochs[blueprint]
         full = self._places * self._peak[blueprint] * share.clamp(max=1).square()
         leans = stages.blends & stages.helped(share)
-        effect = LEAN * leans - HINDERED * stages.hindered(share)
+        effect = LEAN * leans.float() - HINDERED * stages.hindered(share).float()
         base = CHANCE + HOST_RISE * (1 - torch.exp(-self._age[rows] / HOST_EPOCHS))
         help_ = self._help[blueprint]
 
@@ -158,7 +164,7 @@ class FormulaPopulation:
 
         whole = accuracy(alpha)
         if ablate:
-            others = 1 - torch.eye(alpha.shape[1], device=alpha.device)
+            others = 1 - torch.eye(alpha.shape[1], dtype=alpha.dtype, device=alpha.device)
             without = accuracy(alpha * others[:, None]).T
         else:
             without = whole[:, None].expand_as(alpha)

@@ -84,10 +84,11 @@ class TrainedPopulation:
             for c in channels
         ]
         self._gate_sizes = [c + 1 for c in channels]
-        self._module_sizes = torch.zeros(num_slots, len(self.blueprints), device=device)
+        sizes = torch.zeros(num_slots, len(self.blueprints), dtype=torch.float32)
         for slot, layouts in enumerate(self._seed_layouts):
             for blueprint, layout in layouts.items():
-                self._module_sizes[slot, blueprint] = layout.size - self._gate_sizes[slot]
+                sizes[slot, blueprint] = layout.size - self._gate_sizes[slot]
+        self._module_sizes = sizes.to(device)
 
         self.host_params, *self.host_buffers = self._matrices(self.host_size)
         self.seed_params, self.seed_buffers = [], []
@@ -99,7 +100,8 @@ class TrainedPopulation:
     def _matrices(self, columns: int) -> list[Tensor]:
         """Parameters and the optimizer's buffers."""
         count = 1 + self.optimizer.num_buffers
-        return [torch.zeros(self.num_rows, columns, device=self.device) for _ in range(count)]
+        shape = (self.num_rows, columns)
+        return [torch.zeros(shape, dtype=torch.float32, device=self.device) for _ in range(count)]
 
     def _chunks(self, rows: Tensor, batch: int) -> tuple[Tensor, ...]:
         """Rows with ``batch`` examples each, split into those that go through together."""
@@ -110,6 +112,17 @@ class TrainedPopulation:
         if self.device.type == "cpu":
             at_once = min(at_once, -(-len(rows) // torch.get_num_threads()))
         return rows.split(at_once)
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+        self.data.to(device)
+        self.offered, self._module_sizes = self.offered.to(device), self._module_sizes.to(device)
+        self.host_params = self.host_params.to(device)
+        self.host_buffers = [buffer.to(device) for buffer in self.host_buffers]
+        self.seed_params = [params.to(device) for params in self.seed_params]
+        self.seed_buffers = [
+            [buffer.to(device) for buffer in buffers] for buffers in self.seed_buffers
+        ]
 
     def count_seed_params(self, blueprint: Tensor, algorithm: Tensor) -> Tensor:
         slots = torch.arange(self.num_slots, device=self.device)
@@ -228,30 +241,36 @@ class TrainedPopulation:
 
     # -- training ---------------------------------------------------------------------------
 
-    def train_epoch(self, inputs: SlotInputs, keys: Tensor) -> tuple[Tensor, Tensor]:
-        return self.train_on(inputs, self.data.draw(keys))
+    def train_epoch(self, inputs: SlotInputs, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.train_on(inputs, self.data.draw(keys), rows)
 
     @torch.enable_grad()  # collectors step environments without gradients
-    def train_on(self, inputs: SlotInputs, examples: Tensor) -> tuple[Tensor, Tensor]:
-        """Train every row for one epoch on minibatches that are given.
+    def train_on(
+        self, inputs: SlotInputs, examples: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Train rows for one epoch on minibatches that are given.
 
         Args:
             inputs: what the slots do.
             examples: int64 ``[N, batches, B]``: the training examples of every minibatch.
+            rows: int64 ``[n]``, without repetition; default: all.
 
         Returns:
             Gradient norms, means over the minibatches: of the hosts ``[N]`` and of the seeds
-            ``[N, S]`` (0 where no seed trained).
+            ``[N, S]`` (0 where nothing trained).
         """
+        if rows is None:
+            rows = torch.arange(self.num_rows, device=self.device)
         codes = _codes(inputs, training=True)
         host_norm = self.host_params.new_zeros(self.num_rows)
         seed_norm = self.host_params.new_zeros(self.num_rows, self.num_slots)
 
-        def train(rows: Tensor) -> None:
-            plan = make_plan(rows, codes, ablate=False)
-            self._train_chunk(plan, inputs, examples[rows], host_norm, seed_norm)
+        def train(chunk: Tensor) -> None:
+            plan = make_plan(chunk, codes, ablate=False)
+            self._train_chunk(plan, inputs, examples[chunk], host_norm, seed_norm)
 
-        run_chunks(train, self._chunks(by_likeness(codes), examples.shape[2]))
+        order = rows[by_likeness(codes[rows])]
+        run_chunks(train, self._chunks(order, examples.shape[2]))
         return host_norm, seed_norm
 
     def _train_chunk(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -78,15 +79,16 @@ class ArrayTask(Task):
     def __post_init__(self) -> None:
         train, validation = _examples("train", self.train), self.validation
         _check_examples("train", train, self.host)
-        if isinstance(validation, int):
-            check_integer("validation", validation, most=len(train.targets) - 1)
-            validation, train = hold_out(train, validation)
+        if isinstance(validation, Integral):
+            count = check_integer("validation", validation, most=len(train.targets) - 1)
+            validation, train = hold_out(train, count)
         else:
             validation = _examples("validation", validation)
             _check_examples("validation", validation, self.host)
         size = sum(segment.layout.size for segment in self.host.segments)
-        check_integer("batches_per_epoch", self.batches_per_epoch)
-        most_examples = len(train.targets) // self.batches_per_epoch
+        most_examples = len(train.targets) // check_integer(
+            "batches_per_epoch", self.batches_per_epoch
+        )
         defaults = {
             "topology": self.host.topology,
             "num_slots": len(self.host.slot_channels),
@@ -96,20 +98,18 @@ class ArrayTask(Task):
         }
         values = {name: _given(getattr(self, name), default) for name, default in defaults.items()}
         for name, value in {"train": train, "validation": validation, **values}.items():
-            object.__setattr__(self, name, value)  # as dataclasses do where they are frozen
+            self._set(name, value)
         super().__post_init__()
         most = len(self.host.slot_channels)
         check_integer("num_slots", self.num_slots, most=most, what="slots of the host")
-        most = len(train.targets)
-        check_integer("minibatch_size", self.minibatch_size, most=most, what="training examples")
-        most //= self.minibatch_size
-        check_integer(
-            "batches_per_epoch", self.batches_per_epoch, most=most, what="minibatches of that size"
-        )
-        most = len(validation.targets)
-        check_integer(
-            "validation_size", self.validation_size, most=most, what="validation examples"
-        )
+        examples = len(train.targets)
+        self._check("minibatch_size", examples, "training examples")
+        most = examples // self.minibatch_size
+        self._check("batches_per_epoch", most, "minibatches of that size")
+        self._check("validation_size", len(validation.targets), "validation examples")
+
+    def _check(self, name: str, most: int, what: str) -> None:
+        self._set(name, check_integer(name, getattr(self, name), most=most, what=what))
 
     def resized(
         self,

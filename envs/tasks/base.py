@@ -50,15 +50,18 @@ class Task(ABC):
     reward_terms: Mapping[str, RewardTerm] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_integer("num_slots", self.num_slots)
-        check_integer("max_epochs", self.max_epochs)
-        check_integer("parameter_budget", self.parameter_budget)
+        for name in ("num_slots", "max_epochs", "parameter_budget"):
+            self._set(name, check_integer(name, getattr(self, name)))
         check_number("host_lr", self.host_lr, least=0)
         check_number("seed_lr", self.seed_lr, least=0)
         check_number("loss_limit", self.loss_limit, above=0)
         taken = sorted(set(self.reward_terms) & set(REWARD_TERMS))
         if taken:
             raise ValueError(f"reward_terms must have names of their own, got {taken}")
+
+    def _set(self, name: str, value: object) -> None:
+        """Set a field of a frozen dataclass, as dataclasses do in their constructor."""
+        object.__setattr__(self, name, value)
 
     @abstractmethod
     def make_population(self, num_rows: int, num_slots: int, device: torch.device) -> Population:

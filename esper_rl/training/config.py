@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -18,6 +17,7 @@ from envs import MorphogenesisEnv, RewardConfig
 from esper_rl.errors import (
     ConfigError,
     check_choice,
+    check_device,
     check_integer,
     check_number,
     config_errors,
@@ -154,13 +154,7 @@ class TrainConfig:
                 f"policy.num_slots must be env.num_slots = {self.env.num_slots}, got "
                 f"{self.policy.num_slots}"
             )
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                "device must be one of PyTorch's on this machine, such as cpu, got "
-                f"{self.device} ({str(error).splitlines()[0]})"
-            ) from None
+        check_device("device", self.device)
 
     @property
     def iterations(self) -> int:

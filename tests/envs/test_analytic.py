@@ -160,7 +160,7 @@ def test_accuracy_stays_within_what_the_curves_allow(seeds, epochs, seed_lr):
     alphas = [0.0 if s == Stage.TRAINING else a for s, a in zip(stages, alphas, strict=True)]
     population, now = hosts(), growth(list(stages), list(names), alphas, seed_lr)
     for _ in range(epochs):
-        _, step = population.train_epoch(now, KEYS)
+        _, step = population.train_epoch(now, KEYS, ROW)
         assert (step >= 0).all()
     validation = population.validate(now, ROW, ablate=True)
     most = 15 + 1.25 * max(CURVES[name].peak * p for name, p in zip(names, PLACES, strict=True))
@@ -177,7 +177,7 @@ def test_helper_and_blending_seed_have_a_positive_interaction_until_it_is_ripe(
     stages, names = [Stage.HOLDING, Stage.BLENDING, Stage.HOLDING], ["norm", "conv_heavy", "norm"]
     population, now, learned = hosts(), growth(stages, names, [helper_alpha, alpha, 0.0]), 0.0
     for _ in range(epochs):
-        learned += population.train_epoch(now, KEYS)[1][0, 1].item()
+        learned += population.train_epoch(now, KEYS, ROW)[1][0, 1].item()
     unripe = learned < 0.75 * CURVES["conv_heavy"].epochs - 0.01
     both, first, second, none = (
         accuracy(population, growth(stages, names, [a, b, 0.0]))
@@ -201,7 +201,7 @@ def test_a_helper_speeds_up_training_and_blending_and_slows_what_is_finished():
             now = growth(
                 [Stage.HOLDING, stage, stage], ["norm"] + ["conv_heavy"] * 2, [helper, alpha, alpha]
             )
-            steps[stage, helper] = hosts().train_epoch(now, KEYS)[1][0, 1:].tolist()
+            steps[stage, helper] = hosts().train_epoch(now, KEYS, ROW)[1][0, 1:].tolist()
     assert steps[Stage.TRAINING, 0.0] == pytest.approx([0.075, 0.075])
     assert steps[Stage.BLENDING, 0.0] == [0.75, 0.75]
     assert steps[Stage.TRAINING, 1.0] == pytest.approx([0.225, 0.225])
@@ -261,7 +261,7 @@ def test_curves_and_places_of_ones_own():
     now = growth([Stage.FOSSILIZED], ["mlp"], [1.0], seed_lr=1.0)
     gained = []
     for _ in range(3):
-        population.train_epoch(now, KEYS)
+        population.train_epoch(now, KEYS, ROW)
         gained.append(
             accuracy(population, now)
             - accuracy(population, growth([Stage.DORMANT], ["mlp"], [0.0]))

@@ -243,12 +243,12 @@ def test_gamma_of_one():
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_bad_weight(name, value):
-    with pytest.raises(ValueError, match=f"weight {name} must be .* at least 0, got {value}"):
+    with pytest.raises(ValueError, match=f"weight {name} must be .* of at least 0, got {value}"):
         RewardConfig(**{name: value})
 
 
 def test_bad_cost_of_an_op():
-    with pytest.raises(ValueError, match=r"intervention\[PRUNE\] must be a number at least 0"):
+    with pytest.raises(ValueError, match=r"intervention\[PRUNE\] must be a number of at least 0"):
         RewardConfig(intervention={Op.PRUNE: -0.1})
 
 

@@ -220,7 +220,7 @@ BAD = {
     "learning rate": (
         {"seed_lr": -0.1},
         ValueError,
-        "seed_lr must be a number at least 0, got -0.1",
+        "seed_lr must be a number of at least 0, got -0.1",
     ),
     "term": ({"reward_terms": {"rent": abs}}, ValueError, r"names of their own, got \['rent'\]"),
 }

@@ -45,7 +45,7 @@ def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "total_steps=lots"], "'lots'"),
         (["train", "run_dir=/"], "exists already"),
         (["train", f"run_dir={__file__}/run"], "Not a directory"),
-        (["train", "device=abacus"], "such as cpu, got abacus"),
+        (["train", "device=abacus"], "such as cpu, got 'abacus'"),
         (["evaluate", "nowhere"], "nowhere"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(override: str, field
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("reward.rent=-1", "reward weight rent must be a number at least 0, got -1.0"),
+        ("reward.rent=-1", "reward weight rent must be a number of at least 0, got -1.0"),
         ("env.max_epochs=0", "max_epochs must be an integer of at least 1, got 0"),
         ("env.gates=loose", "gates must be one of"),
     ],

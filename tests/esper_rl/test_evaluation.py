@@ -61,6 +61,7 @@ def test_a_row_that_ends_early_counts_its_first_episode_only() -> None:
     env = EndsEarly(
         num_envs=2, max_epochs=EPOCHS, batches_per_epoch=1, minibatch_size=8, validation_size=20
     )
+    env.set_seed(0)
     measured = evaluate(WaitPolicy(), env, episodes=2)
     env.set_seed(0)
     rollout = env.rollout(EPOCHS, WaitPolicy(), break_when_any_done=False)["next"]

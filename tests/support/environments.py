@@ -15,6 +15,7 @@ SMALL = {
     "validation_size": 40,
     "minibatch_size": 8,
     "batches_per_epoch": 1,
+    "seed": 0,
 }
 
 
@@ -96,9 +97,9 @@ def watch_training(env: MorphogenesisEnv) -> list[tuple[SlotInputs, torch.Tensor
     """A list that grows by what every epoch of training is given from now on."""
     given, train = [], env.population.train_on
 
-    def watched(growth: SlotInputs, indices: torch.Tensor) -> tuple:
+    def watched(growth: SlotInputs, indices: torch.Tensor, rows: torch.Tensor) -> tuple:
         given.append((growth, indices))
-        return train(growth, indices)
+        return train(growth, indices, rows)
 
     env.population.train_on = watched
     return given
