@@ -8,19 +8,21 @@ from envs.populations.base import Validation
 from envs.state import Slots
 
 
-def record_contributions(slots: Slots, validation: Validation) -> None:
-    """Update every slot's contribution, in accuracy points, from a validation of all rows.
+def age_contributions(slots: Slots) -> None:
+    """Count an epoch since every slot's last measurement, if there was one."""
+    age = slots.contribution_age
+    slots.contribution_age = torch.where(age >= 0, age + 1, age)
 
-    Slots that were not ablated keep their last contribution, an epoch older.
+
+def record_contributions(slots: Slots, validation: Validation) -> None:
+    """Take over the contributions that a validation of all rows has measured.
 
     Args:
-        slots: changed in place.
-        validation: of all rows, with ``accuracy_without`` where it was measured.
+        slots: changed in place; slots that were not ablated keep their last contribution.
+        validation: of all rows.
     """
     measured = validation.ablated
-    contribution = validation.accuracy[:, None] - validation.accuracy_without
-    change = contribution - slots.contribution
-    age = torch.where(slots.contribution_age >= 0, slots.contribution_age + 1, -1)
+    change = validation.contribution - slots.contribution
     slots.contribution_change = torch.where(measured, change, slots.contribution_change)
-    slots.contribution = torch.where(measured, contribution, slots.contribution)
-    slots.contribution_age = torch.where(measured, 0, age)
+    slots.contribution = torch.where(measured, validation.contribution, slots.contribution)
+    slots.contribution_age = torch.where(measured, 0, slots.contribution_age)

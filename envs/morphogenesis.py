@@ -7,8 +7,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from envs.actions import Stage, head_sizes
-from envs.attribution import record_contributions
+from envs.actions import Op, Stage, head_sizes
+from envs.attribution import age_contributions, record_contributions
 from envs.batched.randomness import Stream, fold
 from envs.batched.workers import as_usual
 from envs.errors import check_choice, check_device, check_integer, check_seed
@@ -83,7 +83,8 @@ class MorphogenesisEnv(EnvBase):
             and a contribution before fossilizing) or ``"hidden"`` (strict, but not shown in the
             masks).
         reward: weights of the reward's terms; default: the task's.
-        counterfactual_every: epochs between two measurements of the contributions.
+        counterfactual_every: epochs between two measurements of the contributions. What a reward
+            depends on is measured when it is paid.
         time_limit: ``"terminate"`` or ``"truncate"`` the episode after ``max_epochs``.
 
     Attributes:
@@ -235,13 +236,15 @@ class MorphogenesisEnv(EnvBase):
         stepping = self._marked(tensordict, "_step")
         self._check_begun(stepping)
         rows = stepping.nonzero().squeeze(1)
+        if self.counterfactual_every > 1:
+            self._measure_pruned(action, stepping)
         before = self.state.copy()
 
         applied = self._act(action, stepping)
         self._move_alpha(before.slots)
         self._train(rows)
         advance_clocks(self.state.slots)
-        self._validate(rows)
+        self._validate(rows, applied)
         reward = self._reward(before, applied)
         if len(rows) < self.num_envs:
             self.state.replace(~stepping, before)
@@ -297,7 +300,18 @@ class MorphogenesisEnv(EnvBase):
         norms = self.population.train_epoch(self.slot_inputs(state.slots), keys, rows)
         state.host_gradient_norm, state.slots.gradient_norm = norms
 
-    def _validate(self, rows: Tensor) -> None:
+    def _measure_pruned(self, action: dict[str, Tensor], stepping: Tensor) -> None:
+        """Measure the contribution that a PRUNE is paid by, where the last one is older."""
+        slots = self.state.slots
+        chosen = self._slot_numbers == action["slot"][:, None]
+        old = (chosen & (slots.alpha > 0) & (slots.contribution_age != 0)).any(1)
+        pruning = stepping & (action["op"] == Op.PRUNE) & ~self.state.diverged
+        rows = (pruning & old).nonzero().squeeze(1)
+        if len(rows):
+            validation = self.population.validate(self.slot_inputs(slots), rows, ablate=True)
+            record_contributions(slots, self._spread(validation, rows))
+
+    def _validate(self, rows: Tensor, applied: Applied) -> None:
         """Count the epoch, validate rows, and record history and contributions."""
         state = self.state
         state.epoch = state.epoch + 1
@@ -305,12 +319,14 @@ class MorphogenesisEnv(EnvBase):
         state.terminated = over & (self.time_limit == "terminate")
         state.truncated = over & ~state.terminated
         due = state.epoch % self.counterfactual_every == 0
+        due = due | applied.fossilized.any(1) | over  # the reward asks for them then
         inputs = self.slot_inputs(state.slots)
         validation = self.population.validate(inputs, rows, ablate=bool(due.any()))
         validation = self._spread(validation, rows)
         loss, validation.accuracy, state.diverged = self._shown(validation)
         # Against an answer that is nan, every seed would seem to hurt.
         validation.ablated &= (due & ~state.diverged)[:, None]
+        age_contributions(state.slots)
         record_contributions(state.slots, validation)
         state.history = state.history.recorded(loss, validation.accuracy)
 

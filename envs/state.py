@@ -14,6 +14,9 @@ from envs.rows import Rows
 HISTORY = 5
 """Epochs that trends and volatilities look back."""
 
+ROUNDING = 1e-4
+"""Accuracy points by which a float32 may be off."""
+
 STABLE_IMPROVEMENT, STABLE_EPOCHS = 0.03, 3
 """A host is stable after that many epochs in a row with a smaller relative loss improvement."""
 
@@ -178,7 +181,7 @@ class History(Rows):
 
     def recorded(self, loss: Tensor, accuracy: Tensor) -> History:
         """The history after one more epoch."""
-        rise = accuracy > self.plateau_accuracy + PLATEAU_RISE
+        rise = accuracy - self.plateau_accuracy > PLATEAU_RISE + ROUNDING
         improvement = (self.loss - loss) / self.loss.clamp(min=1e-8)
         stable = torch.where(improvement < STABLE_IMPROVEMENT, self.stable_epochs + 1, 0)
         return History(

@@ -39,15 +39,21 @@ class Validation:
     Attributes:
         loss: mean loss, float32 ``[n]``; may be non-finite.
         accuracy: percent, ``[n]``.
-        accuracy_without: percent with a slot's α forced to 0, ``[n, S]``; where the slot's α is
-            0 anyway, the same as ``accuracy``.
-        ablated: bool ``[n, S]``: was ``accuracy_without`` measured?
+        contribution: accuracy less that with a slot's α forced to 0, in points, ``[n, S]``; 0
+            where it wasn't measured or α is 0 anyway. Counted in answers, so that five of 500 are
+            exactly one point.
+        ablated: bool ``[n, S]``: was ``contribution`` measured?
     """
 
     loss: Tensor
     accuracy: Tensor
-    accuracy_without: Tensor
+    contribution: Tensor
     ablated: Tensor
+
+    @property
+    def accuracy_without(self) -> Tensor:
+        """Percent with a slot's α forced to 0, ``[n, S]``."""
+        return self.accuracy[:, None] - self.contribution
 
 
 class Population(Protocol):
@@ -106,7 +112,7 @@ class Population(Protocol):
         Args:
             inputs: what the slots do.
             rows: int64 ``[n]``, without repetition.
-            ablate: measure ``accuracy_without``.
+            ablate: measure ``contribution``.
         """
         ...
 

@@ -53,8 +53,8 @@ class Data(Protocol):
         """Mean loss of each of n networks, ``[n]``."""
         ...
 
-    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Share of right answers of each of n networks, in percent, ``[n]``."""
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Number of right answers of each of n networks, as floats ``[n]``."""
         ...
 
 
@@ -113,6 +113,6 @@ class LabelledData:
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, reduction="none").flatten(1).mean(1)
 
-    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         best = outputs.max(1).indices  # several times as fast as argmax
-        return (best == targets).to(outputs.dtype).flatten(1).mean(1) * 100
+        return (best == targets).to(outputs.dtype).flatten(1).sum(1)

@@ -163,13 +163,12 @@ class FormulaPopulation:
             return base + gives.amax(-1)
 
         whole = accuracy(alpha)
+        contribution = torch.zeros_like(alpha)
         if ablate:
             others = 1 - torch.eye(alpha.shape[1], dtype=alpha.dtype, device=alpha.device)
-            without = accuracy(alpha * others[:, None]).T
-        else:
-            without = whole[:, None].expand_as(alpha)
+            contribution = whole[:, None] - accuracy(alpha * others[:, None]).T
         loss = math.log(10) * (100 - whole) / (100 - CHANCE)
-        return Validation(loss, whole, without, stages.mixed & ablate)
+        return Validation(loss, whole, contribution, stages.mixed & ablate)
 
 
 @dataclass(frozen=True)

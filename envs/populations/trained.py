@@ -324,28 +324,29 @@ class TrainedPopulation:
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
         codes = _codes(inputs, training=False)
         loss = self.host_params.new_zeros(self.num_rows)
-        accuracy = torch.zeros_like(loss)
-        without = self.host_params.new_zeros(self.num_rows, self.num_slots)
+        correct = torch.zeros_like(loss)
+        correct_without = self.host_params.new_zeros(self.num_rows, self.num_slots)
         ablated = torch.zeros(self.num_rows, self.num_slots, dtype=torch.bool, device=self.device)
+        shared = self.data.validation_targets()
 
         def measure(chunk: Tensor) -> None:
             plan = make_plan(chunk, codes, ablate=ablate)
             outputs = self._validate_chunk(plan, inputs)
             lanes, slots = plan.lane_rows[-1], plan.lane_ablated
-            shared = self.data.validation_targets()
             targets = shared.expand(len(outputs), *shared.shape[1:])
-            lane_accuracy = self.data.accuracy(outputs, targets)
+            lane_correct = self.data.correct(outputs, targets)
             whole = slots == -1
             loss[lanes[whole]] = self.data.loss(outputs[whole], targets[whole])
-            accuracy[lanes[whole]] = lane_accuracy[whole]
-            without[lanes[~whole], slots[~whole]] = lane_accuracy[~whole]
+            correct[lanes[whole]] = lane_correct[whole]
+            correct_without[lanes[~whole], slots[~whole]] = lane_correct[~whole]
             ablated[lanes[~whole], slots[~whole]] = True
 
         order = rows[by_likeness(codes[rows])]
         run_chunks(measure, self._chunks(order, self.data.validation_size))
-        accuracy, ablated = accuracy[rows], ablated[rows]
-        without = torch.where(ablated, without[rows], accuracy[:, None])
-        return Validation(loss[rows], accuracy, without, ablated)
+        correct, ablated = correct[rows], ablated[rows]
+        lost = torch.where(ablated, correct[:, None] - correct_without[rows], 0.0)
+        answers = shared.numel()
+        return Validation(loss[rows], correct * 100 / answers, lost * 100 / answers, ablated)
 
     def _validate_chunk(self, plan: Plan, inputs: SlotInputs) -> Tensor:
         named = [part.params() for part in self._parts(plan)]

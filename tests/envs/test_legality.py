@@ -20,6 +20,7 @@ from envs.lifecycle import (
     action_masks,
     apply_action,
     check_action,
+    legal_slots,
 )
 from tests.support.slots import (
     CONV,
@@ -75,6 +76,13 @@ def test_strict_gate_2(norm, legal_then):
     slots = seed(Stage.TRAINING, gradient_norm=norm)
     assert legal(slots, strict=True)[0, Op.ADVANCE, 0] == legal_then
     assert legal(slots)[0, Op.ADVANCE, 0]
+
+
+def test_strict_gate_2_is_about_the_rows_own_host():
+    """Not about the mean over all rows, which would let the first one fail, the second pass."""
+    slots = make(2, 1, stage=Stage.TRAINING, blueprint=CONV, clock=1, gradient_norm=0.5)
+    here = legal_slots(slots, torch.tensor([1.0, 100.0]), strict=True)
+    assert here[:, Op.ADVANCE, 0].tolist() == [True, False]
 
 
 @pytest.mark.parametrize(

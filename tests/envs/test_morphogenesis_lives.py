@@ -1,4 +1,4 @@
-"""A seed's life and its counterfactuals, through the environment."""
+"""A seed's life through the environment."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import pytest
 import torch
 
 from envs.actions import Op, Stage
-from envs.attribution import record_contributions
-from envs.populations import Validation
 from envs.registration import make_task
-from envs.state import Slots
 from tests.support.environments import (
     CONV_HEAVY,
     CONV_LIGHT,
     GATED,
     GROW,
+    HOLDING,
     MULTIPLY,
     act,
     action,
@@ -25,100 +23,6 @@ from tests.support.environments import (
     small_env,
     watch_training,
 )
-
-# -- counterfactuals -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("style", range(4))
-def test_contribution_is_what_forcing_alpha_to_zero_costs(style):
-    env = small_env(num_envs=4, max_epochs=16, validation_size=100)
-    plan = [{**heads, "slot": slot, "style": style} for slot in (0, 2) for heads in GROW]
-    state = play(env, [*plan, {}])[-1]
-    growth, rows = env.slot_inputs(env.state.slots), torch.arange(4)
-    whole = env.population.validate(growth, rows, ablate=False).accuracy
-    assert (state["metrics", "alpha"][:, [0, 2]] > 0).all()
-    for slot in (0, 2):
-        alpha = growth.alpha.clone()
-        alpha[:, slot] = 0
-        without = env.population.validate(replace(growth, alpha=alpha), rows, ablate=False)
-        expected = whole - without.accuracy
-        torch.testing.assert_close(state["metrics", "contribution"][:, slot], expected)
-        name = f"slot{slot}_contribution_norm"
-        shown = state["observation"][:, column(name)]
-        torch.testing.assert_close(shown, expected.clamp(-10, 10) / 10)
-    assert not state["metrics", "contribution"][:, 1].any()
-    torch.testing.assert_close(whole, state["metrics", "val_accuracy"].squeeze(1))
-
-
-def test_contributions_when_every_row_holds_something_else():
-    env = small_env(num_envs=8, max_epochs=16, validation_size=100)
-    rows = torch.arange(8)
-    first, second = rows % 3, (rows + 1) % 3
-    seeds = [
-        {"slot": first, "blueprint": 1 + rows % 7, "style": rows % 4},
-        {"slot": second, "blueprint": 1 + (rows + 3) % 7, "style": (rows // 2) % 4},
-    ]
-    plan = [{**h, **{k: v.tolist() for k, v in s.items()}} for s in seeds for h in GROW]
-    state = play(env, [*plan, {}])[-1]
-    growth = env.slot_inputs(env.state.slots)
-    assert ((growth.alpha > 0).sum(1) == 2).all()
-    accuracy = state["metrics", "val_accuracy"]
-    for slot in range(3):
-        alpha = growth.alpha.clone()
-        alpha[:, slot] = 0
-        without = env.population.validate(replace(growth, alpha=alpha), rows, ablate=False)
-        expected = accuracy[:, 0] - without.accuracy
-        torch.testing.assert_close(state["metrics", "contribution"][:, slot], expected)
-    assert (state["metrics", "contribution"] != 0).any()
-
-
-def test_contribution_is_zero_and_stale_before_blending():
-    state = play(small_env(), GROW[:2])[-1]
-    assert not state["metrics", "contribution"].any()
-    assert not state["observation"][:, column("slot0_counterfactual_fresh")].any()
-
-
-@pytest.mark.parametrize("every", [1, 3])
-def test_counterfactuals_are_measured_every_so_many_epochs(every):
-    env = small_env(max_epochs=14, counterfactual_every=every)
-    states = play(env, [*GROW, *[{}] * 8])
-    fresh, last, age = column("slot0_counterfactual_fresh"), None, None
-    for epoch, state in enumerate(states):
-        contribution = state["metrics", "contribution"][:, 0]
-        if epoch >= 3 and epoch % every == 0:
-            age, last = 0, contribution
-        elif age is not None:
-            age += 1
-            assert contribution.equal(last)
-        expected = 0.0 if age is None else 0.8**age
-        torch.testing.assert_close(state["observation"][:, fresh], torch.full((3,), expected))
-
-
-def test_contribution_changes_and_ages():
-    slots = Slots.dormant(1, 3, torch.device("cpu"))
-
-    def measure(accuracy: float, without: list[float], ablated: list[bool]) -> None:
-        validation = Validation(
-            loss=torch.ones(1),
-            accuracy=torch.tensor([accuracy]),
-            accuracy_without=torch.tensor([without]),
-            ablated=torch.tensor([ablated]),
-        )
-        record_contributions(slots, validation)
-
-    def now() -> list:
-        fields = (slots.contribution, slots.contribution_change, slots.contribution_age)
-        return [field[0].tolist() for field in fields]
-
-    measure(50, [40, 50, 50], [True, False, False])
-    assert now() == [[10, 0, 0], [10, 0, 0], [0, -1, -1]]
-    measure(60, [60, 60, 60], [False, False, False])
-    assert now() == [[10, 0, 0], [10, 0, 0], [1, -1, -1]]
-    measure(60, [57, 64, 60], [True, True, False])
-    assert now() == [[3, -4, 0], [-7, -4, 0], [0, 0, -1]]
-
-
-# -- a seed's life ---------------------------------------------------------------------------------
 
 
 def test_what_is_planted_in_a_step_shows_clock_one_in_its_observation():
@@ -197,9 +101,6 @@ def test_instant_retarget_sets_alpha_in_the_same_step():
     assert (state["observation"][:, column("slot0_alpha_velocity")] == -0.5).all()
     assert (state["observation"][:, column("slot0_alpha_algorithm_norm")] == 0.5).all()
     assert (state["metrics", "stage"][:, 0] == Stage.BLENDING).all()
-
-
-HOLDING = [*GROW, {}, {}, {"op": Op.ADVANCE}]
 
 
 @pytest.mark.parametrize("gates", ["permissive", "strict", "hidden"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
@@ -252,9 +252,34 @@ def test_bad_cost_of_an_op():
         RewardConfig(intervention={Op.PRUNE: -0.1})
 
 
+TERM_OF = {"fossilize_cost": "fossilize", "prune_limit": "prune", "bonus": "terminal"}
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weight_of_zero_drops_out(name):
-    assert getattr(RewardConfig(**{name: 0.0}), name) == 0
+    """In a step in which every term but those of no op pays something."""
+    everything = {
+        "accuracy_before": [20.0],
+        "accuracy": [60.0],
+        "stage_before": [[Stage.HOLDING, Stage.TRAINING]],
+        "stage": [[Stage.FOSSILIZED, Stage.BLENDING]],
+        "alpha_before": [[0.5, 0.2]],
+        "fossilized": [[True, False]],
+        "pruned": [[False, True]],
+        "contribution_before": [[5.0, -3.0]],
+        "contribution": [[-5.0 if name == "fossilize_cost" else 5.0, 2.0]],
+        "last_epoch": [True],
+        "params_share": [0.3],
+    }
+    beside = {"fossilize_cost": "fossilize", "bonus": "terminal", "terminal": "bonus"}
+    others = {beside[name]: 0.0} if name in beside else {}
+    changed = TERM_OF.get(name, name)
+    with_it, without = (
+        term(changed, replace(CONFIG, **others, **{name: weight}), **everything)
+        for weight in (0.5, 0.0)
+    )
+    assert with_it != 0
+    assert without == pytest.approx(0.0, abs=1e-7)
 
 
 def test_rows_are_apart():

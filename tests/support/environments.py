@@ -63,6 +63,9 @@ GATED, MULTIPLY = 3, 1
 GROW = [{"op": Op.GERMINATE, "blueprint": CONV_LIGHT, "alpha_target": 2}, *[{"op": Op.ADVANCE}] * 2]
 """Plant and blend at slot 0 as early as possible."""
 
+HOLDING = [*GROW, {}, {}, {"op": Op.ADVANCE}]
+"""The same until the ramp is over and the seed holds."""
+
 
 def column(name: str) -> int:
     return feature_names(3).index(name)
