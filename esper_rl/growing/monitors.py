@@ -5,6 +5,7 @@ Every number is computed from one batch by one function; :func:`find_warnings` r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -63,22 +64,40 @@ def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
     }
 
 
-def update_metrics(updates: Sequence[TensorDictBase]) -> dict[str, float]:
+VALUE_METRICS: tuple[str, ...] = (
+    "explained_variance",
+    "explained_variance_soft",
+    "op_critic_loss",
+    "op_residual_variance",
+)
+"""What the loss says of the value: before an update it is a prediction, after it a fit."""
+
+
+def update_metrics(before: TensorDictBase, updates: Sequence[TensorDictBase]) -> dict[str, float]:
     """Average the scalars that the loss has written.
 
     Args:
-        updates: outputs of the loss, one for each update of an iteration.
+        before: output of the loss for all steps of an iteration, before its first update.
+        updates: outputs of the loss, one for each update.
 
     Returns:
         Means over the updates. What is about steps with a certain op or head leaves out the
-        updates without such a step, and is nan when there was none at all.
+        updates without such a step, and is nan when there was none at all. What is about the
+        value (:data:`VALUE_METRICS`) is that of ``before``; its means over the updates, which
+        have been fitted to these very targets, are called ``NAME_fitted``.
     """
-    scalars = TensorDict.stack(list(updates)).flatten_keys("/")
+    scalars = TensorDict.stack(list(updates))
     means = {name: scalars[name].float().nanmean().item() for name in sorted(scalars.keys())}
-    for kind in ("op_critic_loss", "op_residual_variance"):
-        for op in Op:
-            means[f"{kind}/{op.name}"] = means.pop(f"{kind}/{op:d}")
-    return means
+    for name in [name for name in means if name.partition("/")[0] in VALUE_METRICS]:
+        kind, slash, about = name.partition("/")
+        means[f"{kind}_fitted{slash}{about}"] = means[name]
+        means[name] = before[name].item()
+    return {_named_after_op(name): value for name, value in means.items()}
+
+
+def _named_after_op(name: str) -> str:
+    kind, _, about = name.partition("/")
+    return f"{kind}/{Op(int(about)).name}" if about.isdigit() else name
 
 
 def cell_metrics(batch: TensorDictBase) -> dict[str, float]:
@@ -90,25 +109,28 @@ def cell_metrics(batch: TensorDictBase) -> dict[str, float]:
 
     Returns:
         Mean norm in every fifth of the episode, nan where the batch has no step of it, and
-        ``cell_norm/drift``, that of the last fifth over that of the middle one. Nothing for a
-        policy without an LSTM.
+        ``cell_norm/drift``, that of the last fifth over that of the middle one; the same of a
+        second layer as ``upper_cell_norm``. Nothing for a policy without an LSTM.
     """
-    cell = batch.get(("next", "recurrent_state_c"), None)
-    if cell is None:
-        return {}
-    norm = cell.flatten(2).norm(dim=-1)
     progress = batch["observation"][..., _EPOCH]  # of the step's beginning: from 0 to below 1
     part = (progress * EPISODE_PARTS + 1e-4).long().clamp(max=EPISODE_PARTS - 1)
-    means = [norm[part == i].mean().item() for i in range(EPISODE_PARTS)]
-    norms = {f"cell_norm/fifth_{i + 1}": mean for i, mean in enumerate(means)}
-    return {**norms, "cell_norm/drift": means[-1] / means[EPISODE_PARTS // 2]}
+    found: dict[str, float] = {}
+    for layer in ("", "upper_"):
+        cell = batch.get(("next", f"{layer}recurrent_state_c"), None)
+        if cell is None:
+            continue
+        norm = cell.flatten(2).norm(dim=-1)
+        means = [norm[part == i].mean().item() for i in range(EPISODE_PARTS)]
+        found |= {f"{layer}cell_norm/fifth_{i + 1}": mean for i, mean in enumerate(means)}
+        found[f"{layer}cell_norm/drift"] = means[-1] / means[EPISODE_PARTS // 2]
+    return found
 
 
 def gradient_metrics(actor_critic: ActorCritic) -> TensorDict:
-    """Gradient norm of every action head's own weights, ``("head_grad_norm", head)``."""
+    """Gradient norm of every action head's own weights, ``head_grad_norm/HEAD``."""
     return TensorDict(
         {
-            ("head_grad_norm", name): torch.nn.utils.get_total_norm(
+            f"head_grad_norm/{name}": torch.nn.utils.get_total_norm(
                 [weight.grad for weight in head.parameters() if weight.grad is not None]
             )
             for name, head in actor_critic.network.heads.items()
@@ -126,7 +148,8 @@ def feedback_metrics(batch: TensorDictBase, actor_critic: ActorCritic) -> dict[s
 
     Returns:
         Mean total variation distance, in [0, 1], between π(op|s) and the same after the columns
-        were zeroed (``feedback/zeroed``) or exchanged between rows (``feedback/permuted``).
+        were zeroed (``feedback/zeroed``) or exchanged between rows (``feedback/permuted``, nan
+        where there is one row only).
     """
     columns = feature_columns(*ACTION_FEEDBACK)
     observation = batch["observation"]
@@ -141,6 +164,8 @@ def feedback_metrics(batch: TensorDictBase, actor_critic: ActorCritic) -> dict[s
         changed[..., columns] = shown
         after = _op_probabilities(batch, changed, actor_critic)
         moved[f"feedback/{name}"] = (after - before).abs().sum(-1).mean().item() / 2
+    if len(batch) == 1:
+        moved["feedback/permuted"] = math.nan
     return moved
 
 
@@ -169,15 +194,15 @@ def find_warnings(row: Mapping[str, float]) -> dict[str, str]:
     found = {}
     for name, value in row.items():
         kind, _, about = name.partition("/")
-        if kind == "normalized_entropy" and value < ENTROPY_WARNING:
+        if kind == "relevant_normalized_entropy" and value < ENTROPY_WARNING:
             level = "alert" if value < ENTROPY_ALERT else "warning"
             found[name] = (
-                f"{level}: head {about!r} has {value:.0%} of its largest entropy; it hardly "
-                "explores (see ppo.entropy_coeff)"
+                f"{level}: head {about!r} has {value:.0%} of its largest entropy where it matters; "
+                "it hardly explores (see ppo.entropy_coeff)"
             )
         elif name == f"op/{Op.WAIT.name}" and value > WAIT_ALERT:
             found[name] = f"alert: {value:.0%} of the ops are WAIT; the policy has stopped acting"
-        elif name == "cell_norm/drift" and value > DRIFT_WARNING:
+        elif name.endswith("cell_norm/drift") and value > DRIFT_WARNING:
             found[name] = (
                 f"warning: the LSTM's cell state grows by a factor of {value:.1f} from the middle "
                 "to the end of the episode"

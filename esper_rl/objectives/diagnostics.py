@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tensordict import TensorDict
 from torch import Tensor, finfo
 
 
@@ -32,62 +31,93 @@ class PolicyEvaluation:
         return self.entropy / self.choices.clamp(min=2).log()
 
 
-def add_policy_diagnostics(
-    out: TensorDict,
+POLICY_SCALARS: tuple[str, ...] = (
+    "kl_approx",
+    "clip_fraction",
+    "ESS",
+    "max_ratio",
+    "mean_ratio",
+    "entropy",
+)
+HEAD_SCALARS: tuple[str, ...] = (
+    "head_entropy",
+    "normalized_entropy",
+    "relevant_entropy",
+    "relevant_normalized_entropy",
+    "head_kl",
+    "head_clip_fraction",
+)
+"""Written once a head, as ``NAME/HEAD``."""
+
+OP_SCALARS: tuple[str, ...] = ("op_critic_loss", "op_residual_variance")
+"""Written once an op, as ``NAME/INDEX``."""
+
+
+def policy_diagnostics(
     now: PolicyEvaluation,
     log_ratios: Tensor,
     valid: Tensor,
     heads: Sequence[str],
     clip_bounds: tuple[Tensor, Tensor],
-) -> None:
-    """Write what :class:`~esper_rl.FactoredClipPPOLoss` says of the policy.
+) -> dict[str, Tensor]:
+    """Compute what :class:`~esper_rl.FactoredClipPPOLoss` says of the policy.
 
     Args:
-        out: where to.
         now: of all steps.
         log_ratios: ``[valid steps, heads]``, 0 where a head didn't matter.
         valid: bool, shaped like the batch.
         heads: their names.
         clip_bounds: of the log-ratio, below and above.
+
+    Returns:
+        Scalars by name: :data:`POLICY_SCALARS` and, for each head, :data:`HEAD_SCALARS`.
     """
+    low, high = clip_bounds
+
+    def outside(log_ratio: Tensor) -> Tensor:
+        return ((log_ratio < low) | (log_ratio > high)).float().mean()
+
     log_ratio = log_ratios.sum(-1)
     ratio = log_ratio.exp()
-    low, high = clip_bounds
-    out.set("kl_approx", -log_ratio.mean())
-    out.set("clip_fraction", ((log_ratio < low) | (log_ratio > high)).float().mean())
     effective = 2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)
-    out.set("ESS", effective.exp() / len(log_ratio))
-    out.set("max_ratio", ratio.max())
-    out.set("mean_ratio", ratio.mean())
     entropies, relevant = now.entropy[valid], now.relevant[valid]
     normalized, free = now.normalized_entropy[valid], now.choices[valid] > 1
-    out.set("entropy", entropies.sum(-1).mean())
+    found = {
+        "kl_approx": -log_ratio.mean(),
+        "clip_fraction": outside(log_ratio),
+        "ESS": effective.exp() / len(log_ratio),
+        "max_ratio": ratio.max(),
+        "mean_ratio": ratio.mean(),
+        "entropy": entropies.sum(-1).mean(),
+    }
     for i, head in enumerate(heads):
-        here = relevant[:, i]
-        changes = log_ratios[here, i]
-        out.set(("head_entropy", head), entropies[:, i].mean())
-        out.set(("normalized_entropy", head), normalized[free[:, i], i].mean())
-        out.set(("relevant_entropy", head), entropies[here, i].mean())
-        out.set(("head_kl", head), -changes.mean())
-        outside = (changes < low) | (changes > high)
-        out.set(("head_clip_fraction", head), outside.float().mean())
+        here, chooses = relevant[:, i], free[:, i]
+        found[f"head_entropy/{head}"] = entropies[:, i].mean()
+        found[f"normalized_entropy/{head}"] = normalized[chooses, i].mean()
+        found[f"relevant_entropy/{head}"] = entropies[here, i].mean()
+        found[f"relevant_normalized_entropy/{head}"] = normalized[here & chooses, i].mean()
+        found[f"head_kl/{head}"] = -log_ratios[here, i].mean()
+        found[f"head_clip_fraction/{head}"] = outside(log_ratios[here, i])
+    return found
 
 
-def add_residuals_by_op(
-    out: TensorDict, value: Tensor, target: Tensor, op: Tensor, num_ops: int
-) -> None:
-    """Write mean square and variance of the value's error over the steps with each op.
+def residuals_by_op(value: Tensor, target: Tensor, op: Tensor, num_ops: int) -> dict[str, Tensor]:
+    """Compute mean square and variance of the value's error over the steps with each op.
 
     Args:
-        out: where to.
         value, target: ``[valid steps]``.
         op: int64 ``[valid steps]``.
         num_ops: how many there are.
+
+    Returns:
+        Scalars by name, :data:`OP_SCALARS` for each op; nan for one that wasn't taken.
     """
+    found = {}
     for index in range(num_ops):
         residual = (target - value)[op == index]
-        out.set(("op_critic_loss", str(index)), residual.square().mean())
-        out.set(("op_residual_variance", str(index)), (residual - residual.mean()).square().mean())
+        found[f"op_critic_loss/{index}"] = residual.square().mean()
+        found[f"op_residual_variance/{index}"] = (residual - residual.mean()).square().mean()
+    return found
 
 
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:

@@ -22,10 +22,13 @@ from torchrl.objectives.utils import distance_loss
 
 from esper_rl.errors import check_choice
 from esper_rl.objectives.diagnostics import (
+    HEAD_SCALARS,
+    OP_SCALARS,
+    POLICY_SCALARS,
     PolicyEvaluation,
-    add_policy_diagnostics,
-    add_residuals_by_op,
     explained_variance,
+    policy_diagnostics,
+    residuals_by_op,
 )
 
 _REFUSED = {
@@ -93,13 +96,14 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     ``loss_critic``, ``loss_entropy``, ``entropy``, ``kl_approx``, ``clip_fraction``, ``ESS``,
     ``max_ratio``, ``mean_ratio``, ``explained_variance``, and
 
-    - ``("head_entropy", head)``: mean over all steps, nats;
-    - ``("normalized_entropy", head)``: the same divided by log(number of legal choices), over the
+    - ``head_entropy/HEAD``: mean over all steps, nats;
+    - ``normalized_entropy/HEAD``: the same divided by log(number of legal choices), over the
       steps where there is a choice (nan where there was none);
-    - ``("relevant_entropy", head)``, ``("head_kl", head)``, ``("head_clip_fraction", head)``: over
-      the steps where the head mattered (nan where there was none);
-    - ``("op_critic_loss", index)``, ``("op_residual_variance", index)``: mean square and variance
-      of the value's error over the steps with that op;
+    - ``relevant_entropy/HEAD``, ``relevant_normalized_entropy/HEAD``, ``head_kl/HEAD``,
+      ``head_clip_fraction/HEAD``: over the steps where the head mattered (nan where there was
+      none);
+    - ``op_critic_loss/INDEX``, ``op_residual_variance/INDEX``: mean square and variance of the
+      value's error over the steps with that op;
     - ``explained_variance_soft``: of the baseline, where the actor writes one (its key can be set
       by ``set_keys(baseline=…)``).
 
@@ -200,6 +204,34 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         self.normalize_entropy = normalize_entropy
         self._critic_tail = _without_shared(critic, actor)
 
+    _out_keys: list[NestedKey] | None
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """All entries of the output; nothing is nested, so that any logger takes it."""
+        if self._out_keys is None:
+            keys = [*ClipPPOLoss.out_keys.fget(self), *POLICY_SCALARS]
+            keys += [f"{name}/{head}" for name in HEAD_SCALARS for head in self.heads]
+            if self._has_critic:
+                ops = range(len(self.relevance))
+                keys += [f"{name}/{op}" for name in OP_SCALARS for op in ops]
+                if self.log_explained_variance:
+                    keys += ["explained_variance"]
+                    keys += ["explained_variance_soft"] if self._writes_baseline else []
+            else:
+                keys.remove("loss_critic")
+            self._out_keys = list(dict.fromkeys(keys))
+        return self._out_keys
+
+    @out_keys.setter
+    def out_keys(self, keys: list[NestedKey]) -> None:
+        self._out_keys = keys
+
+    @property
+    def _writes_baseline(self) -> bool:
+        key = self.tensor_keys.baseline
+        return any(key in module.out_keys for module in self.actor_network.module)
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss terms and diagnostics of a batch ``[N]`` or ``[N, T]``."""
@@ -221,8 +253,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         if self._has_critic:
             self._add_critic(out, tensordict, valid)
         with torch.no_grad():
-            add_policy_diagnostics(
-                out, now, log_ratios[valid], valid, self.heads, self._clip_bounds
+            out.update(
+                policy_diagnostics(now, log_ratios[valid], valid, self.heads, self._clip_bounds)
             )
         return out
 
@@ -340,8 +372,6 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     def _add_critic(self, out: TensorDict, tensordict: TensorDictBase, valid: Tensor) -> None:
         self._require(tensordict, [self.tensor_keys.value_target])
         target = tensordict.get(self.tensor_keys.value_target)
-        baseline_key = self.tensor_keys.baseline
-        writes_baseline = any(baseline_key in m.out_keys for m in self.actor_network.module)
         with set_recurrent_mode(tensordict.ndim > 1):
             for module in self._critic_tail:
                 module(tensordict)
@@ -351,11 +381,11 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         target, value = target.detach().squeeze(-1)[valid], value.detach().squeeze(-1)[valid]
         if self.log_explained_variance:
             out.set("explained_variance", explained_variance(value, target))
-            if writes_baseline:  # the fresh one, from this pass of the trunk
-                baseline = tensordict.get(baseline_key).detach().squeeze(-1)[valid]
+            if self._writes_baseline:  # the fresh one, from this pass of the trunk
+                baseline = tensordict.get(self.tensor_keys.baseline).detach().squeeze(-1)[valid]
                 out.set("explained_variance_soft", explained_variance(baseline, target))
         op = tensordict.get(_action_key(self._draws[0]))[valid]
-        add_residuals_by_op(out, value, target, op, len(self.relevance))
+        out.update(residuals_by_op(value, target, op, len(self.relevance)))
 
 
 def _action_key(draw: TensorDictModuleBase) -> NestedKey:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -82,6 +83,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
     parameters = list(actor_critic.network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.ppo.lr)
 
+    autocast = partial(torch.autocast, env.device.type, torch.bfloat16, enabled=config.bf16)
+
     run = RunFolder.create(config.run_dir, config.env.task, dump_config(config))
     steps = 0
 
@@ -122,10 +125,12 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
                     # counts at every step: they make up their minds when it has become small.
                     entropy_coeff *= (1 - iteration / config.iterations) ** 2
                 loss_module.entropy_coeff.fill_(entropy_coeff)
+                with torch.no_grad(), autocast():
+                    before = loss_module(batch)
                 updates = []
                 for _ in range(config.ppo.epochs):
                     for rows in torch.randperm(config.env.num_envs).chunk(config.ppo.minibatches):
-                        with torch.autocast(env.device.type, torch.bfloat16, enabled=config.bf16):
+                        with autocast():
                             losses = loss_module(batch[rows])
                         if config.env.time_limit == "truncate":
                             final_value = final_value_loss(batch[rows], actor_critic)
@@ -149,7 +154,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
                     **rollout_metrics(batch),
                     **cell_metrics(batch),
                     **feedback_metrics(batch, actor_critic),
-                    **update_metrics(updates),
+                    **update_metrics(before, updates),
                     "entropy_coeff": entropy_coeff,
                     "seconds/env": env_seconds,
                     "seconds/policy": policy_seconds,

@@ -22,6 +22,7 @@ from esper_rl.growing.monitors import (
 from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
 from tests.support.fake_world import FakeWorld, collect, small_actor_critic
+from tests.support.losses import make_loss
 
 
 @pytest.fixture
@@ -45,9 +46,40 @@ def losses(ac: ActorCritic, batch: TensorDictBase) -> TensorDictBase:
     )
 
 
+def updated(ac: ActorCritic, batch: TensorDictBase) -> dict[str, float]:
+    """Metrics of an iteration with one update."""
+    out = losses(ac, batch)
+    return update_metrics(out, [out])
+
+
+def test_a_head_that_is_decided_only_where_it_matters(
+    batch: TensorDictBase, world: FakeWorld
+) -> None:
+    """As free as can be wherever nobody looks at it: the mean over all steps shows nothing."""
+    ac = small_actor_critic(world, decided=False)
+    batch["action_mask", "blueprint"][:] = True
+    loss = make_loss(ac)
+    germinates = batch["action", "op"] == Op.GERMINATE
+    assert 0 < germinates.float().mean() < 0.5
+
+    class Decided(torch.nn.Module):
+        """Logits that leave no choice in the steps with a seed to plant."""
+
+        def forward(self, memory: torch.Tensor) -> torch.Tensor:
+            return germinates[..., None] * torch.eye(13)[3] * 100.0
+
+    head = next(module for module in ac.actor.module if ("action", "blueprint") in module.out_keys)
+    head.module[0].module = Decided()
+    out = loss(batch)
+    row = update_metrics(out, [out])
+    assert row["normalized_entropy/blueprint"] > 0.5
+    assert row["relevant_normalized_entropy/blueprint"] < 1e-3
+    assert list(find_warnings(row)) == ["relevant_normalized_entropy/blueprint"]
+
+
 def test_a_healthy_policy_gives_no_warning(batch: TensorDictBase, world: FakeWorld) -> None:
     ac = small_actor_critic(world, decided=False)
-    row = {**update_metrics([losses(ac, batch)]), **feedback_metrics(batch, ac)}
+    row = {**updated(ac, batch), **feedback_metrics(batch, ac)}
     assert len([name for name in row if name.startswith("normalized_entropy/")]) == 8
     assert not find_warnings(row)
 
@@ -60,10 +92,10 @@ def test_a_collapsed_head(
     batch["action_mask", "blueprint"][:] = True
     with torch.no_grad():
         ac.network.heads["blueprint"][-1].bias[3] = strength * 2
-    row = update_metrics([losses(ac, batch)])
+    row = updated(ac, batch)
     warnings = find_warnings(row)
-    assert list(warnings) == ["normalized_entropy/blueprint"]
-    text = warnings["normalized_entropy/blueprint"]
+    assert list(warnings) == ["relevant_normalized_entropy/blueprint"]
+    text = warnings["relevant_normalized_entropy/blueprint"]
     assert text.startswith(f"{level}: head 'blueprint' has")
 
 
@@ -74,7 +106,7 @@ def test_entropy_is_compared_with_the_legal_choices(
     ac = small_actor_critic(world, decided=False)
     batch["action_mask", "blueprint"][:] = False
     batch["action_mask", "blueprint"][..., :2] = True
-    row = update_metrics([losses(ac, batch)])
+    row = updated(ac, batch)
     assert row["normalized_entropy/blueprint"] == pytest.approx(1, abs=0.01)
     assert row["head_entropy/blueprint"] == pytest.approx(math.log(2), abs=0.01)
 
@@ -148,6 +180,20 @@ def test_half_an_episode_has_no_drift() -> None:
     assert not find_warnings(row)
 
 
+def test_the_second_layer_drifts_by_itself() -> None:
+    both = cells([2.0] * 50)
+    growing = cells([1.1**t for t in range(50)])
+    both["next", "upper_recurrent_state_c"] = growing["next", "recurrent_state_c"]
+    assert list(find_warnings(cell_metrics(both))) == ["upper_cell_norm/drift"]
+
+
+def test_one_row_has_nobody_to_exchange_feedback_with(ac: ActorCritic) -> None:
+    world = FakeWorld(num_envs=1)
+    row = feedback_metrics(collect(world, ac, steps=4), ac)
+    assert math.isnan(row["feedback/permuted"])
+    assert row["feedback/zeroed"] >= 0
+
+
 def test_no_cell_state_without_a_memory() -> None:
     assert cell_metrics(cells([1.0]).exclude(("next", "recurrent_state_c"))) == {}
 
@@ -178,12 +224,12 @@ def test_a_policy_that_leans_on_the_feedback_columns(
 def test_gradient_norms_of_heads(batch: TensorDictBase, ac: ActorCritic) -> None:
     out = losses(ac, batch)
     (out["loss_objective"] + out["loss_entropy"]).backward()
-    norms = gradient_metrics(ac)["head_grad_norm"]
-    assert set(norms.keys()) == set(ac.heads)
+    norms = gradient_metrics(ac)
+    assert set(norms.keys()) == {f"head_grad_norm/{head}" for head in ac.heads}
     for name, head in ac.network.heads.items():
         wanted = sum(float(w.grad.double().square().sum()) for w in head.parameters()) ** 0.5
-        assert norms[name].item() == pytest.approx(wanted, rel=1e-5)
-    assert norms["op"] > 0
+        assert norms[f"head_grad_norm/{name}"].item() == pytest.approx(wanted, rel=1e-5)
+    assert norms["head_grad_norm/op"] > 0
 
 
 def test_updates_are_averaged_without_those_that_say_nothing() -> None:
@@ -191,16 +237,22 @@ def test_updates_are_averaged_without_those_that_say_nothing() -> None:
         kinds = ("op_critic_loss", "op_residual_variance")
         return TensorDict(
             {
-                kind: {str(i): torch.tensor(wait if i == 0 else 1.0) for i in range(6)}
+                f"{kind}/{i}": torch.tensor(wait if i == 0 else 1.0)
                 for kind in kinds
+                for i in range(6)
             }
-        )
+        ).set("explained_variance", torch.tensor(wait))
 
-    means = update_metrics([update(2.0), update(math.nan), update(4.0)])
-    assert means["op_critic_loss/WAIT"] == 3.0
+    means = update_metrics(update(7.0), [update(2.0), update(math.nan), update(4.0)])
+    assert means["op_critic_loss_fitted/WAIT"] == 3.0
     assert means["op_residual_variance/ADVANCE"] == 1.0
+    # Of the value it is the prediction that counts, not what was fitted to the same targets.
+    assert means["op_critic_loss/WAIT"] == means["explained_variance"] == 7.0
+    assert means["explained_variance_fitted"] == 3.0
 
 
 def test_missing_numbers_warn_of_nothing() -> None:
     nan = math.nan
-    assert not find_warnings({"normalized_entropy/op": nan, "op/WAIT": nan, "feedback/zeroed": nan})
+    assert not find_warnings(
+        {"relevant_normalized_entropy/op": nan, "op/WAIT": nan, "feedback/zeroed": nan}
+    )

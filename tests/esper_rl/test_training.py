@@ -139,6 +139,8 @@ def test_a_loss_that_is_not_finite_raises_and_keeps_the_weights(
 
     def spoil_the_fourth(self: torch.nn.Module, tensordict: object) -> object:
         losses = forward(self, tensordict)
+        if not torch.is_grad_enabled():  # only looked at
+            return losses
         good.append({name: value.clone() for name, value in self.state_dict().items()})
         if len(good) == 4 and spoiled == "loss":
             losses["loss_critic"] = losses["loss_critic"] * float("nan")

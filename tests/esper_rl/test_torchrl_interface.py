@@ -1,0 +1,94 @@
+"""The policy and its loss in torchrl's own tools: estimators, the parent loss, the Trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDictBase
+from torchrl.collectors import Collector
+from torchrl.envs import Compose, TransformedEnv
+from torchrl.objectives import ClipPPOLoss
+from torchrl.record.loggers.csv import CSVLogger
+from torchrl.trainers import LogScalar, Trainer
+
+from envs.actions import CAUSAL_RELEVANCE, HEADS
+from esper_rl import FactoredClipPPOLoss
+from esper_rl.objectives import compute_advantages
+from esper_rl.policy import ActorCritic
+from tests.support.fake_world import FakeWorld, small_actor_critic
+from tests.support.losses import make_loss
+
+
+def test_the_parent_loss_takes_the_policy(batch: TensorDictBase, ac: ActorCritic) -> None:
+    """A fresh rollout has ratio 1: stored actions are evaluated, none is drawn again."""
+    loss = ClipPPOLoss(ac.actor, ac.critic, functional=False)
+    loss.set_keys(
+        action=[("action", head) for head in HEADS],
+        sample_log_prob=[("action", f"{head}_log_prob") for head in HEADS],
+    )
+    with torch.no_grad():
+        out = loss(batch.exclude("baseline", ("next", "baseline")))
+    assert out["max_ratio"].item() == pytest.approx(1, abs=1e-5)
+    assert out["kl_approx"].abs().max() < 1e-6
+    assert out["clip_fraction"] == 0
+
+
+def test_the_output_is_flat_and_named(batch: TensorDictBase, ac: ActorCritic) -> None:
+    loss = make_loss(ac)
+    out = loss(batch)
+    assert set(out.keys(True, True)) == set(out.keys()) == set(loss.out_keys)
+    assert all(value.shape == () for value in out.values())
+    assert {f"head_entropy/{head}" for head in HEADS} <= set(loss.out_keys)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"entropy_bonus": False}, {"log_explained_variance": False}, {"critic_coeff": None}],
+    ids=str,
+)
+def test_what_is_left_out_is_no_output_either(
+    batch: TensorDictBase, ac: ActorCritic, options: dict
+) -> None:
+    critic = None if "critic_coeff" in options else ac.critic
+    loss = FactoredClipPPOLoss(
+        ac.actor, critic, heads=ac.heads, relevance=CAUSAL_RELEVANCE, **options
+    )
+    assert set(loss(batch).keys()) == set(loss.out_keys)
+
+
+def test_torchrls_trainer_trains_and_logs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    world = FakeWorld(num_envs=4)
+    ac = small_actor_critic(world)
+    collector = Collector(
+        TransformedEnv(world, Compose(*ac.transforms())),
+        ac.actor,
+        frames_per_batch=24,
+        total_frames=72,
+        use_buffers=False,
+    )
+    loss = make_loss(ac)
+    trainer = Trainer(
+        collector=collector,
+        total_frames=72,
+        frame_skip=1,
+        optim_steps_per_batch=2,
+        loss_module=loss,
+        optimizer=torch.optim.Adam(loss.parameters(), lr=1e-3),
+        logger=CSVLogger("run", log_dir=str(tmp_path)),
+        progress_bar=False,
+        log_interval=1,
+        clip_norm=1.0,
+    )
+    trainer.register_op("batch_process", lambda batch: compute_advantages(batch, ac))
+    trainer.register_op("post_steps_log", LogScalar(("next", "reward"), logname="reward"))
+    before = [parameter.clone() for parameter in ac.network.parameters()]
+    trainer.train()
+    changed = [not a.equal(b) for a, b in zip(before, ac.network.parameters(), strict=True)]
+    assert all(changed)
+    logged = {path.stem for path in tmp_path.rglob("*.csv")}
+    assert any(name.startswith("head_entropy") for name in logged) or any(
+        path.parent.name == "head_entropy" for path in tmp_path.rglob("*.csv")
+    )
