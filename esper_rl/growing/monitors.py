@@ -70,7 +70,7 @@ VALUE_METRICS: tuple[str, ...] = (
     "op_critic_loss",
     "op_residual_variance",
 )
-"""What the loss says of the value: before an update it is a prediction, after it a fit."""
+"""Names of the metrics of the value: before an update it is a prediction, after it a fit."""
 
 
 def update_metrics(before: TensorDictBase, updates: Sequence[TensorDictBase]) -> dict[str, float]:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import (
-    ProbabilisticTensorDictModule,
     ProbabilisticTensorDictSequential,
     TensorDictModuleBase,
-    TensorDictSequential,
     dispatch,
 )
 from tensordict.utils import NestedKey, unravel_key
@@ -21,6 +19,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.utils import distance_loss
 
 from esper_rl.errors import check_choice
+from esper_rl.objectives.actors import DRAWS, action_key, last_part, without_shared
 from esper_rl.objectives.diagnostics import (
     HEAD_SCALARS,
     OP_SCALARS,
@@ -48,9 +47,6 @@ _PASSED_ON = {
     "reduction",
     "device",
 }
-
-_DRAWS = (ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential)
-"""Types of a head: a distribution alone, or with the module that gives its logits."""
 
 RATIOS: tuple[str, ...] = ("joint", "per_head")
 """Values of the loss's ``ratio``."""
@@ -176,8 +172,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             **kwargs,
         )
         self.heads = tuple(heads)
-        self._draws = [module for module in actor.module if isinstance(module, _DRAWS)]
-        found = tuple(_last(_action_key(draw)) for draw in self._draws)
+        self._draws = [module for module in actor.module if isinstance(module, DRAWS)]
+        found = tuple(last_part(action_key(draw)) for draw in self._draws)
         if found != self.heads:
             raise ValueError(f"heads must be those that the actor draws, {found}, got {self.heads}")
         if relevance.dtype != torch.bool:
@@ -202,7 +198,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         )
         self.ratio = ratio
         self.normalize_entropy = normalize_entropy
-        self._critic_tail = _without_shared(critic, actor)
+        self._critic_tail = without_shared(critic, actor)
 
     _out_keys: list[NestedKey] | None
 
@@ -273,7 +269,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         if not isinstance(actions, list):
             actions, log_probs = [actions], [log_probs]
         keys = dict(zip(actions, log_probs, strict=True))
-        drawn = [_action_key(draw) for draw in self._draws]
+        drawn = [action_key(draw) for draw in self._draws]
         if set(keys) != set(drawn):
             raise ValueError(
                 f"the action keys must be those that the actor draws, {drawn}, got {list(keys)}"
@@ -341,19 +337,19 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         new, old, entropy, choices = [], [], [], []
         with set_recurrent_mode(tensordict.ndim > 1):
             for module in self.actor_network.module:
-                if not isinstance(module, _DRAWS):
+                if not isinstance(module, DRAWS):
                     module(tensordict)
                     continue
                 # The stored action stays in place, so masks that depend on it are its own.
                 distribution = module.get_dist(tensordict)
-                action = _action_key(module)
+                action = action_key(module)
                 new.append(distribution.log_prob(tensordict.get(action)))
                 old.append(tensordict.get(stored[action]).detach())
                 entropy.append(distribution.entropy())
                 choices.append(distribution.logits.isfinite().sum(-1))
                 if module is self._draws[0]:
                     self._require_row_per_op(distribution.logits.shape[-1])
-        op = tensordict.get(_action_key(self._draws[0]))
+        op = tensordict.get(action_key(self._draws[0]))
         return PolicyEvaluation(
             log_prob=torch.stack(new, -1),
             old_log_prob=torch.stack(old, -1),
@@ -384,27 +380,5 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             if self._writes_baseline:  # the fresh one, from this pass of the trunk
                 baseline = tensordict.get(self.tensor_keys.baseline).detach().squeeze(-1)[valid]
                 out.set("explained_variance_soft", explained_variance(baseline, target))
-        op = tensordict.get(_action_key(self._draws[0]))[valid]
+        op = tensordict.get(action_key(self._draws[0]))[valid]
         out.update(residuals_by_op(value, target, op, len(self.relevance)))
-
-
-def _action_key(draw: TensorDictModuleBase) -> NestedKey:
-    """Return the key under which a head writes its choice."""
-    return draw.dist_sample_keys[0]
-
-
-def _last(key: NestedKey) -> str:
-    return key if isinstance(key, str) else key[-1]
-
-
-def _without_shared(
-    critic: TensorDictModuleBase | None, actor: ProbabilisticTensorDictSequential
-) -> list[TensorDictModuleBase]:
-    """The critic's modules less those, at its beginning, that the actor runs too."""
-    if not isinstance(critic, TensorDictSequential):
-        return [] if critic is None else [critic]
-    modules = list(critic.module)
-    shared = {id(module) for module in actor.module}
-    while modules and id(modules[0]) in shared:
-        modules.pop(0)
-    return modules
