@@ -101,6 +101,16 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = parse_overrides(arguments.overrides)
+    keys = [override.partition("=")[0] for override in arguments.overrides]
+    for key in sorted({key for key in keys if keys.count(key) > 1}):
+        print(f"esper-rl: {key} is given more than once; the last one counts", file=sys.stderr)
+    steps = config.iterations * config.steps_per_iteration
+    if steps != config.total_steps:
+        print(
+            f"esper-rl: total_steps={config.total_steps} is rounded up to {steps}, to whole "
+            f"iterations of {config.steps_per_iteration} steps",
+            file=sys.stderr,
+        )
     run = train(config)
     print(f"run folder: {run}")
     if config.eval_episodes:

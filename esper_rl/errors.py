@@ -26,7 +26,7 @@ def config_errors(prefix: str = "") -> Iterator[None]:
     """Raise what is refused inside as a :class:`ConfigError`, ``prefix`` before its message."""
     try:
         yield
-    except ConfigError:
-        raise
     except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigError) and not prefix:
+            raise
         raise ConfigError(f"{prefix}{error}") from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torchrl.envs import EnvBase
 
+from envs.actions import HEADS
 from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl.errors import check_choice, check_integer
 from esper_rl.policy.config import ActorCriticConfig, option
@@ -60,6 +61,10 @@ class PolicyConfig(ActorCriticConfig):
         super().__post_init__()
         check_integer("num_slots", self.num_slots)
         check_choice("blueprint_layers", self.blueprint_layers, (2, 3))
+        if not isinstance(self.action_feedback, bool):
+            raise TypeError(f"action_feedback must be True or False, got {self.action_feedback!r}")
+        for head in self.entropy_weights:
+            check_choice("heads of entropy_weights", head, HEADS)
 
     def hidden_layers(self, head: str) -> list[int]:
         if head == "blueprint" and self.blueprint_layers == 3 and head not in self.head_layers:

@@ -9,7 +9,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from esper_rl.errors import check_choice
+from esper_rl.errors import check_choice, check_number
+from esper_rl.objectives.checks import require_valid
 from esper_rl.policy.actor_critic import BASELINE, VALUE, ActorCritic
 
 BOOTSTRAPS: tuple[str, ...] = ("sampled", "expected")
@@ -22,7 +23,7 @@ def compute_advantages(
     actor_critic: ActorCritic,
     *,
     gamma: float = 0.995,
-    lmbda: float = 0.98,
+    lmbda: float = 0.9,
     bootstrap: str = "sampled",
 ) -> TensorDictBase:
     """Fill in GAE (Schulman et al. 2016) from the values that the rollout stored.
@@ -48,14 +49,18 @@ def compute_advantages(
 
     Raises:
         KeyError: if ``next`` lacks what the actor reads, such as the recurrent state.
-        ValueError: if the batch isn't ``[N, T]``, or ``bootstrap`` unknown.
+        ValueError: if the batch isn't ``[N, T]`` or is all padding, ``bootstrap`` is unknown, or a
+            number out of range.
     """
     check_choice("bootstrap", bootstrap, BOOTSTRAPS)
+    check_number("gamma", gamma, least=0, most=1)
+    check_number("lmbda", lmbda, least=0, most=1)
     if batch.ndim != 2:
         raise ValueError(f"batch must be of shape [rows, steps], got {list(batch.shape)}")
     value = batch[BASELINE]
     done, terminated = batch["next", "done"], batch["next", "terminated"]
     valid = _valid(batch)
+    require_valid(valid)
     last = valid & ~torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], dim=1)
     end = done | last
     next_value = torch.where(end, 0.0, value.roll(-1, dims=1))
@@ -89,7 +94,7 @@ def final_value_loss(batch: TensorDictBase, actor_critic: ActorCritic) -> Tensor
         each of them weighs as much as any other step in the value loss.
     """
     valid = _valid(batch)
-    truncated = batch["next", "truncated"] & ~batch["next", "terminated"] & valid
+    truncated = batch["next", "done"] & ~batch["next", "terminated"] & valid
     if not truncated.any():
         return torch.zeros((), device=truncated.device)
     value = _value_of(batch["next"][truncated.squeeze(-1)], actor_critic, "sampled")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,12 @@ from torchrl.objectives.utils import distance_loss
 
 from esper_rl.errors import check_choice
 from esper_rl.objectives.actors import DRAWS, action_key, last_part, without_shared
+from esper_rl.objectives.checks import (
+    require_column,
+    require_entries,
+    require_finite,
+    require_valid,
+)
 from esper_rl.objectives.diagnostics import (
     HEAD_SCALARS,
     OP_SCALARS,
@@ -76,7 +82,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             None, with ``critic_coeff`` None, leaves the value out.
         heads: names of the heads, the op first; the last part of each action key.
         relevance: bool ``[ops, heads]``: does the head matter when the op is taken?
-        entropy_weights: by head; default: 1 for each.
+        entropy_weights: by head; default: the actor's own ``entropy_weights``, or 1 for each.
         clip_epsilon: of the ratio, one number or (low, high).
         entropy_coeff: base of the entropy bonus; a buffer, so it can be scheduled.
         critic_coeff: weight of the value loss; a buffer too. 0 leaves the value out.
@@ -183,7 +189,9 @@ class FactoredClipPPOLoss(ClipPPOLoss):
                 f"relevance must be of shape [ops, {len(self.heads)}], a row an op and a column a "
                 f"head, got {list(relevance.shape)}"
             )
-        weights = dict.fromkeys(self.heads, 1.0) if entropy_weights is None else entropy_weights
+        weights = entropy_weights
+        if weights is None:
+            weights = getattr(actor, "entropy_weights", dict.fromkeys(self.heads, 1.0))
         if set(weights) != set(self.heads):
             unknown = sorted(set(weights) - set(self.heads))
             missing = sorted(set(self.heads) - set(weights))
@@ -233,11 +241,14 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         """The loss terms and diagnostics of a batch ``[N]`` or ``[N, T]``."""
         tensordict = tensordict.clone(False)
         keys = self._stored_keys()
-        self._require(tensordict, [*self.actor_network.in_keys, *keys, *keys.values()])
+        require_entries(tensordict, [*self.actor_network.in_keys, *keys, *keys.values()])
         valid = self._mark_padding(tensordict)
+        require_valid(valid)
         advantage = self._advantage(tensordict)
+        require_finite(self.tensor_keys.advantage, advantage.unsqueeze(-1), valid)
 
         now = self._evaluate(tensordict, keys)
+        self._require_legal(now, valid)
         log_ratios = torch.where(now.relevant, now.log_prob - now.old_log_prob, 0.0)
         out = TensorDict(
             {"loss_objective": self._reduce_loss(-self._gain(log_ratios, advantage), tensordict)}
@@ -276,13 +287,6 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             )
         return keys
 
-    @staticmethod
-    def _require(tensordict: TensorDictBase, keys: Iterable[NestedKey]) -> None:
-        present = tensordict.keys(True)
-        for key in keys:
-            if key not in present:
-                raise KeyError(f"the batch lacks the entry {key!r}, which the loss needs")
-
     def _mark_padding(self, tensordict: TensorDictBase) -> Tensor:
         """Bool, shaped like the batch: which steps count (see the parent's loss masks).
 
@@ -309,10 +313,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
                 )
             self.value_estimator(tensordict)
             advantage = tensordict.get(key)
-        if advantage.shape != (*tensordict.shape, 1):
-            raise ValueError(
-                f"{key!r} must be of shape {[*tensordict.shape, 1]}, got {list(advantage.shape)}"
-            )
+        require_column(key, advantage, tensordict)
         return self._maybe_normalize_advantage(advantage, tensordict, update_norm=missing).squeeze(
             -1
         )
@@ -358,6 +359,13 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             relevant=self.relevance[op],
         )
 
+    def _require_legal(self, now: PolicyEvaluation, valid: Tensor) -> None:
+        forbidden = (now.log_prob.detach() == -torch.inf) & valid.unsqueeze(-1)
+        if forbidden.any():
+            *step, head = forbidden.nonzero()[0].tolist()
+            key = action_key(self._draws[head])
+            raise ValueError(f"{key!r} must be legal under its mask, got a forbidden one at {step}")
+
     def _require_row_per_op(self, ops: int) -> None:
         if len(self.relevance) != ops:
             raise ValueError(
@@ -366,8 +374,10 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             )
 
     def _add_critic(self, out: TensorDict, tensordict: TensorDictBase, valid: Tensor) -> None:
-        self._require(tensordict, [self.tensor_keys.value_target])
+        require_entries(tensordict, [self.tensor_keys.value_target])
         target = tensordict.get(self.tensor_keys.value_target)
+        require_column(self.tensor_keys.value_target, target, tensordict)
+        require_finite(self.tensor_keys.value_target, target, valid)
         with set_recurrent_mode(tensordict.ndim > 1):
             for module in self._critic_tail:
                 module(tensordict)

@@ -51,9 +51,15 @@ class HeadActor(ProbabilisticActor):
 class FactoredActor(ProbabilisticTensorDictSequential):
     """The sequence that :func:`make_actor_critic` builds: trunk, masks, and an actor a head.
 
+    Attributes:
+        entropy_weights: the config's weight of each head's entropy, which a
+            :class:`~esper_rl.FactoredClipPPOLoss` takes where it isn't told others.
+
     Raises:
         ActionMaskError: in ``forward``, when a mask has no legal choice.
     """
+
+    entropy_weights: dict[str, float]
 
     def forward(
         self,
@@ -181,6 +187,7 @@ def make_actor_critic(
     stored += [("action", f"{head}_log_prob") for head in heads]
     stored += [key for memory in memories for key in memory.out_keys if key[0] == "next"]
     actor.select_out_keys(*stored, BASELINE)
+    actor.entropy_weights = {head: config.entropy_weights.get(head, 1.0) for head in heads}
     critic = OpConditionedCritic(*trunk, taken)
     op_logits = TensorModule(network.heads[op], [MEMORY], ("logits", op))
     expected_critic = OpConditionedCritic(*trunk, op_logits, op_masks, expected)

@@ -75,7 +75,7 @@ class ActorCriticConfig:
         for column in self.hidden_columns:
             check_integer("hidden_columns", column, least=0)
         for head, weight in self.entropy_weights.items():
-            check_number(f"entropy_weights[{head!r}]", weight)
+            check_number(f"entropy_weights[{head!r}]", weight, least=0)
 
     def hidden_layers(self, head: str) -> list[int]:
         """Widths of the hidden layers of a head."""

@@ -56,6 +56,13 @@ class Checkpoint:
             raise CheckpointError(
                 f"{file} is not a checkpoint of a policy: it has no {min(missing)!r}"
             )
+        weights = content["weights"]
+        for name, weight in weights.items() if isinstance(weights, dict) else [("weights", None)]:
+            if not isinstance(weight, Tensor) or not weight.isfinite().all():
+                raise CheckpointError(
+                    f"{file} holds no policy that can play: {name} must be a tensor of finite "
+                    "numbers"
+                )
         return cls(**{name: content[name] for name in names})
 
     def difference(self, weights: dict[str, Tensor], topology: str) -> str | None:

@@ -71,7 +71,7 @@ class PPOConfig:
     """
 
     lr: float = option(5e-4, "learning rate of Adam")
-    gamma: float = option(0.995, "discount per epoch, in [0, 1]")
+    gamma: float = option(0.995, "discount per epoch, above 0 and at most 1")
     lmbda: float = option(0.9, "decay of generalised advantage estimation, in [0, 1]")
     clip_epsilon: float = option(0.2, "the ratio is clipped to 1 ± this")
     epochs: int = option(6, "passes over the steps of an iteration")
@@ -90,12 +90,22 @@ class PPOConfig:
         check_choice("ppo.bootstrap", self.bootstrap, BOOTSTRAPS)
         for name in ("epochs", "minibatches"):
             check_integer(f"ppo.{name}", getattr(self, name))
-        for name in ("lr", "clip_epsilon", "max_grad_norm"):
+        for name in ("lr", "max_grad_norm"):
             check_number(f"ppo.{name}", getattr(self, name), above=0)
+        check_number("ppo.clip_epsilon", self.clip_epsilon, above=0, below=1)
         for name in ("critic_coeff", "entropy_coeff"):
             check_number(f"ppo.{name}", getattr(self, name), least=0)
-        for name in ("gamma", "lmbda"):
-            check_number(f"ppo.{name}", getattr(self, name), least=0, most=1)
+        check_number("ppo.gamma", self.gamma, above=0, most=1)
+        check_number("ppo.lmbda", self.lmbda, least=0, most=1)
+
+    def advantage_options(self) -> dict[str, Any]:
+        """Arguments of :func:`esper_rl.objectives.compute_advantages`."""
+        return {"gamma": self.gamma, "lmbda": self.lmbda, "bootstrap": self.bootstrap}
+
+    def loss_options(self) -> dict[str, Any]:
+        """Arguments of :class:`esper_rl.FactoredClipPPOLoss`."""
+        names = ("clip_epsilon", "critic_coeff", "entropy_coeff", "ratio", "normalize_entropy")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -172,7 +182,7 @@ def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
     Args:
         overrides: strings such as ``"ppo.lr=1e-3"`` (Hydra's ``key=value`` form, values in YAML),
             and ``"policy=v1"`` or ``"policy=v2"`` for all fields of the policy at once; what else
-            is said of the policy is about that preset.
+            is said of the policy is about that preset. Of the same key the last one counts.
 
     Raises:
         ConfigError: for a string without ``=``, an unknown key (the nearest known one is named),
@@ -201,7 +211,7 @@ def _merge(config: Any, overrides: Sequence[str]) -> Any:
     options = {key: default for key, default, _ in describe_options()}
     open_ended = tuple(f"{key}." for key, default in options.items() if default == _ANY_KEYS)
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r}: write it as key=value")
         if key not in options and not key.startswith(open_ended):
@@ -211,10 +221,20 @@ def _merge(config: Any, overrides: Sequence[str]) -> Any:
                 "`esper-rl train --help` lists all"
             )
         try:
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            written = f"{key}={_as_integer(value) if options.get(key, '').isdigit() else value}"
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([written]))
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError(f"override {override!r}: {_first_line(error)}") from error
     return config
+
+
+def _as_integer(text: str) -> str:
+    """``1e5`` as ``100000``; what isn't a whole number stays as it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else text
 
 
 def load_config(text: str) -> TrainConfig:
@@ -223,6 +243,8 @@ def load_config(text: str) -> TrainConfig:
     Raises:
         ConfigError: when ``text`` isn't a configuration of this version.
     """
+    if not text.strip():
+        raise ConfigError("not a training configuration: it is empty")
     try:
         config = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.create(text))
     except (OmegaConfBaseException, YAMLError) as error:

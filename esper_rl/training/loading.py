@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torchrl.envs import EnvBase
 
+from esper_rl.errors import config_errors
 from esper_rl.growing import PolicyConfig
 from esper_rl.policy import ActorCritic, make_actor_critic
 from esper_rl.runs import Checkpoint, CheckpointError, RunFolder
@@ -18,9 +19,10 @@ def read_config(run: RunFolder) -> TrainConfig:
     """Read the configuration that a run was started with.
 
     Raises:
-        ConfigError: when it isn't one of this version.
+        ConfigError: when it isn't one of this version; the message names the file.
     """
-    return load_config(run.config.read_text())
+    with config_errors(f"{run.config}: "):
+        return load_config(run.config.read_text(encoding="utf-8"))
 
 
 def make_checkpoint(
@@ -50,17 +52,24 @@ def load_policy(
     if env is None:
         env = make_env(config, num_envs=1, seed=config.seed)
     checkpoint = Checkpoint.read(folder.checkpoint, device=config.device)
+    try:
+        saved = PolicyConfig(**checkpoint.policy)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder.checkpoint} holds a policy of another version: {error}"
+        ) from None
     slots = env.full_observation_spec["blueprint_indices"].shape[-1]
     wanted = replace(config.policy if policy is None else policy, num_slots=slots)
     actor_critic = make_actor_critic(wanted, env)
     network = actor_critic.network
     difference = checkpoint.difference(network.state_dict(), env.topology)
+    if difference is None and saved.attention_span != wanted.attention_span:
+        difference = f"attention_span is {saved.attention_span} there, {wanted.attention_span} here"
     if difference:
-        saved = PolicyConfig(**checkpoint.policy).describe()
         raise CheckpointError(
-            f"{folder.checkpoint} holds a {saved}, which doesn't fit this {wanted.describe()}: "
-            f"{difference}; load it as what it is, into a world like that of its run, or train a "
-            "new one"
+            f"{folder.checkpoint} holds a {saved.describe()}, which doesn't fit this "
+            f"{wanted.describe()}: {difference}; load it as what it is, into a world like that of "
+            "its run, or train a new one"
         )
     network.load_state_dict(checkpoint.weights)
     return actor_critic

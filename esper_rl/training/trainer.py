@@ -73,12 +73,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
         actor_critic.critic,
         heads=actor_critic.heads,
         relevance=CAUSAL_RELEVANCE,
-        entropy_weights=config.policy.entropy_weights,
-        clip_epsilon=config.ppo.clip_epsilon,
-        critic_coeff=config.ppo.critic_coeff,
-        entropy_coeff=config.ppo.entropy_coeff,
-        ratio=config.ppo.ratio,
-        normalize_entropy=config.ppo.normalize_entropy,
+        **config.ppo.loss_options(),
     )
     parameters = list(actor_critic.network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.ppo.lr)
@@ -112,13 +107,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
                 env_seconds, policy_seconds = collection_seconds(batch)
 
                 start = perf_counter()
-                batch = compute_advantages(
-                    batch,
-                    actor_critic,
-                    gamma=config.ppo.gamma,
-                    lmbda=config.ppo.lmbda,
-                    bootstrap=config.ppo.bootstrap,
-                )
+                batch = compute_advantages(batch, actor_critic, **config.ppo.advantage_options())
                 entropy_coeff = config.ppo.entropy_coeff
                 if config.ppo.anneal_entropy:
                     # Heads that few ops need get little from the advantages beside the bonus, which
@@ -129,7 +118,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
                     before = loss_module(batch)
                 updates = []
                 for _ in range(config.ppo.epochs):
-                    for rows in torch.randperm(config.env.num_envs).chunk(config.ppo.minibatches):
+                    order = torch.randperm(config.env.num_envs)
+                    for rows in order.tensor_split(config.ppo.minibatches):
                         with autocast():
                             losses = loss_module(batch[rows])
                         if config.env.time_limit == "truncate":

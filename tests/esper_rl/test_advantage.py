@@ -216,3 +216,27 @@ def test_padding_has_no_final_value(batch: TensorDictBase, waiting: ActorCritic)
     rest = final_value_loss(batch, waiting) * (batch.numel() - 1)
     missing = hard_values(waiting, batch["next"][row, step][None])[0, Op.WAIT].square()
     torch.testing.assert_close(whole - rest, missing)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"gamma": 2.0}, "gamma must be a number of at least 0 and at most 1, got 2.0"),
+        ({"gamma": float("nan")}, "gamma must be .* got nan"),
+        ({"lmbda": -1.0}, "lmbda must be a number of at least 0 and at most 1, got -1.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    batch: TensorDictBase, ac: ActorCritic, changes: dict, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        compute_advantages(batch, ac, **changes)
+
+
+def test_the_final_value_needs_no_entry_of_its_own(batch: TensorDictBase, ac: ActorCritic) -> None:
+    """A step that is done and not terminated was truncated, whether or not it says so."""
+    torch.manual_seed(0)
+    expected = final_value_loss(batch, ac)
+    torch.manual_seed(0)
+    assert final_value_loss(batch.exclude(("next", "truncated")), ac).equal(expected)
+    assert expected > 0

@@ -9,7 +9,8 @@ import pytest
 
 from envs import MorphogenesisEnv, RewardConfig, make_task
 from envs.actions import Op
-from esper_rl import PolicyConfig
+from esper_rl import PolicyConfig, make_actor_critic
+from esper_rl.objectives import compute_advantages
 from esper_rl.training.config import (
     ConfigError,
     EnvConfig,
@@ -21,6 +22,8 @@ from esper_rl.training.config import (
     parse_overrides,
 )
 from esper_rl.training.environment import make_env
+from tests.support.fake_world import FakeWorld
+from tests.support.losses import make_loss
 
 
 def test_no_overrides_give_the_defaults() -> None:
@@ -178,3 +181,55 @@ def test_the_policy_follows_the_number_of_slots(preset: str, hidden: int) -> Non
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(ConfigError, match="policy must be one of 'v1', 'v2', got 'v3'"):
         parse_overrides(["policy=v3"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"entropy_weights": {"op": -1.0}}, "must be a number of at least 0, got -1.0"),
+        ({"entropy_weights": {"op": float("nan")}}, "must be a number of at least 0, got nan"),
+        ({"entropy_weights": {"foo": 1.0}}, "heads of entropy_weights must be one of 'op'.*'foo'"),
+        ({"hidden_size": 2.0}, "hidden_size must be an integer of at least 2, got 2.0"),
+        ({"action_feedback": "no"}, "action_feedback must be True or False, got 'no'"),
+    ],
+)
+def test_policies_that_could_not_train_are_refused(changes: dict, says: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=says):
+        PolicyConfig(**changes)
+
+
+@pytest.mark.parametrize("clip", [5.0, 1.0, 0.0, -1.0, float("nan")])
+def test_clips_that_clip_nothing_are_refused(clip: float) -> None:
+    with pytest.raises(ConfigError, match=r"ppo\.clip_epsilon must be .* above 0 and below 1"):
+        PPOConfig(clip_epsilon=clip)
+
+
+def test_a_discount_of_zero_is_refused_as_documented() -> None:
+    with pytest.raises(ConfigError, match=r"ppo\.gamma must be a number above 0 and at most 1"):
+        parse_overrides(["ppo.gamma=0"])
+    (text,) = (text for key, _, text in describe_options() if key == "ppo.gamma")
+    assert "above 0" in text
+
+
+@pytest.mark.parametrize(("text", "steps"), [("1e5", 100_000), ("1.6e3", 1600), ("2_000", 2000)])
+def test_whole_numbers_are_written_as_people_do(text: str, steps: int) -> None:
+    assert parse_overrides([f"total_steps={text}"]).total_steps == steps
+
+
+def test_whole_numbers_stay_whole() -> None:
+    with pytest.raises(ConfigError, match=r"1\.5"):
+        parse_overrides(["total_steps=1.5"])
+
+
+def test_the_api_and_the_command_have_one_source() -> None:
+    """The README's script gets the numbers of ``esper-rl train``."""
+    config = PPOConfig()
+    parameters = inspect.signature(compute_advantages).parameters
+    assert {n: parameters[n].default for n in config.advantage_options()} == (
+        config.advantage_options()
+    )
+    world = FakeWorld(num_envs=2)
+    ac = make_actor_critic(PolicyConfig.v2(), world)
+    loss = make_loss(ac)
+    weights = dict(zip(ac.heads, loss.entropy_weights.tolist(), strict=True))
+    assert weights == pytest.approx(PolicyConfig.v2().entropy_weights)

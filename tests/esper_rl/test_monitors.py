@@ -106,6 +106,7 @@ def test_entropy_is_compared_with_the_legal_choices(
     ac = small_actor_critic(world, decided=False)
     batch["action_mask", "blueprint"][:] = False
     batch["action_mask", "blueprint"][..., :2] = True
+    batch["action", "blueprint"] %= 2
     row = updated(ac, batch)
     assert row["normalized_entropy/blueprint"] == pytest.approx(1, abs=0.01)
     assert row["head_entropy/blueprint"] == pytest.approx(math.log(2), abs=0.01)

@@ -19,6 +19,7 @@ from torchrl.modules import MaskedCategorical
 from envs.actions import CAUSAL_RELEVANCE, HEADS
 from esper_rl import FactoredClipPPOLoss
 from esper_rl.growing import ENTROPY_WEIGHTS
+from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
 from tests.support.losses import make_loss, steps_of
 
@@ -180,3 +181,55 @@ def test_an_advantage_of_another_shape(
     batch["advantage"] = torch.zeros(shape)
     with pytest.raises(ValueError, match=r"'advantage' must be of shape \[12, 10, 1\], got"):
         make_loss(ac)(batch)
+
+
+# --- Batches that can't be learned from -------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("key", ["advantage", "value_target"])
+def test_numbers_that_are_not_finite_are_named(
+    batch: TensorDictBase, ac: ActorCritic, key: str, value: float
+) -> None:
+    batch[key][3, 4] = value
+    with pytest.raises(ValueError, match=rf"'{key}' must be finite, got .* at \[3, 4\]"):
+        make_loss(ac)(batch)
+    batch["collector", "mask"] = torch.ones(batch.shape, dtype=torch.bool)
+    batch["collector", "mask"][3, 4] = False  # padding may hold anything
+    assert make_loss(ac)(batch)["loss_objective"].isfinite()
+
+
+def test_a_target_of_another_shape_is_named(batch: TensorDictBase, ac: ActorCritic) -> None:
+    batch["value_target"] = batch["value_target"].squeeze(-1)
+    with pytest.raises(ValueError, match=r"'value_target' must be of shape \[12, 10, 1\], got"):
+        make_loss(ac)(batch)
+
+
+@pytest.mark.parametrize("head", ["op", "slot", "tempo"])
+def test_a_stored_action_that_its_mask_forbids_is_named(
+    batch: TensorDictBase, ac: ActorCritic, head: str
+) -> None:
+    choice = batch["action", head][5, 2]
+    batch["action_mask", head][5, 2] = True
+    batch["action_mask", head][5, 2, ..., choice] = False
+    with pytest.raises(ValueError, match=rf"'{head}'\) must be legal under its mask, .* \[5, 2\]"):
+        make_loss(ac)(batch)
+
+
+def test_a_batch_of_padding_is_refused(batch: TensorDictBase, ac: ActorCritic) -> None:
+    batch["collector", "mask"] = torch.zeros(batch.shape, dtype=torch.bool)
+    for take in (make_loss(ac), lambda each: compute_advantages(each, ac)):
+        with pytest.raises(ValueError, match="at least one step that isn't padding, got none"):
+            take(batch)
+    with pytest.raises(ValueError, match="at least one step"):
+        make_loss(ac)(batch[:0])
+
+
+def test_the_actors_entropy_weights_are_the_default(ac: ActorCritic) -> None:
+    def weights() -> list[float]:
+        loss = FactoredClipPPOLoss(ac.actor, ac.critic, heads=HEADS, relevance=CAUSAL_RELEVANCE)
+        return loss.entropy_weights.tolist()
+
+    assert weights() == pytest.approx(list(ENTROPY_WEIGHTS.values()))
+    ac.actor.entropy_weights = dict.fromkeys(HEADS, 0.5)
+    assert set(weights()) == {0.5}
