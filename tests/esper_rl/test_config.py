@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 import pytest
 
 from envs import MorphogenesisEnv, RewardConfig, make_task
-from envs.actions import Op
-from esper_rl import PolicyConfig, make_actor_critic
+from envs.actions import CAUSAL_RELEVANCE, Op
+from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
 from esper_rl.objectives import compute_advantages
 from esper_rl.training.config import (
     ConfigError,
@@ -23,7 +23,6 @@ from esper_rl.training.config import (
 )
 from esper_rl.training.environment import make_env
 from tests.support.fake_world import FakeWorld
-from tests.support.losses import make_loss
 
 
 def test_no_overrides_give_the_defaults() -> None:
@@ -230,6 +229,8 @@ def test_the_api_and_the_command_have_one_source() -> None:
     )
     world = FakeWorld(num_envs=2)
     ac = make_actor_critic(PolicyConfig.v2(), world)
-    loss = make_loss(ac)
+    loss = FactoredClipPPOLoss(
+        ac.actor, ac.critic, heads=ac.heads, relevance=CAUSAL_RELEVANCE, **config.loss_options()
+    )
     weights = dict(zip(ac.heads, loss.entropy_weights.tolist(), strict=True))
     assert weights == pytest.approx(PolicyConfig.v2().entropy_weights)
