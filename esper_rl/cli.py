@@ -80,8 +80,9 @@ def _build_parser() -> argparse.ArgumentParser:
         "evaluate",
         help="play a trained policy beside the baselines",
         description=(
-            "Play the policy of a run, greedy and sampled, and the baselines wait, random and "
-            "fixed-schedule (conv_heavy at slot 0 as early as possible) on the same episodes. "
+            "Play the policy of a run, greedy and sampled, also with its action feedback hidden, "
+            "and the baselines wait, random and fixed-schedule (conv_heavy at slot 0 as early as "
+            "possible) on the same episodes. "
             "Prints a table and writes it to evaluation.json in the run's folder."
         ),
     )

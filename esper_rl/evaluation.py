@@ -25,6 +25,7 @@ from envs.actions import Stage
 from envs.registration import adopt_tasks, registered_tasks
 from esper_rl.errors import check_choice
 from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
+from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.runs import RunFolder
 from esper_rl.training.environment import make_env
 from esper_rl.training.loading import load_policy, read_config
@@ -121,8 +122,16 @@ _FINAL: Mapping[str, Callable[[TensorDictBase], Tensor]] = {
 }
 
 
-PLAYERS: tuple[str, ...] = ("greedy", "sampled", "wait", "random", "fixed-schedule")
-"""Players of :func:`evaluate_run`: the policy of the run in two ways, then the baselines."""
+PLAYERS: tuple[str, ...] = (
+    "greedy",
+    "sampled",
+    *(f"greedy, feedback {name}" for name in HIDDEN),
+    "wait",
+    "random",
+    "fixed-schedule",
+)
+"""Players of :func:`evaluate_run`: the policy of the run, also with its action feedback hidden (a
+large drop in return means that it has learned a shortcut), then the baselines."""
 
 
 def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dict[str, Evaluation]:
@@ -155,7 +164,16 @@ def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dic
         bar = tqdm(played, "evaluate", len(PLAYERS), unit="policy", leave=False, delay=5)
         results = dict(zip(PLAYERS, bar, strict=True))
     summaries = {name: result.summary() for name, result in results.items()}
-    content = {"episodes": episodes, "seed": EVALUATION_SEED, "policies": summaries}
+    drops = {
+        name: _mean_and_ci(results["greedy"].returns - results[f"greedy, feedback {name}"].returns)
+        for name in HIDDEN
+    }
+    content = {
+        "episodes": episodes,
+        "seed": EVALUATION_SEED,
+        "policies": summaries,
+        "drop_in_return_with_feedback": drops,
+    }
     folder.evaluation.write_text(json.dumps(content, indent=2) + "\n")
     return results
 
@@ -179,5 +197,7 @@ def _play(run: Path, episodes: int, gamma: float, player: str) -> Evaluation:
     actor_critic = load_policy(run, env)
     env = TransformedEnv(env, Compose(*actor_critic.transforms()))
     torch.manual_seed(EVALUATION_SEED)  # again: loading draws the first weights
-    mode: Mode = "greedy" if player == "greedy" else "sampled"
-    return evaluate(actor_critic.actor, env, episodes, mode, gamma)
+    mode: Mode = "sampled" if player == "sampled" else "greedy"
+    hide = HIDDEN.get(player.rpartition(" ")[2])
+    policy = actor_critic.actor if hide is None else WithoutFeedback(actor_critic.actor, hide)
+    return evaluate(policy, env, episodes, mode, gamma)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchrl.modules import ProbabilisticActor, set_recurrent_mode
 
 from envs.actions import Op
-from envs.observation import ACTION_FEEDBACK, feature_columns
+from envs.observation import feature_columns
+from esper_rl.growing.feedback import HIDDEN
 from esper_rl.policy import ActorCritic
 
 ENTROPY_WARNING, ENTROPY_ALERT = 0.3, 0.1
@@ -151,18 +152,11 @@ def feedback_metrics(batch: TensorDictBase, actor_critic: ActorCritic) -> dict[s
         were zeroed (``feedback/zeroed``) or exchanged between rows (``feedback/permuted``, nan
         where there is one row only).
     """
-    columns = feature_columns(*ACTION_FEEDBACK)
     observation = batch["observation"]
     before = _op_probabilities(batch, observation, actor_critic)
     moved = {}
-    order = torch.arange(len(batch), device=observation.device).roll(1)
-    for name, shown in (
-        ("zeroed", torch.zeros_like(observation[..., columns])),
-        ("permuted", observation[order][..., columns]),
-    ):
-        changed = observation.clone()
-        changed[..., columns] = shown
-        after = _op_probabilities(batch, changed, actor_critic)
+    for name, hide in HIDDEN.items():
+        after = _op_probabilities(batch, hide(observation), actor_critic)
         moved[f"feedback/{name}"] = (after - before).abs().sum(-1).mean().item() / 2
     if len(batch) == 1:
         moved["feedback/permuted"] = math.nan

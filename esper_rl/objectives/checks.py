@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import torch
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
@@ -44,6 +46,25 @@ def require_finite(key: NestedKey, values: Tensor, valid: Tensor) -> None:
         raise ValueError(f"{key!r} must be finite, got nan or infinity at {step}")
 
 
+def require_legal(log_prob: Tensor, valid: Tensor, actions: Sequence[NestedKey]) -> None:
+    """Refuse stored actions that their masks forbid, of log-probability −∞.
+
+    Args:
+        log_prob: ``[..., heads]``.
+        valid: bool ``[...]``, steps that count.
+        actions: key of each head's action.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    forbidden = (log_prob.detach() == -torch.inf) & valid.unsqueeze(-1)
+    if forbidden.any():
+        *step, head = forbidden.nonzero()[0].tolist()
+        raise ValueError(
+            f"{actions[head]!r} must be legal under its mask, got a forbidden one at {step}"
+        )
+
+
 def require_valid(valid: Tensor) -> None:
     """Refuse a batch without a step that counts.
 
@@ -52,3 +73,21 @@ def require_valid(valid: Tensor) -> None:
     """
     if not valid.any():
         raise ValueError("the batch must have at least one step that isn't padding, got none")
+
+
+def require_estimable(critic: TensorDictModuleBase | None, actions: Iterable[NestedKey]) -> None:
+    """Refuse a critic whose values torchrl's estimators would get wrong.
+
+    They evaluate it on every ``next`` entry: there the action isn't known, and a recurrent state
+    goes on across the ends of episodes.
+
+    Raises:
+        NotImplementedError: for one that reads an action or ``is_init``.
+    """
+    read = {"is_init", *actions} & set(() if critic is None else critic.in_keys)
+    if read:
+        raise NotImplementedError(
+            "make_value_estimator must have a critic that reads neither the action nor a recurrent "
+            f"state, got one that reads {sorted(map(str, read))}: compute advantages first, with "
+            "esper_rl.objectives.compute_advantages"
+        )

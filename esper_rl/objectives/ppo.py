@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -23,7 +24,9 @@ from esper_rl.objectives.actors import DRAWS, action_key, last_part, without_sha
 from esper_rl.objectives.checks import (
     require_column,
     require_entries,
+    require_estimable,
     require_finite,
+    require_legal,
     require_valid,
 )
 from esper_rl.objectives.diagnostics import (
@@ -248,7 +251,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         require_finite(self.tensor_keys.advantage, advantage.unsqueeze(-1), valid)
 
         now = self._evaluate(tensordict, keys)
-        self._require_legal(now, valid)
+        require_legal(now.log_prob, valid, [action_key(draw) for draw in self._draws])
         log_ratios = torch.where(now.relevant, now.log_prob - now.old_log_prob, 0.0)
         out = TensorDict(
             {"loss_objective": self._reduce_loss(-self._gain(log_ratios, advantage), tensordict)}
@@ -264,6 +267,15 @@ class FactoredClipPPOLoss(ClipPPOLoss):
                 policy_diagnostics(now, log_ratios[valid], valid, self.heads, self._clip_bounds)
             )
         return out
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: object) -> None:
+        """Choose the estimator that fills in advantages a batch lacks, as the parent does.
+
+        Raises:
+            NotImplementedError: see :func:`~esper_rl.objectives.checks.require_estimable`.
+        """
+        require_estimable(self.critic_network, [action_key(draw) for draw in self._draws])
+        super().make_value_estimator(value_type, **hyperparams)
 
     def _gain(self, log_ratios: Tensor, advantage: Tensor) -> Tensor:
         """The clipped surrogate of every step, from ``log_ratios [..., heads]``."""
@@ -358,13 +370,6 @@ class FactoredClipPPOLoss(ClipPPOLoss):
             choices=torch.stack(choices, -1),
             relevant=self.relevance[op],
         )
-
-    def _require_legal(self, now: PolicyEvaluation, valid: Tensor) -> None:
-        forbidden = (now.log_prob.detach() == -torch.inf) & valid.unsqueeze(-1)
-        if forbidden.any():
-            *step, head = forbidden.nonzero()[0].tolist()
-            key = action_key(self._draws[head])
-            raise ValueError(f"{key!r} must be legal under its mask, got a forbidden one at {step}")
 
     def _require_row_per_op(self, ops: int) -> None:
         if len(self.relevance) != ops:

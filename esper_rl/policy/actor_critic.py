@@ -57,6 +57,7 @@ class FactoredActor(ProbabilisticTensorDictSequential):
 
     Raises:
         ActionMaskError: in ``forward``, when a mask has no legal choice.
+        ValueError: in ``forward``, for an observation that isn't finite.
     """
 
     entropy_weights: dict[str, float]
@@ -72,8 +73,17 @@ class FactoredActor(ProbabilisticTensorDictSequential):
         # The parent's result, without its search through all keys at every step; and errors stay
         # what they are.
         state = tensordict.copy()
-        for module in self.module:
-            module(state)
+        try:
+            for module in self.module:
+                module(state)
+        except (ValueError, RuntimeError):
+            bad = ~tensordict[OBSERVATION].isfinite().all(-1)
+            if bad.any():
+                raise ValueError(
+                    f"{OBSERVATION!r} must be finite, got nan or infinity at "
+                    f"{bad.nonzero()[0].tolist()}"
+                ) from None
+            raise
         for key in self.out_keys:
             tensordict.set(key, state.get(key))
         return tensordict

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 
 from envs import MorphogenesisEnv
-from envs.actions import Stage
+from envs.actions import Op, Stage
+from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl import train
-from esper_rl.evaluation import Evaluation, evaluate, evaluate_run
+from esper_rl.evaluation import PLAYERS, Evaluation, evaluate, evaluate_run
 from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
+from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.report.tables import format_evaluations
 from esper_rl.training.config import TrainConfig
 
@@ -96,19 +100,25 @@ def test_a_run_is_shown_beside_the_baselines(
 ) -> None:
     run = train(tiny_config())
     results = evaluate_run(run, episodes=3)
-    assert list(results) == ["greedy", "sampled", "wait", "random", "fixed-schedule"]
+    assert list(results) == list(PLAYERS)
+    assert PLAYERS[:2] == ("greedy", "sampled")
+    assert PLAYERS[-3:] == ("wait", "random", "fixed-schedule")
 
     saved = json.loads((run / "evaluation.json").read_text())
     assert saved["episodes"] == 3
     assert saved["policies"]["wait"] == results["wait"].summary()
+    drop = results["greedy"].returns - results["greedy, feedback zeroed"].returns
+    saved_drop = saved["drop_in_return_with_feedback"]["zeroed"]
+    assert saved_drop["mean"] == pytest.approx(drop.mean().item())
 
     lines = format_evaluations(
         {n: e.summary() for n, e in results.items()}, episodes=3
     ).splitlines()
-    assert [line.split()[0] for line in lines[2:7]] == list(results)
-    assert len({len(line) for line in lines[:7]}) == 1
+    table = lines[2 : 2 + len(PLAYERS)]
+    assert all(line.startswith(name) for line, name in zip(table, PLAYERS, strict=True))
+    assert len({len(line) for line in [*lines[:2], *table]}) == 1
     wait = results["wait"].summary()["final_accuracy"]
-    assert f"{wait['mean']:.1f} ± {wait['ci95']:.1f}" in lines[4]
+    assert f"{wait['mean']:.1f} ± {wait['ci95']:.1f}" in table[PLAYERS.index("wait")]
 
 
 def test_an_evaluation_repeats_itself(tiny_config: Callable[..., TrainConfig]) -> None:
@@ -139,3 +149,47 @@ def test_greedy_and_sampled_are_different_policies(
 def test_a_missing_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="esper-rl train"):
         evaluate_run(tmp_path)
+
+
+class LeansOnFeedback(TensorDictModuleBase):
+    """Plants at the first step, and goes on only where it is told that it did."""
+
+    in_keys = ("observation",)
+    out_keys = (("action", "op"),)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        observation = tensordict["observation"]
+        germinated, first = (
+            observation[:, feature_columns(name)[0]]
+            for name in ("last_action_op_germinate", "epoch_progress")
+        )
+        state = FixedSchedulePolicy(blueprint="norm")(tensordict)
+        goes_on = (first == 0) | (germinated == 1)
+        state["action", "op"] = state["action", "op"].where(goes_on, Op.WAIT)
+        return state
+
+
+def test_hidden_feedback_is_hidden_from_the_policy_alone() -> None:
+    env = make_env()
+    stages = {}
+    for name, hide in {"shown": lambda x: x, **HIDDEN}.items():
+        env.set_seed(0)
+        policy, state = WithoutFeedback(LeansOnFeedback(), hide), env.reset()
+        for _ in range(3):
+            before = state["observation"].clone()
+            state = policy(state)
+            assert state["observation"].equal(before)
+            state = env.step(state)["next"]
+        stages[name] = state["metrics", "stage"][:, 0].tolist()
+    assert stages["shown"] == stages["permuted"] == [Stage.TRAINING] * env.num_envs
+    assert stages["zeroed"] == [Stage.GERMINATED] * env.num_envs
+
+
+def test_feedback_is_hidden_column_by_column() -> None:
+    observation = torch.arange(2.0 * 112).view(2, 112) + 1
+    columns = feature_columns(*ACTION_FEEDBACK)
+    others = [i for i in range(112) if i not in columns]
+    for hide in HIDDEN.values():
+        assert hide(observation)[:, others].equal(observation[:, others])
+    assert not HIDDEN["zeroed"](observation)[:, columns].any()
+    assert HIDDEN["permuted"](observation)[:, columns].equal(observation[[1, 0]][:, columns])

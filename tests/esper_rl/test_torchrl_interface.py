@@ -9,15 +9,15 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, TransformedEnv
-from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives import ClipPPOLoss, ValueEstimators
 from torchrl.record.loggers.csv import CSVLogger
 from torchrl.trainers import LogScalar, Trainer
 
 from envs.actions import CAUSAL_RELEVANCE, HEADS
-from esper_rl import FactoredClipPPOLoss
+from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
 from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
-from tests.support.fake_world import FakeWorld, small_actor_critic
+from tests.support.fake_world import FakeWorld, collect, small_actor_critic
 from tests.support.losses import make_loss
 
 
@@ -92,3 +92,56 @@ def test_torchrls_trainer_trains_and_logs(tmp_path: Path) -> None:
     assert any(name.startswith("head_entropy") for name in logged) or any(
         path.parent.name == "head_entropy" for path in tmp_path.rglob("*.csv")
     )
+
+
+SIMPLE = [v for v in ValueEstimators if v is not ValueEstimators.VTrace]
+
+
+@pytest.mark.parametrize("estimator", SIMPLE)
+def test_torchrls_estimators_fill_in_advantages(estimator: ValueEstimators) -> None:
+    """Where the value is one of the observation alone."""
+    world = FakeWorld(num_envs=4)
+    torch.manual_seed(0)
+    config = PolicyConfig(hidden_size=16, lstm_layers=0, value_mode="state")
+    ac = make_actor_critic(config, world)
+    batch = collect(world, ac, steps=8)
+    loss = make_loss(ac)
+    loss.make_value_estimator(estimator, gamma=0.9)
+    out = loss(batch)
+    assert out["loss_objective"].isfinite()
+    if estimator is ValueEstimators.TD0:
+        value, after = (ac.network.value_head(memory(ac, each)) for each in (batch, batch["next"]))
+        target = batch["next", "reward"] + 0.9 * ~batch["next", "terminated"] * after
+        expected = 0.5 * (target - value).square().mean()
+        torch.testing.assert_close(out["loss_critic"], expected)
+
+
+def memory(ac: ActorCritic, batch: TensorDictBase) -> torch.Tensor:
+    """What a trunk without a state makes of observations."""
+    network = ac.network
+    embedded = network.blueprint_embedding(batch["blueprint_indices"])
+    return network.lstm_norm(network.feature_net(batch["observation"], embedded))
+
+
+@pytest.mark.parametrize("estimator", ValueEstimators)
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [({}, "op"), ({"value_mode": "state"}, "is_init"), ({"lstm_layers": 0}, "op")],
+    ids=str,
+)
+def test_estimators_that_would_be_wrong_are_refused(
+    options: dict, read: str, estimator: ValueEstimators
+) -> None:
+    world = FakeWorld(num_envs=2)
+    ac = make_actor_critic(PolicyConfig(hidden_size=16, **options), world)
+    with pytest.raises(NotImplementedError, match=rf"reads .*{read}.*compute_advantages"):
+        make_loss(ac).make_value_estimator(estimator)
+
+
+def test_an_observation_that_is_not_finite_is_named() -> None:
+    world = FakeWorld(num_envs=4)
+    ac = small_actor_critic(world)
+    state = TransformedEnv(world, Compose(*ac.transforms())).reset()
+    state["observation"][2, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"'observation' must be finite, got .* at \[2\]"):
+        ac.actor(state)
