@@ -196,6 +196,19 @@ def test_single_steps(batch: TensorDictBase, ac: ActorCritic) -> None:
         torch.testing.assert_close(out[key].reshape(12, 10)[:, 0], whole[key][:, 0])
 
 
+def test_shuffled_single_steps_go_on_from_their_stored_memory(
+    batch: TensorDictBase, ac: ActorCritic
+) -> None:
+    """As one sequence they would go on from each other's, and no ratio would be 1."""
+    steps = batch.reshape(-1)[torch.randperm(120, generator=torch.Generator().manual_seed(0))]
+    assert not steps["is_init"].all()
+    out = make_loss(ac)(steps)
+    assert out["max_ratio"].item() == pytest.approx(1, abs=1e-5)
+    assert out["kl_approx"].abs() < 1e-6
+    expected = make_loss(ac)(batch)["explained_variance"]
+    torch.testing.assert_close(out["explained_variance"], expected, atol=1e-4, rtol=1e-4)
+
+
 def test_one_pass_of_the_trunk(batch: TensorDictBase, ac: ActorCritic) -> None:
     passes = []
     ac.network.lstm.register_forward_hook(lambda *_: passes.append(1))

@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import (
     TensorDictModule,
 )
-from torch import nn
+from torch import Tensor, nn
 from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
 from envs.actions import HEADS
@@ -125,3 +125,47 @@ def test_private_members_of_the_parent() -> None:
         "_reduce_loss",
         "_standardize_advantage",
     }
+
+
+class Scale(nn.Module):
+    """Stands in for torchrl's running norm of advantages: counts, and divides by two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates = 0
+
+    def update(self, value_target: Tensor) -> None:
+        self.updates += 1
+
+    def scale(self) -> Tensor:
+        return torch.tensor(2.0)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_running_norm_is_updated_as_the_parent_does(stored: bool) -> None:
+    """By advantages that the loss has estimated itself, not by those that it is given."""
+    actor, names, table = one_head()
+    critic = TensorDictModule(nn.Linear(4, 1), ["observation"], ["state_value"])
+    steps = steps_of(actor, 5, 8)
+    if stored:
+        steps["advantage"], steps["value_target"] = torch.randn(2, 5, 8, 1)
+    norms = Scale(), Scale()
+    ours = FactoredClipPPOLoss(actor, critic, heads=names, relevance=table, advantage_norm=norms[0])
+    parent = ClipPPOLoss(actor, critic, functional=False, advantage_norm=norms[1])
+    results = []
+    for loss in (ours, parent):
+        loss.make_value_estimator(ValueEstimators.GAE, gamma=0.9, lmbda=0.8)
+        results.append(loss(steps.clone())["loss_objective"])
+    torch.testing.assert_close(*results)
+    assert [norm.updates for norm in norms] == [int(not stored)] * 2
+
+
+def test_a_stored_baseline_is_none_of_the_actors() -> None:
+    """Of an actor that writes none there is no explained variance to tell."""
+    actor, names, table = one_head()
+    critic = TensorDictModule(nn.Linear(4, 1), ["observation"], ["state_value"])
+    steps = steps_of(actor, 5, 8)
+    steps["advantage"], steps["value_target"], steps["baseline"] = torch.randn(3, 5, 8, 1)
+    loss = FactoredClipPPOLoss(actor, critic, heads=names, relevance=table)
+    assert "explained_variance_soft" not in loss(steps)
+    assert "explained_variance" in loss(steps)
