@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
+from torchrl.objectives import ValueEstimators
 
 
 def require_entries(tensordict: TensorDictBase, keys: Iterable[NestedKey]) -> None:
@@ -75,15 +76,25 @@ def require_valid(valid: Tensor) -> None:
         raise ValueError("the batch must have at least one step that isn't padding, got none")
 
 
-def require_estimable(critic: TensorDictModuleBase | None, actions: Iterable[NestedKey]) -> None:
-    """Refuse a critic whose values torchrl's estimators would get wrong.
+def require_estimable(
+    value_type: object, critic: TensorDictModuleBase | None, actions: Sequence[NestedKey]
+) -> None:
+    """Refuse what torchrl's estimators would get wrong.
 
-    They evaluate it on every ``next`` entry: there the action isn't known, and a recurrent state
-    goes on across the ends of episodes.
+    They evaluate the critic on every ``next`` entry: there the action isn't known, and a recurrent
+    state goes on across the ends of episodes. V-trace evaluates the actor, too, and hides the
+    stored actions from it, although the masks of most heads depend on the first one's.
 
     Raises:
-        NotImplementedError: for one that reads an action or ``is_init``.
+        NotImplementedError: for a critic that reads an action or ``is_init``; for V-trace with
+            several heads.
     """
+    if value_type is ValueEstimators.VTrace and len(actions) > 1:
+        raise NotImplementedError(
+            f"value_type must be one that leaves an actor of {len(actions)} heads alone, got "
+            "ValueEstimators.VTrace: use ValueEstimators.GAE, or compute advantages first, with "
+            "esper_rl.objectives.compute_advantages"
+        )
     read = {"is_init", *actions} & set(() if critic is None else critic.in_keys)
     if read:
         raise NotImplementedError(

@@ -274,7 +274,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         Raises:
             NotImplementedError: see :func:`~esper_rl.objectives.checks.require_estimable`.
         """
-        require_estimable(self.critic_network, [action_key(draw) for draw in self._draws])
+        drawn = [action_key(draw) for draw in self._draws]
+        require_estimable(value_type, self.critic_network, drawn)
         super().make_value_estimator(value_type, **hyperparams)
 
     def _gain(self, log_ratios: Tensor, advantage: Tensor) -> Tensor:

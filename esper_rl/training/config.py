@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
 from envs import MorphogenesisEnv, RewardConfig
@@ -221,11 +221,19 @@ def _merge(config: Any, overrides: Sequence[str]) -> Any:
                 "`esper-rl train --help` lists all"
             )
         try:
-            written = f"{key}={_as_integer(value) if options.get(key, '').isdigit() else value}"
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([written]))
+            config = _set(config, key, value)
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError(f"override {override!r}: {_first_line(error)}") from error
     return config
+
+
+def _set(config: Any, key: str, value: str) -> Any:
+    try:
+        return OmegaConf.merge(config, OmegaConf.from_dotlist([f"{key}={value}"]))
+    except ValidationError:
+        # YAML reads 1e5 as a number with a fraction, which no integer field takes.
+        whole = OmegaConf.from_dotlist([f"{key}={_as_integer(value)}"])
+        return OmegaConf.merge(config, whole)
 
 
 def _as_integer(text: str) -> str:

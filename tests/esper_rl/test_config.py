@@ -213,6 +213,7 @@ def test_a_discount_of_zero_is_refused_as_documented() -> None:
 @pytest.mark.parametrize(("text", "steps"), [("1e5", 100_000), ("1.6e3", 1600), ("2_000", 2000)])
 def test_whole_numbers_are_written_as_people_do(text: str, steps: int) -> None:
     assert parse_overrides([f"total_steps={text}"]).total_steps == steps
+    assert parse_overrides([f"env.max_epochs={text}"]).env.max_epochs == steps
 
 
 def test_whole_numbers_stay_whole() -> None:

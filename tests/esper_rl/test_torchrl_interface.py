@@ -116,6 +116,15 @@ def test_torchrls_estimators_fill_in_advantages(estimator: ValueEstimators) -> N
         torch.testing.assert_close(out["loss_critic"], expected)
 
 
+def test_v_trace_is_refused() -> None:
+    """It calls the actor without the stored op, on which the masks of the others depend."""
+    world = FakeWorld(num_envs=2)
+    config = PolicyConfig(hidden_size=16, lstm_layers=0, value_mode="state")
+    loss = make_loss(make_actor_critic(config, world))
+    with pytest.raises(NotImplementedError, match=r"8 heads.*VTrace.*ValueEstimators\.GAE"):
+        loss.make_value_estimator(ValueEstimators.VTrace)
+
+
 def memory(ac: ActorCritic, batch: TensorDictBase) -> torch.Tensor:
     """What a trunk without a state makes of observations."""
     network = ac.network
@@ -123,7 +132,7 @@ def memory(ac: ActorCritic, batch: TensorDictBase) -> torch.Tensor:
     return network.lstm_norm(network.feature_net(batch["observation"], embedded))
 
 
-@pytest.mark.parametrize("estimator", ValueEstimators)
+@pytest.mark.parametrize("estimator", SIMPLE)
 @pytest.mark.parametrize(
     ("options", "read"),
     [({}, "op"), ({"value_mode": "state"}, "is_init"), ({"lstm_layers": 0}, "op")],
