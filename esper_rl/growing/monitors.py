@@ -25,7 +25,7 @@ WAIT_ALERT = 0.95
 """Share of WAIT above which a policy has stopped acting."""
 
 DRIFT_WARNING = 2.0
-"""SlotInputs of the cell state's norm, last fifth against middle fifth of the episode."""
+"""Growth of the cell state's norm, last fifth against middle fifth of the episode."""
 
 FEEDBACK_WARNING = 0.5
 """Share of the op's probability that moves when the feedback columns are hidden."""
