@@ -44,26 +44,30 @@ class Part:
 
     def spread(self, lanes: Tensor) -> Tensor:
         """A number a lane repeated for each of its parameters, in the order of the pieces."""
-        counts = [math.prod(entry.shape) for entry in self.layout.entries]
-        return torch.cat([lanes.repeat_interleave(count) for count in counts])
+        return torch.cat([lanes.repeat_interleave(count) for count in self._counts])
 
     def leaves(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of a vector of pieces by name, ``[n, *shape]``, each a leaf for autograd."""
-        n, named, start = len(self.rows), {}, 0
-        for entry in self.layout.entries:
-            stop = start + n * math.prod(entry.shape)
-            piece = vector[start:stop].view(n, *entry.shape)
-            named[entry.name] = piece.detach().requires_grad_()
-            start = stop
-        return named
+        n = len(self.rows)
+        return {
+            entry.name: piece.view(n, *entry.shape).detach().requires_grad_()
+            for entry, piece in zip(self.layout.entries, self._split(vector), strict=True)
+        }
 
     def write(self, vectors: Sequence[Tensor]) -> None:
         """Put vectors of pieces back, one for each matrix."""
         n = len(self.rows)
-        sizes = [n * math.prod(entry.shape) for entry in self.layout.entries]
         for matrix, vector in zip(self.matrices, vectors, strict=True):
-            columns = [piece.view(n, -1) for piece in vector.split(sizes)]
+            columns = [piece.view(n, -1) for piece in self._split(vector)]
             matrix[self.rows, : self.layout.size] = torch.cat(columns, dim=1)
+
+    @property
+    def _counts(self) -> list[int]:
+        return [math.prod(entry.shape) for entry in self.layout.entries]
+
+    def _split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """Views of a vector of pieces, one for each named tensor of all lanes."""
+        return vector.split([len(self.rows) * count for count in self._counts])
 
     def _flat(self, matrix: Tensor) -> Tensor:
         return matrix[self.rows, : self.layout.size]

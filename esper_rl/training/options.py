@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection
-from dataclasses import Field, field, fields, make_dataclass
+from dataclasses import Field, fields, make_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from esper_rl.policy.config import option
 
 _PLAIN = (bool, int, float, str, type(None))
 """Types that a command line can write."""
@@ -35,7 +37,7 @@ def from_signature(
     """
     hints, texts = get_type_hints(function), descriptions(doc)
     made = [
-        (each.name, _plain(hints[each.name]), _option(each.default, texts[each.name]))
+        (each.name, _plain(hints[each.name]), option(each.default, texts[each.name]))
         for each in inspect.signature(function).parameters.values()
         if each.name not in leave_out
     ]
@@ -55,7 +57,7 @@ def overriding(name: str, config: type, leave_out: Collection[str]) -> type:
         (
             each.name,
             hints[each.name] | None,
-            _option(None, f"{texts[each.name]} ({_shown(each)})"),
+            option(None, f"{texts[each.name]} ({_shown(each)})"),
         )
         for each in fields(config)
         if each.name not in leave_out
@@ -79,10 +81,6 @@ def descriptions(doc: str | None) -> dict[str, str]:
             for name in names.split(", "):
                 found.setdefault(name, _MARKUP.sub("", sentence))
     return found
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 def _plain(hint: Any) -> Any:

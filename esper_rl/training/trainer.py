@@ -9,6 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from envs.actions import CAUSAL_RELEVANCE
@@ -86,6 +87,22 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
     def save() -> None:
         make_checkpoint(actor_critic, config.policy, env.topology, steps).write(run.checkpoint)
 
+    def update(minibatch: TensorDictBase) -> TensorDictBase:
+        """One step of the optimizer; gives what the loss has written, and gradient norms."""
+        with autocast():
+            losses = loss_module(minibatch)
+        if config.env.time_limit == "truncate":
+            final_value = final_value_loss(minibatch, actor_critic)
+            losses["loss_final_value"] = config.ppo.critic_coeff * final_value
+        optimizer.zero_grad()
+        loss = sum(term for key, term in losses.items() if key.startswith("loss_"))
+        loss.backward()
+        losses.update(gradient_metrics(actor_critic))
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.ppo.max_grad_norm)
+        _require_finite(loss, grad_norm, steps)
+        optimizer.step()
+        return losses.detach().set("grad_norm", grad_norm)
+
     save()
     collector = make_collector(config, actor_critic)
     if config.compile:
@@ -120,21 +137,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
                 for _ in range(config.ppo.epochs):
                     order = torch.randperm(config.env.num_envs)
                     for rows in order.tensor_split(config.ppo.minibatches):
-                        with autocast():
-                            losses = loss_module(batch[rows])
-                        if config.env.time_limit == "truncate":
-                            final_value = final_value_loss(batch[rows], actor_critic)
-                            losses["loss_final_value"] = config.ppo.critic_coeff * final_value
-                        optimizer.zero_grad()
-                        loss = sum(term for key, term in losses.items() if key.startswith("loss_"))
-                        loss.backward()
-                        losses.update(gradient_metrics(actor_critic))
-                        grad_norm = torch.nn.utils.clip_grad_norm_(
-                            parameters, config.ppo.max_grad_norm
-                        )
-                        _require_finite(loss, grad_norm, steps)
-                        optimizer.step()
-                        updates.append(losses.detach().set("grad_norm", grad_norm))
+                        updates.append(update(batch[rows]))
                 collector.update_policy_weights_()
                 update_seconds = perf_counter() - start
 
