@@ -12,19 +12,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from envs.actions import Op
 from esper_rl.objectives import compute_advantages, final_value_loss
 from esper_rl.policy import ActorCritic
-from tests.support.fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
+from tests.support.fake_world import NUM_OPS, FakeWorld, collect
 
 GAMMA, LMBDA = 0.9, 0.7
-
-
-@pytest.fixture
-def world() -> FakeWorld:
-    return FakeWorld(num_envs=12)
-
-
-@pytest.fixture
-def ac(world: FakeWorld) -> ActorCritic:
-    return small_actor_critic(world)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from esper_rl.growing.monitors import (
     rollout_metrics,
     update_metrics,
 )
-from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
 from tests.support.fake_world import FakeWorld, collect, small_actor_critic
 from tests.support.losses import make_loss
@@ -28,16 +27,6 @@ from tests.support.losses import make_loss
 @pytest.fixture
 def world() -> FakeWorld:
     return FakeWorld(num_envs=8)
-
-
-@pytest.fixture
-def ac(world: FakeWorld) -> ActorCritic:
-    return small_actor_critic(world)
-
-
-@pytest.fixture
-def batch(world: FakeWorld, ac: ActorCritic) -> TensorDictBase:
-    return compute_advantages(collect(world, ac, steps=10), ac)
 
 
 def losses(ac: ActorCritic, batch: TensorDictBase) -> TensorDictBase:
