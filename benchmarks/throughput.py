@@ -5,7 +5,7 @@
 Two situations: ``empty`` (no seeds) and ``mixed`` (one or two live seeds in every row, all
 blueprints, slots and stages). The plain loop (tests/support/plain.py) takes the same networks, the
 same number of minibatches of the same size, the same validation, with one more validation for
-every seed whose contribution is measured. Both run by turns in one process; medians are shown.
+every set of seeds that is left out. Both run by turns in one process; medians are shown.
 Every case has a process of its own, so that the memory shown, the peak less that before the
 environment was made, is the environment's.
 Results go to benchmarks/results/throughput.json and throughput.png.
@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from importlib import import_module
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -91,9 +92,14 @@ def train_plain(networks: list[PlainNetwork], env: MorphogenesisEnv, task: Array
             logits = network(inputs)
             F.cross_entropy(logits, targets)
             (logits.argmax(1) == targets).float().mean()
-            for slot, seed in enumerate(network.slots):
-                if isinstance(seed, PlainSlot) and seed.alpha > 0:
-                    (network(inputs, without=slot).argmax(1) == targets).float().mean()
+            mixed = [
+                slot
+                for slot, seed in enumerate(network.slots)
+                if isinstance(seed, PlainSlot) and seed.alpha > 0
+            ]
+            for number in range(1, len(mixed) + 1):
+                for left_out in combinations(mixed, number):
+                    (network(inputs, without=left_out).argmax(1) == targets).float().mean()
 
 
 def timed(function: Callable[[], object]) -> float:

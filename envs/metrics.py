@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from envs.populations.base import ALL_SUBSETS
 from envs.state import State
 
 LARGEST_NORM = 1e6
@@ -11,7 +12,8 @@ LARGEST_NORM = 1e6
 
 
 def compute_metrics(state: State) -> dict[str, Tensor]:
-    """Compute the metrics by name, each ``[N, 1]``, ``[N, S]`` or, for choices, ``[N]``.
+    """Compute the metrics by name, each ``[N, 1]``, ``[N, S]``, ``[N, S, S]`` for pairs of
+    slots or ``[N]`` for choices.
 
     All are finite, so that a mean over rows survives one that has diverged.
     """
@@ -27,6 +29,10 @@ def compute_metrics(state: State) -> dict[str, Tensor]:
         "stage": slots.stage,
         "alpha": slots.alpha,
         "contribution": slots.contribution,
+        "interaction": slots.interaction,
+        **({"shapley": slots.shapley} if slots.stage.shape[1] <= ALL_SUBSETS else {}),
+        "pending_hindsight_credit": state.pending_hindsight_credit,
+        "hindsight_delay": state.hindsight_delay,
         "gradient_norm": _finite(slots.gradient_norm),
     }
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from envs.actions import Op, Stage, head_sizes
-from envs.attribution import age_contributions, record_contributions
+from envs.attribution import age_measurements, credit_helpers, record_measurements
 from envs.batched.randomness import Stream, fold
 from envs.batched.workers import as_usual
 from envs.errors import check_choice, check_device, check_integer, check_seed
@@ -24,7 +24,7 @@ from envs.lifecycle import (
 )
 from envs.metrics import compute_metrics
 from envs.observation import compute_observation
-from envs.populations.base import Population, SlotInputs, Validation
+from envs.populations.base import MOST_SLOTS, Population, SlotInputs, Validation
 from envs.registration import make_task
 from envs.reward import REWARD_TERMS, RewardConfig, Transition
 from envs.specs import SpecMaker
@@ -137,6 +137,7 @@ class MorphogenesisEnv(EnvBase):
         counterfactual_every = check_integer("counterfactual_every", counterfactual_every)
         most_slots = task.num_slots
         num_slots = check_integer("num_slots", num_slots, most=most_slots, what="slots of its host")
+        check_integer("num_slots", num_slots, most=MOST_SLOTS, what="most whose pairs it measures")
         chosen_seed = check_seed("seed", seed)
         if reward is not None and not isinstance(reward, RewardConfig):
             raise TypeError(f"reward must be a RewardConfig or None, got {reward!r}")
@@ -309,7 +310,7 @@ class MorphogenesisEnv(EnvBase):
         rows = (pruning & old).nonzero().squeeze(1)
         if len(rows):
             validation = self.population.validate(self.slot_inputs(slots), rows, ablate=True)
-            record_contributions(slots, self._spread(validation, rows))
+            record_measurements(slots, self._spread(validation, rows), pruning & old)
 
     def _validate(self, rows: Tensor, applied: Applied) -> None:
         """Count the epoch, validate rows, and record history and contributions."""
@@ -324,10 +325,10 @@ class MorphogenesisEnv(EnvBase):
         validation = self.population.validate(inputs, rows, ablate=bool(due.any()))
         validation = self._spread(validation, rows)
         loss, validation.accuracy, state.diverged = self._shown(validation)
+        age_measurements(state.slots)
         # Against an answer that is nan, every seed would seem to hurt.
-        validation.ablated &= (due & ~state.diverged)[:, None]
-        age_contributions(state.slots)
-        record_contributions(state.slots, validation)
+        record_measurements(state.slots, validation, due & ~state.diverged)
+        credit_helpers(state, applied.fossilized)
         state.history = state.history.recorded(loss, validation.accuracy)
 
     def _spread(self, validation: Validation, rows: Tensor) -> Validation:

@@ -143,9 +143,8 @@ SLOT_FEATURES: dict[str, Formula] = {
     "gradient_health": _gradient_health,
     "has_vanishing": lambda v: v.gradient_norm < 1e-4,
     "has_exploding": lambda v: v.gradient_norm > 10,
-    # Interactions between seeds are not measured: both stay 0.
-    "interaction_sum_norm": lambda v: torch.zeros_like(v.slots.alpha),
-    "boost_received_norm": lambda v: torch.zeros_like(v.slots.alpha),
+    "interaction_sum_norm": lambda v: v.slots.interaction.sum(2).clamp(0, 10) / 10,
+    "boost_received_norm": lambda v: v.slots.interaction.amax(2).clamp(0, 5) / 5,
     "upstream_alpha_norm": lambda v: (v.alpha_up_to_here - v.slots.alpha).clamp(0, 3) / 3,
     "downstream_alpha_norm": lambda v: (
         (v.alpha_up_to_here[:, -1:] - v.alpha_up_to_here).clamp(0, 3) / 3

@@ -9,6 +9,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 
 from envs.actions import Op, Stage
 from envs.observation import HIGH, LOW, feature_names
+from envs.populations.base import ALL_SUBSETS
 
 
 class SpecMaker:
@@ -45,6 +46,10 @@ class SpecMaker:
             "stage": whole(0, len(Stage) - 1, self.slots),
             "alpha": real(self.slots),
             "contribution": real(self.slots),
+            "interaction": real(self.slots, self.slots),
+            **({"shapley": real(self.slots)} if self.slots <= ALL_SUBSETS else {}),
+            "pending_hindsight_credit": real(self.slots),
+            "hindsight_delay": whole(0, max_epochs, self.slots),
             "gradient_norm": real(self.slots),
         }
         return self._composite(

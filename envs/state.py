@@ -26,7 +26,7 @@ PLATEAU_RISE = 0.5
 
 @dataclass
 class Slots(Rows):
-    """State of all slots, each tensor ``[N, S]``.
+    """State of all slots, each tensor ``[N, S]`` if not said otherwise.
 
     Attributes:
         stage: int64, a :class:`~envs.actions.Stage`.
@@ -45,6 +45,15 @@ class Slots(Rows):
         contribution: float32, accuracy points, last measured.
         contribution_change: float32, by the last measurement.
         contribution_age: int64, epochs since the last measurement, −1 for never.
+        shapley: float32, Shapley value in accuracy points, last measured; 0 where S is above
+            :data:`envs.populations.base.ALL_SUBSETS`.
+        interaction: float32 ``[N, S, S]``, accuracy points that two seeds give together beyond
+            what each gives without the other, last measured; symmetric, 0 with itself.
+        peak: float32 ``[N, S, S]``: ``peak[:, i, j]`` is the largest interaction that the seed
+            in slot i has had with slot j, also with a seed that has left it; 0 if none was
+            positive.
+        helper_gone: int64 ``[N, S, S]``, epochs since the seed of that peak left slot j, −1
+            while it is there.
     """
 
     stage: Tensor
@@ -64,12 +73,17 @@ class Slots(Rows):
     contribution: Tensor
     contribution_change: Tensor
     contribution_age: Tensor
+    shapley: Tensor
+    interaction: Tensor
+    peak: Tensor
+    helper_gone: Tensor
 
     @classmethod
     def dormant(cls, num_rows: int, num_slots: int, device: torch.device) -> Slots:
         """Slots that hold nothing."""
         integer = torch.zeros(num_rows, num_slots, dtype=torch.int64, device=device)
         real = torch.zeros(num_rows, num_slots, dtype=torch.float32, device=device)
+        pairs = real[:, :, None].repeat(1, 1, num_slots)
         return cls(
             stage=integer + Stage.DORMANT,
             clock=integer,
@@ -88,7 +102,16 @@ class Slots(Rows):
             contribution=real,
             contribution_change=real,
             contribution_age=integer - 1,
+            shapley=real,
+            interaction=pairs,
+            peak=pairs,
+            helper_gone=pairs.long() - 1,
         )
+
+    @property
+    def num_slots(self) -> int:
+        """S."""
+        return self.stage.shape[1]
 
     @property
     def has_module(self) -> Tensor:
@@ -101,6 +124,10 @@ class Slots(Rows):
         fresh = Slots.dormant(num_rows, num_slots, self.stage.device)
         fresh.stage = torch.full_like(self.stage, stage)
         self.replace(where, fresh)
+        gone = where[:, None, :]
+        self.interaction = torch.where(gone, 0.0, self.interaction)
+        left = gone & (self.peak > 0) & (self.helper_gone < 0)
+        self.helper_gone = torch.where(left, 0, self.helper_gone)
 
     def enter(self, where: Tensor, stage: Stage) -> None:
         """Set the stage of the slots ``where [N, S]``, clock 0."""
@@ -212,6 +239,9 @@ class State(Rows):
         terminated, truncated: bool ``[N]``.
         host_gradient_norm: float32 ``[N]``, mean over the last epoch's minibatches.
         seed_params: float32 ``[N, S]``, parameters in the slots.
+        pending_hindsight_credit: float32 ``[N, S]``, what the slots' seeds, or those before
+            them, have earned by helping one that was fossilized in the last step.
+        hindsight_delay: int64 ``[N, S]``, epochs between a helper's end and that; 0 if it lives.
         terms: the last reward, by term, float32 ``[N]``.
     """
 
@@ -228,6 +258,8 @@ class State(Rows):
     truncated: Tensor
     host_gradient_norm: Tensor
     seed_params: Tensor
+    pending_hindsight_credit: Tensor
+    hindsight_delay: Tensor
     terms: dict[str, Tensor]
 
     @classmethod
@@ -267,6 +299,8 @@ class State(Rows):
             truncated=no,
             host_gradient_norm=blank,
             seed_params=slots.alpha,
+            pending_hindsight_credit=slots.alpha,
+            hindsight_delay=slots.clock,
             terms=dict.fromkeys(terms, blank),
         )
 

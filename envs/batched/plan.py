@@ -66,7 +66,8 @@ class Plan:
     Attributes:
         slots: one entry a slot.
         lane_rows: for every segment, int64 ``[lanes]``: the row of every lane.
-        lane_ablated: int64 ``[lanes]`` at the end: the slot whose seed is left out, −1 for none.
+        lane_ablated: int64 ``[lanes]`` at the end: which slots' seeds are left out, bit s for
+            slot s.
     """
 
     slots: list[SlotPlan]
@@ -93,36 +94,37 @@ def by_likeness(codes: Tensor) -> Tensor:
     return order
 
 
-def make_plan(rows: Tensor, codes: Tensor, *, ablate: bool) -> Plan:
+def make_plan(rows: Tensor, codes: Tensor, *, ablate: int) -> Plan:
     """The plan of one forward pass.
 
     Args:
         rows: int64 ``[n]``, the rows that run.
         codes: of all rows, from :func:`slot_codes`.
-        ablate: add a lane for every module that is mixed in, which runs without it; lanes share
-            everything before its slot.
+        ablate: add lanes that run without up to so many of the modules, in all combinations;
+            lanes share everything before the first slot in which they differ.
     """
     slots: list[SlotPlan] = []
     lane_rows = [rows]
-    ablated_slot = torch.full_like(rows, -1)
+    left_out, number = torch.zeros_like(rows), torch.zeros_like(rows)
     for slot in range(codes.shape[1]):
         order: Tensor | None = None
         lane_codes = codes[rows, slot]
         if (lane_codes.diff() < 0).any():
             lane_codes, order = lane_codes.sort(stable=True)
-            rows, ablated_slot = rows[order], ablated_slot[order]
+            rows, left_out, number = rows[order], left_out[order], number[order]
         num_passing, groups = _groups(lane_codes, rows)
         ablated = None
         if ablate:
-            ablated = ((ablated_slot == -1) & (lane_codes != PASS)).nonzero().squeeze(1)
+            ablated = ((number < ablate) & (lane_codes != PASS)).nonzero().squeeze(1)
             if len(ablated) == 0:
                 ablated = None
             else:
                 rows = torch.cat([rows, rows[ablated]])
-                ablated_slot = torch.cat([ablated_slot, torch.full_like(ablated, slot)])
+                left_out = torch.cat([left_out, left_out[ablated] + (1 << slot)])
+                number = torch.cat([number, number[ablated] + 1])
         slots.append(SlotPlan(order, num_passing, groups, ablated))
         lane_rows.append(rows)
-    return Plan(slots, lane_rows, ablated_slot)
+    return Plan(slots, lane_rows, left_out)
 
 
 def _groups(lane_codes: Tensor, rows: Tensor) -> tuple[int, list[Group]]:

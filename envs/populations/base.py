@@ -39,21 +39,41 @@ class Validation:
     Attributes:
         loss: mean loss, float32 ``[n]``; may be non-finite.
         accuracy: percent, ``[n]``.
-        contribution: accuracy less that with a slot's α forced to 0, in points, ``[n, S]``; 0
-            where it wasn't measured or α is 0 anyway. Counted in answers, so that five of 500 are
-            exactly one point.
-        ablated: bool ``[n, S]``: was ``contribution`` measured?
+        lost: what accuracy loses when the α of some slots is forced to 0, in points, ``[n, K]``
+            for the K sets of :func:`ablations`; 0 where it wasn't measured. Counted in answers,
+            so that five of 500 are exactly one point.
+        ablated: bool ``[n, S]``: slots with α > 0 that were left out by turns.
     """
 
     loss: Tensor
     accuracy: Tensor
-    contribution: Tensor
+    lost: Tensor
     ablated: Tensor
 
-    @property
-    def accuracy_without(self) -> Tensor:
-        """Percent with a slot's α forced to 0, ``[n, S]``."""
-        return self.accuracy[:, None] - self.contribution
+
+ALL_SUBSETS = 3
+"""Up to so many slots, seeds are left out in all combinations; above, one or two at a time."""
+
+MOST_SLOTS = 16
+"""More slots have too many pairs to leave out."""
+
+
+def most_ablated(num_slots: int) -> int:
+    """Number of seeds that are left out at once."""
+    return num_slots if num_slots <= ALL_SUBSETS else 2
+
+
+def ablations(num_slots: int) -> Tensor:
+    """Sets of slots that are left out, as sums of bits 2^slot: int64 ``[K]``, nothing first.
+
+    Examples:
+        >>> ablations(2)
+        tensor([0, 1, 2, 3])
+        >>> ablations(4)[:6], len(ablations(4))
+        (tensor([0, 1, 2, 3, 4, 5]), 11)
+    """
+    most = most_ablated(num_slots)
+    return torch.tensor([left for left in range(1 << num_slots) if left.bit_count() <= most])
 
 
 class Population(Protocol):
@@ -107,12 +127,12 @@ class Population(Protocol):
         ...
 
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
-        """Measure loss and accuracy of ``rows [n]``, and accuracy with each seed left out.
+        """Measure loss and accuracy of ``rows [n]``, and accuracy with seeds left out.
 
         Args:
             inputs: what the slots do.
             rows: int64 ``[n]``, without repetition.
-            ablate: measure ``contribution``.
+            ablate: measure ``lost``.
         """
         ...
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.actions import Algorithm, Stage
 from envs.batched.workers import one_thread
-from envs.populations.base import SlotInputs, Validation, blueprint_choices
+from envs.populations.base import SlotInputs, Validation, ablations, blueprint_choices
 
 CHANCE = 10.0
 """Accuracy of an untrained host with ten classes, in percent."""
@@ -105,6 +105,9 @@ class FormulaPopulation:
             device=device,
         ).T.contiguous()
         self._places = torch.tensor(places, dtype=torch.float32, device=device)
+        bits = torch.arange(len(places))
+        left_out = ablations(len(places))[:, None] >> bits & 1
+        self._kept = 1 - left_out.to(torch.float32).to(device)
         self.host_size = host_size
         self.offered = torch.tensor([name in curves for name in self.blueprints], device=device)
         self._age = torch.zeros(num_rows, dtype=torch.float32, device=device)
@@ -147,7 +150,7 @@ class FormulaPopulation:
 
     @one_thread
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
-        """Loss and accuracy of ``rows [n]``, and accuracy with each seed left out."""
+        """Loss and accuracy of ``rows [n]``, and accuracy with seeds left out."""
         stages, blueprint = _Stages.of(inputs.stage[rows]), inputs.blueprint[rows]
         alpha = inputs.alpha[rows]
         share = self._learned[rows] / self._epochs[blueprint]
@@ -163,12 +166,11 @@ class FormulaPopulation:
             return base + gives.amax(-1)
 
         whole = accuracy(alpha)
-        contribution = torch.zeros_like(alpha)
+        lost = whole[:, None].expand(-1, len(self._kept)) * 0
         if ablate:
-            others = 1 - torch.eye(alpha.shape[1], dtype=alpha.dtype, device=alpha.device)
-            contribution = whole[:, None] - accuracy(alpha * others[:, None]).T
+            lost = whole[:, None] - accuracy(alpha * self._kept[:, None]).T
         loss = math.log(10) * (100 - whole) / (100 - CHANCE)
-        return Validation(loss, whole, contribution, stages.mixed & ablate)
+        return Validation(loss, whole, lost, stages.mixed & ablate)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,16 @@ from envs.batched.layers import linear, permute_rows
 from envs.batched.optimizers import Optimizer
 from envs.batched.parameters import ParameterLayout, zeros
 from envs.batched.parts import Part
-from envs.batched.plan import Group, Mode, Plan, SlotPlan, by_likeness, make_plan, slot_codes
+from envs.batched.plan import PASS, Group, Mode, Plan, SlotPlan, by_likeness, make_plan, slot_codes
 from envs.batched.workers import keep_freed_memory, run_chunks
 from envs.hosts.base import Host
-from envs.populations.base import SlotInputs, Validation, blueprint_choices
+from envs.populations.base import (
+    SlotInputs,
+    Validation,
+    ablations,
+    blueprint_choices,
+    most_ablated,
+)
 from envs.populations.data import Data
 
 _CACHE_BYTES = {"cpu": 2**21}
@@ -90,6 +96,9 @@ class TrainedPopulation:
                 sizes[slot, blueprint] = layout.size - self._gate_sizes[slot]
         self._module_sizes = sizes.to(device)
 
+        self._ablations = ablations(num_slots).to(device)
+        self._place = torch.zeros(1 << num_slots, dtype=torch.int64, device=device)
+        self._place[self._ablations] = torch.arange(len(self._ablations), device=device)
         self.host_params, *self.host_buffers = self._matrices(self.host_size)
         self.seed_params, self.seed_buffers = [], []
         for layouts in self._seed_layouts:
@@ -116,7 +125,8 @@ class TrainedPopulation:
     def to(self, device: torch.device) -> None:
         self.device = device
         self.data.to(device)
-        self.offered, self._module_sizes = self.offered.to(device), self._module_sizes.to(device)
+        for name in ("offered", "_module_sizes", "_ablations", "_place"):
+            setattr(self, name, getattr(self, name).to(device))
         self.host_params = self.host_params.to(device)
         self.host_buffers = [buffer.to(device) for buffer in self.host_buffers]
         self.seed_params = [params.to(device) for params in self.seed_params]
@@ -266,7 +276,7 @@ class TrainedPopulation:
         seed_norm = self.host_params.new_zeros(self.num_rows, self.num_slots)
 
         def train(chunk: Tensor) -> None:
-            plan = make_plan(chunk, codes, ablate=False)
+            plan = make_plan(chunk, codes, ablate=0)
             self._train_chunk(plan, inputs, examples[chunk], host_norm, seed_norm)
 
         order = rows[by_likeness(codes[rows])]
@@ -324,29 +334,27 @@ class TrainedPopulation:
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
         codes = _codes(inputs, training=False)
         loss = self.host_params.new_zeros(self.num_rows)
-        correct = torch.zeros_like(loss)
-        correct_without = self.host_params.new_zeros(self.num_rows, self.num_slots)
-        ablated = torch.zeros(self.num_rows, self.num_slots, dtype=torch.bool, device=self.device)
+        correct = self.host_params.new_zeros(self.num_rows, len(self._ablations))
         shared = self.data.validation_targets()
 
         def measure(chunk: Tensor) -> None:
-            plan = make_plan(chunk, codes, ablate=ablate)
+            plan = make_plan(chunk, codes, ablate=most_ablated(self.num_slots) if ablate else 0)
             outputs = self._validate_chunk(plan, inputs)
-            lanes, slots = plan.lane_rows[-1], plan.lane_ablated
+            lanes, left_out = plan.lane_rows[-1], plan.lane_ablated
             targets = shared.expand(len(outputs), *shared.shape[1:])
-            lane_correct = self.data.correct(outputs, targets)
-            whole = slots == -1
+            correct[lanes, self._place[left_out]] = self.data.correct(outputs, targets)
+            whole = left_out == 0
             loss[lanes[whole]] = self.data.loss(outputs[whole], targets[whole])
-            correct[lanes[whole]] = lane_correct[whole]
-            correct_without[lanes[~whole], slots[~whole]] = lane_correct[~whole]
-            ablated[lanes[~whole], slots[~whole]] = True
 
         order = rows[by_likeness(codes[rows])]
         run_chunks(measure, self._chunks(order, self.data.validation_size))
-        correct, ablated = correct[rows], ablated[rows]
-        lost = torch.where(ablated, correct[:, None] - correct_without[rows], 0.0)
+        ablated = (codes[rows] != PASS) & ablate
+        # Leaving out a slot that gives nothing is leaving out the others of the set.
+        mixed = (ablated << torch.arange(self.num_slots, device=self.device)).sum(1, keepdim=True)
+        answered = correct[rows].gather(1, self._place[self._ablations & mixed])
+        lost = answered[:, :1] - answered
         answers = shared.numel()
-        return Validation(loss[rows], correct * 100 / answers, lost * 100 / answers, ablated)
+        return Validation(loss[rows], answered[:, 0] * 100 / answers, lost * 100 / answers, ablated)
 
     def _validate_chunk(self, plan: Plan, inputs: SlotInputs) -> Tensor:
         named = [part.params() for part in self._parts(plan)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from envs.actions import Op
-from envs.attribution import age_contributions, record_contributions
+from envs.attribution import age_measurements, record_measurements
 from envs.populations import Validation
 from envs.registration import make_task
 from envs.reward import REWARD_TERMS
@@ -94,25 +94,27 @@ def test_counterfactuals_are_measured_every_so_many_epochs(every):
 def test_contribution_changes_and_ages():
     slots = Slots.dormant(1, 3, torch.device("cpu"))
 
-    def measure(accuracy: float, without: list[float], ablated: list[bool]) -> None:
+    def measure(lost: list[float], ablated: list[bool]) -> None:
+        first, second, third = lost
+        sets = [0.0, first, second, first + second, third]
         validation = Validation(
             loss=torch.ones(1),
-            accuracy=torch.tensor([accuracy]),
-            contribution=accuracy - torch.tensor([without]),
+            accuracy=torch.full((1,), 50.0),
+            lost=torch.tensor([[*sets, *[third] * 3]]),
             ablated=torch.tensor([ablated]),
         )
-        age_contributions(slots)
-        record_contributions(slots, validation)
+        age_measurements(slots)
+        record_measurements(slots, validation, torch.ones(1, dtype=torch.bool))
 
     def now() -> list:
         fields = (slots.contribution, slots.contribution_change, slots.contribution_age)
         return [field[0].tolist() for field in fields]
 
-    measure(50, [40, 50, 50], [True, False, False])
+    measure([10, 0, 0], [True, False, False])
     assert now() == [[10, 0, 0], [10, 0, 0], [0, -1, -1]]
-    measure(60, [60, 60, 60], [False, False, False])
+    measure([0, 0, 0], [False, False, False])
     assert now() == [[10, 0, 0], [10, 0, 0], [1, -1, -1]]
-    measure(60, [57, 64, 60], [True, True, False])
+    measure([3, -4, 0], [True, True, False])
     assert now() == [[3, -4, 0], [-7, -4, 0], [0, 0, -1]]
 
 

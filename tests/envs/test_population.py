@@ -9,6 +9,8 @@ from torch import Tensor
 
 import envs.populations.trained
 from envs.actions import Algorithm, Stage
+from envs.attribution import contributions
+from envs.populations.base import ablations
 from tests.support.plain import PlainSlot
 from tests.support.populations import (
     CONV_INDICES,
@@ -54,6 +56,11 @@ def test_validation_and_ablation_are_those_of_plain_networks(name, num_slots):
     spread_predictions(population, growth, name)
     validation = population.validate(growth, all_rows(population), ablate=True)
     task = small_task(name)
+    sets = [
+        [slot for slot in range(num_slots) if bits >> slot & 1]
+        for bits in ablations(num_slots).tolist()
+    ]
+    assert len(sets) == 2**num_slots
     size = population.data.validation_size
     images, targets = task.validation.inputs[:size].double(), task.validation.targets[:size]
 
@@ -64,13 +71,14 @@ def test_validation_and_ablation_are_those_of_plain_networks(name, num_slots):
         with torch.no_grad():
             logits = network(images)
             loss = F.cross_entropy(logits, targets)
-            without = [accuracy(network(images, without=slot)) for slot in range(num_slots)]
+            without = [accuracy(network(images, without=left_out)) for left_out in sets]
         torch.testing.assert_close(validation.loss[row], loss, rtol=1e-9, atol=1e-9)
         assert validation.accuracy[row].item() == pytest.approx(accuracy(logits))
-        assert validation.accuracy_without[row].tolist() == pytest.approx(without)
+        lost = accuracy(logits) - torch.tensor(without)
+        assert validation.lost[row].tolist() == pytest.approx(lost.tolist(), abs=1e-4)
     assert validation.ablated.equal(torch.isin(growth.stage, torch.tensor(MIXED)))
-    changed = validation.accuracy_without != validation.accuracy[:, None]
-    assert changed[validation.ablated].float().mean() > 0.5
+    alone = contributions(validation.lost, num_slots)
+    assert (alone != 0)[validation.ablated].float().mean() > 0.5
 
 
 @pytest.mark.parametrize(("name", "num_slots"), WORLDS)
@@ -124,11 +132,11 @@ def test_ablation_is_forcing_alpha_to_zero(name):
     spread_predictions(population, growth, name)
     rows = all_rows(population)
     validation = population.validate(growth, rows, ablate=True)
-    for slot in range(population.num_slots):
-        alpha = growth.alpha.clone()
-        alpha[:, slot] = 0.0
+    slots = torch.arange(population.num_slots)
+    for place, bits in enumerate(ablations(population.num_slots)):
+        alpha = torch.where(bits >> slots & 1 == 1, 0.0, growth.alpha)
         brute = population.validate(copy_growth(growth, alpha=alpha), rows, ablate=False)
-        torch.testing.assert_close(validation.accuracy_without[:, slot], brute.accuracy)
+        torch.testing.assert_close(validation.accuracy - validation.lost[:, place], brute.accuracy)
 
 
 def test_nothing_is_ablated_unasked():
@@ -137,7 +145,7 @@ def test_nothing_is_ablated_unasked():
     asked = population.validate(growth, rows, ablate=True)
     unasked = population.validate(growth, rows, ablate=False)
     assert not unasked.ablated.any()
-    assert unasked.accuracy_without.equal(unasked.accuracy[:, None].expand(-1, 3))
+    assert not unasked.lost.any()
     torch.testing.assert_close(unasked.loss, asked.loss)
     torch.testing.assert_close(unasked.accuracy, asked.accuracy)
 

@@ -7,6 +7,8 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -155,11 +157,11 @@ class PlainNetwork(nn.Module):
         self.classifier = nn.Linear(channels[-1], 10)
         self.slots = nn.ModuleList(slot or nn.Identity() for slot in slots)
 
-    def forward(self, x: Tensor, without: int | None = None) -> Tensor:
-        """Logits of images ``[B, 1, H, W]``, leaving out the seed of slot ``without``."""
+    def forward(self, x: Tensor, without: Collection[int] = ()) -> Tensor:
+        """Logits of images ``[B, 1, H, W]``, leaving out the seeds of the slots ``without``."""
         for i, block in enumerate(self.blocks):
             x = block(x)
-            if i < len(self.slots) and i != without:
+            if i < len(self.slots) and i not in without:
                 x = self.slots[i](x)
         return self.classifier(x.mean((2, 3)))
 
