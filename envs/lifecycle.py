@@ -278,3 +278,4 @@ def advance_clocks(slots: Slots) -> None:
         over = (stage == cooling) & (slots.clock >= COOL_DOWN_EPOCHS[cooling])
         slots.enter(over, after)
     slots.clock = slots.clock + (slots.stage != Stage.DORMANT)
+    slots.age = slots.age + slots.has_module

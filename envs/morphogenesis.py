@@ -26,7 +26,7 @@ from envs.metrics import compute_metrics
 from envs.observation import compute_observation
 from envs.populations.base import MOST_SLOTS, Population, SlotInputs, Validation
 from envs.registration import make_task
-from envs.reward import REWARD_TERMS, RewardConfig, Transition
+from envs.reward import REWARD_TERMS, RewardConfig, Transition, compute_terms
 from envs.specs import SpecMaker
 from envs.state import History, Slots, State
 from envs.tasks.base import Task
@@ -83,8 +83,9 @@ class MorphogenesisEnv(EnvBase):
             and a contribution before fossilizing) or ``"hidden"`` (strict, but not shown in the
             masks).
         reward: weights of the reward's terms; default: the task's.
-        counterfactual_every: epochs between two measurements of the contributions. What a reward
-            depends on is measured when it is paid.
+        counterfactual_every: epochs between two measurements of contributions and interactions.
+            A contribution that is paid for is measured then; a reward with ``synergy`` or
+            ``hindsight`` needs the interactions of every epoch.
         time_limit: ``"terminate"`` or ``"truncate"`` the episode after ``max_epochs``.
 
     Attributes:
@@ -152,6 +153,7 @@ class MorphogenesisEnv(EnvBase):
         self.max_epochs = max_epochs
         self.gates = gates
         self.reward_config = task.reward if reward is None else reward
+        self.reward_config.check_cadence(counterfactual_every)
         self._reward_formulas = {**REWARD_TERMS, **task.reward_terms}
         self.counterfactual_every = counterfactual_every
         self.time_limit = time_limit
@@ -350,10 +352,9 @@ class MorphogenesisEnv(EnvBase):
 
     def _reward(self, before: State, applied: Applied) -> Tensor:
         """Compute the reward of a step, ``[N, 1]``, and remember its terms."""
-        step = Transition(
-            before, self.state, applied, self.reward_config, self.population.host_size
-        )
-        self.state.terms = {name: term(step) for name, term in self._reward_formulas.items()}
+        sizes = self.population.host_size, self.task.parameter_budget
+        step = Transition(before, self.state, applied, self.reward_config, *sizes)
+        self.state.terms = compute_terms(step, self._reward_formulas)
         return torch.stack(list(self.state.terms.values())).sum(0)[:, None]
 
     # -- what comes out ---------------------------------------------------------------------

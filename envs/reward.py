@@ -1,4 +1,4 @@
-"""The reward: terms, each a name and a formula, and their weights.
+"""The reward: terms, each a name and a formula, their weights, and the modes that use them.
 
 :data:`REWARD_TERMS` is the one place where a term is written: specs, sums and plots follow from it.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from envs.actions import Op, Stage
-from envs.errors import check_number
+from envs.errors import check_choice, check_number
 from envs.lifecycle import Applied
 from envs.state import State
 
@@ -29,12 +29,21 @@ STAGE_POTENTIAL: dict[Stage, float] = {
 CONTRIBUTES = 1.0
 """Accuracy points from which a fossilized seed earns the terminal bonus."""
 
+MOST_INTERACTION = 10.0
+"""Accuracy points up to which an interaction counts in ``synergy``."""
+
+YOUNG = 5
+"""Epochs since it was planted up to which pruning a seed is hasty."""
+
 
 @dataclass(frozen=True)
 class RewardConfig:
     """Weights of the reward's terms; accuracy counts as a fraction.
 
     Attributes:
+        mode: which terms are paid, one of :data:`MODES`: ``"shaped"`` by step and stage,
+            ``"simplified"`` without what judges single ops, ``"sparse"`` at the end only,
+            ``"minimal"`` the same with a cost of hasty prunes. A task's own terms always count.
         gamma: discount of the potentials; must be the agent's own.
         progress: weight of accuracy, as a potential. The last step of a terminated episode takes
             it back.
@@ -43,21 +52,31 @@ class RewardConfig:
             that planting later to pay it for fewer steps costs more than it saves.
         shock: paid times Σ (Δα)².
         intervention: cost of each op that is carried out.
-        fossilize: weight of the contribution of a seed that is fossilized. Small, because a seed
-            that goes on learning in HOLDING contributes more later: waiting there would pay.
+        fossilize: weight of the contribution of a seed that is fossilized.
+        fossilize_limit: fraction up to which a contribution counts there. A seed goes on learning
+            and contributes more later: without a limit, waiting in HOLDING would pay.
         fossilize_cost: paid besides when that contribution is not positive.
         prune: weight of minus the contribution of a seed that is pruned. So small that planting a
             bad seed to prune it never earns back the ops' costs (see ``prune_limit``).
         prune_limit: fraction up to which a contribution counts in ``prune``, either way.
+        upkeep: paid in every step for each seed that is mixed in but not fossilized, so that
+            finishing early is worth something.
+        synergy: weight of the interactions, as a potential: helping pays when it is seen, and
+            what is lost later is paid back.
+        hindsight: weight of the credit of helpers whose seed was fossilized a step before.
         terminal: weight of the accuracy at the last epoch. As large as ``progress``, so that
             accuracy pays when it is gained and the last step brings no lump.
         bonus: earned at the last epoch for each fossilized seed that contributes at least 1 point.
+        size: weight of the seeds' share of the parameter budget in ``outcome``, which is paid at
+            the last epoch: best accuracy less that.
+        hasty_prune: cost of pruning a seed younger than 5 epochs, in mode ``"minimal"``.
 
     Raises:
         TypeError: if a weight isn't a number.
-        ValueError: if one is negative or not finite, or ``gamma`` not in (0, 1].
+        ValueError: if one is negative or not finite, ``gamma`` not in (0, 1] or the mode unknown.
     """
 
+    mode: str = "shaped"
     gamma: float = 0.995
     progress: float = 10.0
     stage: float = 0.1
@@ -71,20 +90,48 @@ class RewardConfig:
             Op.SET_ALPHA_TARGET: 0.005,
         }
     )
-    fossilize: float = 0.1
+    fossilize: float = 1.0
+    fossilize_limit: float = 0.05
     fossilize_cost: float = 0.05
     prune: float = 0.1
     prune_limit: float = 0.2
+    upkeep: float = 0.003
+    synergy: float = 5.0
+    hindsight: float = 1.0
     terminal: float = 10.0
     bonus: float = 0.2
+    size: float = 0.1
+    hasty_prune: float = 0.1
 
     def __post_init__(self) -> None:
+        check_choice("reward mode", self.mode, MODES)
         check_number("gamma", self.gamma, above=0, most=1)
-        weights = {each.name: getattr(self, each.name) for each in fields(self)}
+        weights = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name != "mode"
+        }
         costs = weights.pop("intervention")
         weights |= {f"intervention[{Op(op).name}]": cost for op, cost in costs.items()}
         for name, weight in weights.items():
             check_number(f"reward weight {name}", weight, least=0)
+
+    def check_cadence(self, counterfactual_every: int) -> None:
+        """Refuse to measure interactions more seldom than they are paid for.
+
+        Raises:
+            ValueError: if they are, and they aren't measured in every epoch.
+        """
+        paid = [name for name in ("synergy", "hindsight") if self.pays(name)]
+        paid = [name for name in paid if getattr(self, name) > 0]
+        if paid and counterfactual_every > 1:
+            raise ValueError(
+                f"counterfactual_every must be 1 while the reward pays {' and '.join(paid)}, which "
+                f"need the interactions of every epoch, got {counterfactual_every}; set their "
+                "weights to 0 or choose another reward mode"
+            )
+
+    def pays(self, term: str) -> bool:
+        """Is a term paid in this mode?"""
+        return term not in REWARD_TERMS or term in MODES[self.mode]
 
 
 @dataclass
@@ -96,6 +143,7 @@ class Transition:
         applied: what became of the action.
         weights: of the terms.
         host_size: parameters of a host without seeds.
+        parameter_budget: of the task, in parameters of seeds.
     """
 
     before: State
@@ -103,6 +151,7 @@ class Transition:
     applied: Applied
     weights: RewardConfig
     host_size: int
+    parameter_budget: int
 
     def change(self, before: Tensor, after: Tensor) -> Tensor:
         """γ·Φ(s′) − Φ(s) for potentials ``[N]``, with Φ = 0 in a terminated state.
@@ -149,7 +198,8 @@ def _intervention(t: Transition) -> Tensor:
 
 def _fossilize(t: Transition) -> Tensor:
     share = t.after.slots.contribution / 100
-    paid = t.weights.fossilize * share - t.weights.fossilize_cost * (share <= 0).float()
+    scaled = t.weights.fossilize * share.clamp(max=t.weights.fossilize_limit)
+    paid = scaled - t.weights.fossilize_cost * (share <= 0).float()
     return (paid * t.applied.fossilized).sum(1)
 
 
@@ -157,6 +207,24 @@ def _prune(t: Transition) -> Tensor:
     limit = t.weights.prune_limit
     hurt = (-t.before.slots.contribution / 100).clamp(-limit, limit)
     return (t.weights.prune * hurt * t.applied.pruned).sum(1)
+
+
+def _upkeep(t: Transition) -> Tensor:
+    slots = t.after.slots
+    unfinished = (slots.alpha > 0) & (slots.stage != Stage.FOSSILIZED)
+    return -t.weights.upkeep * unfinished.float().sum(1)
+
+
+def _synergy(t: Transition) -> Tensor:
+    before, after = (
+        state.slots.interaction.clamp(0, MOST_INTERACTION).sum((1, 2)) / (2 * 100)
+        for state in (t.before, t.after)
+    )
+    return t.weights.synergy * t.change(before, after)
+
+
+def _hindsight(t: Transition) -> Tensor:
+    return t.weights.hindsight * t.before.pending_hindsight_credit.sum(1)
 
 
 def _terminal(t: Transition) -> Tensor:
@@ -167,6 +235,16 @@ def _terminal(t: Transition) -> Tensor:
     return (t.weights.terminal * accuracy + t.weights.bonus * contributing) * t.ends
 
 
+def _outcome(t: Transition) -> Tensor:
+    used = t.after.seed_params.sum(1) / t.parameter_budget
+    return (t.after.history.best_accuracy / 100 - t.weights.size * used) * t.ends
+
+
+def _hasty_prune(t: Transition) -> Tensor:
+    hasty = t.applied.pruned & (t.before.slots.age < YOUNG)
+    return -t.weights.hasty_prune * hasty.float().sum(1)
+
+
 REWARD_TERMS: dict[str, RewardTerm] = {
     "progress": _progress,
     "stage": _stage,
@@ -175,9 +253,32 @@ REWARD_TERMS: dict[str, RewardTerm] = {
     "intervention": _intervention,
     "fossilize": _fossilize,
     "prune": _prune,
+    "upkeep": _upkeep,
+    "synergy": _synergy,
+    "hindsight": _hindsight,
     "terminal": _terminal,
+    "outcome": _outcome,
+    "hasty_prune": _hasty_prune,
 }
 """The terms, which sum to the reward, by name; :class:`RewardConfig` says what each pays."""
+
+
+MODES: dict[str, frozenset[str]] = {
+    "shaped": frozenset(REWARD_TERMS) - {"outcome", "hasty_prune"},
+    "simplified": frozenset({"progress", "stage", "intervention", "rent", "terminal"}),
+    "sparse": frozenset({"outcome"}),
+    "minimal": frozenset({"outcome", "hasty_prune"}),
+}
+"""Terms of :data:`REWARD_TERMS` that each mode pays; the others are 0 in it."""
+
+
+def compute_terms(step: Transition, formulas: Mapping[str, RewardTerm]) -> dict[str, Tensor]:
+    """Compute the terms of a step by name, ``[N]`` each; 0 where the mode doesn't pay them."""
+    nothing = torch.zeros_like(step.after.history.accuracy)
+    return {
+        name: formula(step) if step.weights.pays(name) else nothing
+        for name, formula in formulas.items()
+    }
 
 
 def _by_index(values: Mapping[Any, float], size: int, index: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Slots(Rows):
     Attributes:
         stage: int64, a :class:`~envs.actions.Stage`.
         clock: int64, epochs in the stage.
+        age: int64, epochs since its seed was planted, 0 without one.
         blueprint: int64, −1 where no module sits.
         algorithm: int64, an :class:`~envs.actions.Algorithm`.
         alpha: float32 in [0, 1].
@@ -58,6 +59,7 @@ class Slots(Rows):
 
     stage: Tensor
     clock: Tensor
+    age: Tensor
     blueprint: Tensor
     algorithm: Tensor
     alpha: Tensor
@@ -87,6 +89,7 @@ class Slots(Rows):
         return cls(
             stage=integer + Stage.DORMANT,
             clock=integer,
+            age=integer,
             blueprint=integer - 1,
             algorithm=integer,
             alpha=real,

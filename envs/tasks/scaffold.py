@@ -8,6 +8,7 @@ import torch
 
 from envs.actions import ALPHA_SPEED_EPOCHS, ALPHA_TARGETS, BLUEPRINTS, Op
 from envs.populations.formula import FormulaPopulation, SeedCurve
+from envs.reward import RewardConfig
 from envs.tasks.base import Task
 
 CURVES: dict[str, SeedCurve] = {
@@ -91,4 +92,7 @@ def scaffold() -> ScaffoldTask:
         seed_lr=0.75,
         parameter_budget=8 * HOST_SIZE,
         loss_limit=10.0,
+        reward=RewardConfig(
+            upkeep=0.0, synergy=0.0, hindsight=0.0, fossilize=0.1, fossilize_limit=1.0
+        ),
     )

@@ -17,7 +17,7 @@ from envs.populations.base import SlotInputs
 from envs.populations.formula import FormulaPopulation, SeedCurve
 from envs.registration import make_task
 from envs.tasks.scaffold import CURVES, PLACES
-from tests.support.environments import act, differences
+from tests.support.environments import act, differences, legal_action
 
 CPU = torch.device("cpu")
 MIXED = (Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
@@ -68,18 +68,6 @@ class PlainRow:
                 gives *= 1 + helper / 4
             best = max(best, gives)
         return 10 + 5 * (1 - math.exp(-self.age / 15)) + best
-
-
-def legal_action(state, generator: torch.Generator) -> dict[str, list[int]]:
-    """A random legal action of every row that seldom prunes."""
-    masks = state["action_mask"]
-    weights = torch.tensor([3.0, 2.0, 0.5, 0.1, 1.0, 2.0]) * masks["op"]
-    op = torch.multinomial(weights, 1, generator=generator)
-    slot = masks["slot"].float().gather(1, op[:, :, None].expand(-1, -1, 3)).squeeze(1)
-    heads = {"op": op.squeeze(1), "slot": torch.multinomial(slot, 1, generator=generator)[:, 0]}
-    for head in ("blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve"):
-        heads[head] = torch.multinomial(masks[head].float(), 1, generator=generator)[:, 0]
-    return {head: index.tolist() for head, index in heads.items()}
 
 
 def seeds_of(state, row: int) -> list[tuple]:

@@ -12,7 +12,7 @@ from envs.actions import Op
 from envs.attribution import age_measurements, record_measurements
 from envs.populations import Validation
 from envs.registration import make_task
-from envs.reward import REWARD_TERMS
+from envs.reward import REWARD_TERMS, RewardConfig
 from envs.state import Slots
 from tests.support.environments import (
     CONV_LIGHT,
@@ -24,6 +24,9 @@ from tests.support.environments import (
     small_env,
 )
 from tests.support.populations import make_population
+
+SELDOM = RewardConfig(synergy=0.0, hindsight=0.0)
+"""Pays for nothing that must be measured in every epoch."""
 
 
 @pytest.mark.parametrize("style", range(4))
@@ -77,7 +80,7 @@ def test_contribution_is_zero_and_stale_before_blending():
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_counterfactuals_are_measured_every_so_many_epochs(every):
-    env = small_env(max_epochs=14, counterfactual_every=every)
+    env = small_env(max_epochs=14, counterfactual_every=every, reward=SELDOM)
     states = play(env, [*GROW, *[{}] * 8])
     fresh, last, age = column("slot0_counterfactual_fresh"), None, None
     for epoch, state in enumerate(states):
@@ -157,7 +160,9 @@ def test_a_contribution_of_one_point_passes_gate_five():
 
 def test_only_rows_that_are_due_are_measured():
     """Rows at different epochs: the one that isn't due keeps its old contribution."""
-    env = small_env(num_envs=2, max_epochs=20, counterfactual_every=2, validation_size=200)
+    env = small_env(
+        num_envs=2, max_epochs=20, counterfactual_every=2, reward=SELDOM, validation_size=200
+    )
     state = play(env, GROW)[-1]
     state = env.reset(state.clone().set("_reset", torch.tensor([[False], [True]])))
     for heads in GROW:
@@ -175,8 +180,8 @@ def test_rewards_are_paid_by_what_holds_when_they_are_paid(every):
     """However seldom contributions are measured, the rewards are the same."""
     plan = [*GROW, {}, {}, {"op": Op.ADVANCE}, {"op": Op.FOSSILIZE}]
     plan += [{**heads, "slot": 1} for heads in GROW] + [{}, {}, {"op": Op.PRUNE, "slot": 1}]
-    kwargs = {"max_epochs": len(plan), "validation_size": 200, "batches_per_epoch": 3}
-    often, seldom = (small_env(counterfactual_every=n, **kwargs) for n in (1, every))
+    sizes = {"max_epochs": len(plan), "validation_size": 200, "batches_per_epoch": 3}
+    often, seldom = (small_env(counterfactual_every=n, reward=SELDOM, **sizes) for n in (1, every))
     paid = set()
     for a, b in zip(play(often, plan)[1:], play(seldom, plan)[1:], strict=True):
         for name in REWARD_TERMS:

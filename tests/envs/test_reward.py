@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -13,35 +12,11 @@ from envs.actions import Op, Stage
 from envs.lifecycle import Applied
 from envs.reward import REWARD_TERMS, RewardConfig, Transition
 from envs.state import History, Slots
-from tests.support.environments import act, small_env
+from tests.support.rewards import CONFIG, GAMMA, POTENTIAL
 from tests.support.states import CPU, make_state, set_fields
 
-GAMMA = 0.995
 SLOTS = 2
-# The default weights are calibrated; these are the tests' own, each a different number.
-CONFIG = RewardConfig(
-    gamma=GAMMA,
-    progress=5.0,
-    stage=0.1,
-    rent=0.03,
-    shock=0.02,
-    fossilize=0.5,
-    fossilize_cost=0.05,
-    prune=0.4,
-    prune_limit=0.2,
-    terminal=4.0,
-    bonus=0.25,
-)
-POTENTIAL = {
-    Stage.GERMINATED: 1.0,
-    Stage.TRAINING: 2.0,
-    Stage.BLENDING: 3.5,
-    Stage.HOLDING: 5.5,
-    Stage.FOSSILIZED: 6.0,
-}
-
-
-HOST_SIZE = 1000
+HOST_SIZE, BUDGET = 1000, 5000
 
 
 def transition(config: RewardConfig, **changes) -> Transition:
@@ -64,10 +39,15 @@ def transition(config: RewardConfig, **changes) -> Transition:
                 "stage": of("stage", dormant),
                 "alpha": of("alpha", 0.0),
                 "contribution": of("contribution", 0.0),
+                "interaction": of("interaction", 0.0),
+                "age": of("age", 0),
             },
         )
         accuracy = torch.tensor(of("accuracy", [50.0]))
-        states.append(make_state(slots, History.starting(torch.ones(1), accuracy)))
+        credit = of("credit", 0.0)
+        history = History.starting(torch.ones(1), accuracy)
+        set_fields(history, {"best_accuracy": of("best_accuracy", accuracy)})
+        states.append(make_state(slots, history, pending_hindsight_credit=credit))
     before, after = states
     if "params_share" in changes:
         after.slots.alpha = torch.tensor([[0.5, 0.0]])
@@ -80,7 +60,7 @@ def transition(config: RewardConfig, **changes) -> Transition:
     done = {name: torch.tensor(value) for name, value in {**still, **changes}.items()}
     nowhere = torch.zeros(1, SLOTS, dtype=torch.bool)
     applied = Applied(torch.tensor([True]), germinated=nowhere, gated=nowhere, **done)
-    return Transition(before, after, applied, config, HOST_SIZE)
+    return Transition(before, after, applied, config, HOST_SIZE, BUDGET)
 
 
 def term(name: str, config: RewardConfig = CONFIG, **changes) -> float:
@@ -149,7 +129,15 @@ def test_intervention(op, cost):
 
 
 @pytest.mark.parametrize(
-    ("contribution", "want"), [(20.0, 0.1), (0.0, -0.05), (-10.0, -0.05 - 0.05), (1.0, 0.005)]
+    ("contribution", "want"),
+    [
+        (20.0, 0.1),
+        (30.0, 0.15),
+        (70.0, 0.15),
+        (0.0, -0.05),
+        (-10.0, -0.05 - 0.05),
+        (1.0, 0.005),
+    ],
 )
 def test_fossilize(contribution, want):
     heads = {"contribution": [[contribution, 30.0]]}
@@ -195,6 +183,59 @@ def test_terminal(contributions, fossils, bonuses):
     assert term("terminal", **case) == 0
 
 
+@pytest.mark.parametrize(
+    ("stages", "alphas", "seeds"),
+    [
+        ([Stage.BLENDING, Stage.HOLDING], [0.1, 0.7], 2),
+        ([Stage.HOLDING, Stage.FOSSILIZED], [1.0, 1.0], 1),
+        ([Stage.TRAINING, Stage.GERMINATED], [0.0, 0.0], 0),
+    ],
+)
+def test_upkeep(stages, alphas, seeds):
+    assert term("upkeep", stage=[stages], alpha=[alphas]) == pytest.approx(-0.04 * seeds)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "terminated", "change"),
+    [
+        (0.0, 4.0, False, GAMMA * 0.04),
+        (4.0, 4.0, False, (GAMMA - 1) * 0.04),
+        (4.0, 0.0, False, -0.04),
+        (4.0, 6.0, True, -0.04),
+        (-3.0, -9.0, False, 0.0),
+        (10.0, 90.0, False, (GAMMA - 1) * 0.1),
+    ],
+)
+def test_synergy(before, after, terminated, change):
+    """Of each pair once; the diagonal is 0 in the environment."""
+    pair = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    got = term(
+        "synergy",
+        interaction_before=before * pair,
+        interaction=after * pair,
+        terminated=[terminated],
+    )
+    assert got == pytest.approx(3 * change, abs=1e-6)
+
+
+def test_hindsight():
+    """What waits since the step before, whatever has come since."""
+    assert term("hindsight", credit_before=[[0.05, 0.1]], credit=0.2) == pytest.approx(0.7 * 0.15)
+
+
+def test_outcome():
+    case = {"best_accuracy": [80.0], "accuracy": [60.0], "params_share": [0.5]}
+    used = (2 * 0.5 * HOST_SIZE + 7.0) / BUDGET
+    assert term("outcome", **case) == 0
+    assert term("outcome", last_epoch=[True], **case) == pytest.approx(0.8 - 0.6 * used)
+
+
+@pytest.mark.parametrize(("age", "cost"), [(0, 0.15), (4, 0.15), (5, 0.0), (40, 0.0)])
+def test_hasty_prune(age, cost):
+    got = term("hasty_prune", age_before=[[age, 0]], pruned=[[True, False]])
+    assert got == pytest.approx(-cost)
+
+
 @pytest.mark.parametrize("terminated", [False, True])
 @pytest.mark.parametrize("name", ["progress", "stage"])
 def test_potentials_telescope(name, terminated):
@@ -227,7 +268,8 @@ def test_gamma_is_the_configs():
     assert term("progress", config) == pytest.approx(5 * 0.5 * (0.9 - 1))
 
 
-WEIGHTS = [each.name for each in fields(RewardConfig) if each.name not in ("gamma", "intervention")]
+NO_WEIGHTS = ("mode", "gamma", "intervention")
+WEIGHTS = [each.name for each in fields(RewardConfig) if each.name not in NO_WEIGHTS]
 
 
 @pytest.mark.parametrize("gamma", [0.0, -0.5, 1.01, math.nan])
@@ -252,7 +294,18 @@ def test_bad_cost_of_an_op():
         RewardConfig(intervention={Op.PRUNE: -0.1})
 
 
-TERM_OF = {"fossilize_cost": "fossilize", "prune_limit": "prune", "bonus": "terminal"}
+def test_unknown_mode():
+    with pytest.raises(ValueError, match=r"reward mode must be .*shaped.*, got 'dense'"):
+        RewardConfig(mode="dense")
+
+
+TERM_OF = {
+    "fossilize_cost": "fossilize",
+    "fossilize_limit": "fossilize",
+    "prune_limit": "prune",
+    "bonus": "terminal",
+    "size": "outcome",
+}
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -261,8 +314,8 @@ def test_weight_of_zero_drops_out(name):
     everything = {
         "accuracy_before": [20.0],
         "accuracy": [60.0],
-        "stage_before": [[Stage.HOLDING, Stage.TRAINING]],
-        "stage": [[Stage.FOSSILIZED, Stage.BLENDING]],
+        "stage_before": [[Stage.TRAINING, Stage.HOLDING]],
+        "stage": [[Stage.BLENDING, Stage.FOSSILIZED]],
         "alpha_before": [[0.5, 0.2]],
         "fossilized": [[True, False]],
         "pruned": [[False, True]],
@@ -270,6 +323,9 @@ def test_weight_of_zero_drops_out(name):
         "contribution": [[-5.0 if name == "fossilize_cost" else 5.0, 2.0]],
         "last_epoch": [True],
         "params_share": [0.3],
+        "interaction": torch.tensor([[0.0, 4.0], [4.0, 0.0]]),
+        "credit_before": [[0.1, 0.0]],
+        "best_accuracy": [0.0],
     }
     beside = {"fossilize_cost": "fossilize", "bonus": "terminal", "terminal": "bonus"}
     others = {beside[name]: 0.0} if name in beside else {}
@@ -292,81 +348,6 @@ def test_rows_are_apart():
         name: torch.cat([value, getattr(two.applied, name)])
         for name, value in vars(one.applied).items()
     }
-    both = Transition(before, after, Applied(**applied), CONFIG, HOST_SIZE)
+    both = Transition(before, after, Applied(**applied), CONFIG, HOST_SIZE, BUDGET)
     for formula in REWARD_TERMS.values():
         assert formula(both).tolist() == [formula(one).item(), formula(two).item()]
-
-
-# --- through the environment -----------------------------------------------------------------
-
-HOST_PARAMETERS = (8 + 16) + (8 * 16 + 32) + (16 * 32 + 64) + (32 * 10 + 10)
-"""Of ``digits``: convolutions without bias, norms, classifier."""
-
-A, W = Op.ADVANCE, Op.WAIT
-G, T, P, F = Op.GERMINATE, Op.SET_ALPHA_TARGET, Op.PRUNE, Op.FOSSILIZE
-LIVES = [
-    [G, A, A, W, W, A, F, W, W, W],  # fossilized
-    [G, A, A, W, W, P, W, W, W, W],  # pruned while it holds still in BLENDING
-    [G, A, A, W, W, A, P, W, W, W],  # the same from HOLDING
-    [G, P, W, W, W, W, W, W, G, W],  # too early, then refused in the cool-down
-    [G, A, A, W, W, T, W, W, W, A],  # re-aimed
-    [F, W, A, T, P, W, W, G, G, W],  # refused, planted late
-]
-
-
-def hand_computed(op: Op, old: dict, new: dict, gamma: float, last: bool) -> dict[str, float]:
-    """All terms of one row with one slot, from the metrics before and after the step."""
-    accuracy, contribution = new["val_accuracy"] / 100, new["contribution"]
-    potential = [POTENTIAL.get(Stage(each["stage"]), 0) for each in (old, new)]
-    share = new["alpha"] * new["seed_params"] / HOST_PARAMETERS
-    bonus = 0.25 * (new["stage"] == Stage.FOSSILIZED and contribution >= 1)
-    return {
-        "progress": 5 * (gamma * accuracy - old["val_accuracy"] / 100),
-        "stage": 0.1 * (gamma * potential[1] - potential[0]),
-        "rent": -0.03 * math.log(1 + share),
-        "shock": -0.02 * (new["alpha"] - old["alpha"]) ** 2,
-        "intervention": -{G: 0.02, T: 0.005, P: 0.005, F: 0.01}.get(op, 0),
-        "fossilize": (op == F) * (0.5 * contribution / 100 - 0.05 * (contribution <= 0)),
-        "prune": (op == P) * 0.4 * min(max(-old["contribution"] / 100, -0.2), 0.2),
-        "terminal": last * (4 * accuracy + bonus),
-    }
-
-
-@pytest.mark.parametrize("alpha_speed", [0, 1])
-@pytest.mark.parametrize("time_limit", ["terminate", "truncate"])
-def test_terms_follow_from_what_the_environment_shows(time_limit, alpha_speed):
-    length = len(LIVES[0])
-    env = small_env(
-        num_envs=len(LIVES),
-        num_slots=1,
-        max_epochs=length,
-        reward=CONFIG,
-        time_limit=time_limit,
-        validation_size=100,
-        minibatch_size=32,
-        batches_per_epoch=5,
-    )
-    states = [env.reset()]
-    for ops in zip(*LIVES, strict=True):
-        # The target matters to GERMINATE and to the SET_ALPHA_TARGET that aims elsewhere.
-        target = 0 if T in ops else 2
-        heads = {"blueprint": 7, "style": 0, "alpha_target": target, "alpha_speed": alpha_speed}
-        states.append(act(env, states[-1], op=[int(op) for op in ops], **heads))
-
-    paid = set()
-    for t, (before, after) in enumerate(pairwise(states)):
-        last = t == length - 1
-        gamma = 0 if last and time_limit == "terminate" else GAMMA
-        for row, life in enumerate(LIVES):
-            old, new = (
-                {name: value.item() for name, value in each["metrics"][row].items()}
-                for each in (before, after)
-            )
-            op = Op(new["executed_op"])
-            assert (op == life[t]) == after["last_action_success"][row].item()
-            want = hand_computed(op, old, new, gamma, last)
-            got = {name: after["reward_terms", name][row].item() for name in REWARD_TERMS}
-            assert got == pytest.approx(want, abs=1e-5), (row, t)
-            assert after["reward"][row].item() == pytest.approx(sum(want.values()), abs=1e-5)
-            paid |= {name for name in got if got[name] != 0}
-    assert paid == set(REWARD_TERMS)  # the case leaves none out

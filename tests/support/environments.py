@@ -58,6 +58,18 @@ def differences(a: TensorDictBase, b: TensorDictBase, rows: object = slice(None)
     return [k for k in keys if not a[k][rows].equal(b[k][rows])]
 
 
+def legal_action(state, generator: torch.Generator) -> dict[str, list[int]]:
+    """A random legal action of every row that seldom prunes."""
+    masks = state["action_mask"]
+    weights = torch.tensor([3.0, 2.0, 0.5, 0.1, 1.0, 2.0]) * masks["op"]
+    op = torch.multinomial(weights, 1, generator=generator)
+    slot = masks["slot"].float().gather(1, op[:, :, None].expand(-1, -1, 3)).squeeze(1)
+    heads = {"op": op.squeeze(1), "slot": torch.multinomial(slot, 1, generator=generator)[:, 0]}
+    for head in ("blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve"):
+        heads[head] = torch.multinomial(masks[head].float(), 1, generator=generator)[:, 0]
+    return {head: index.tolist() for head, index in heads.items()}
+
+
 CONV_LIGHT, CONV_HEAVY = BLUEPRINTS.index("conv_light"), BLUEPRINTS.index("conv_heavy")
 GATED, MULTIPLY = 3, 1
 GROW = [{"op": Op.GERMINATE, "blueprint": CONV_LIGHT, "alpha_target": 2}, *[{"op": Op.ADVANCE}] * 2]
