@@ -1,184 +1,203 @@
-"""The scaffold task: speed, how much of the best return is learned, a search for a better plan.
+"""The scaffold task: is credit over many epochs learned, and what makes the difference?
 
-    python -m benchmarks.scaffold [--rows 256] [--train [KEY=VALUE ...]] [--search]
+    python -m benchmarks.scaffold [--seeds 10] [--only NAME ...] [--at-once 2]
 
-The speed is that of ``env.step`` with random legal actions on two threads. ``--train`` trains a
-policy for a few minutes and prints which part of the gap between always waiting and the best plan
-it closes. The search climbs from the stated plan over all plans that differ in one event: left
-out, moved to another step, exchanged with the next one, with another choice in one head, a new one
-added, or everything from it on shifted in time. It takes about ten minutes.
-Results go to benchmarks/results/scaffold.json, the learning curve to scaffold.png.
+Trains policies with the task's own numbers and many seeds, and with one ingredient taken away at a
+time, and shows which part of the gap between always waiting and the best plan each closes, playing
+256 episodes greedily. A run takes a few minutes on one core. Every run that ends is written to
+benchmarks/results/scaffold.json at once and is not repeated; the picture is scaffold.png.
+
+    python -m benchmarks.scaffold --search
+
+climbs from the stated plan over all plans that differ in one event (left out, moved to another
+step, exchanged with the next, with another choice in one head, a new one, or all from it on shifted
+in time) and prints the best: about ten minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import shutil
+import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from itertools import product
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import get_args
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import torch
-from tensordict import TensorDict
+from scipy.stats import t
+from torchrl.envs import Compose, TransformedEnv
+from tqdm import tqdm
 
-from envs import MorphogenesisEnv, RewardConfig
-from envs.actions import BLUEPRINTS, CAUSAL_RELEVANCE, HEADS, Op, head_sizes
-from envs.tasks.scaffold import BEST_PLAN, BEST_RETURN, CURVES, WAIT_RETURN, Plan
-from esper_rl import train
-from esper_rl.evaluation import evaluate_run
-from esper_rl.growing.baselines import RandomPolicy
+from benchmarks.scaffold_search import climb
+from envs import MorphogenesisEnv, feature_names
+from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
+from esper_rl import load_policy, train
+from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
 from esper_rl.training.config import parse_overrides
 
 RESULTS = Path(__file__).parent / "results"
+EPISODES = 256
 
-TRAINING: tuple[str, ...] = (
-    "env.task=scaffold",
-    "env.num_envs=64",
-    "steps_per_iteration=9600",
-    "total_steps=576000",
-    "ppo.epochs=4",
-    "ppo.minibatches=4",
-    "workers=1",
-    "threads=1",
+SHOWN_CREDIT = (
+    "interaction_sum_norm",
+    "boost_received_norm",
+    "upstream_alpha_norm",
+    "downstream_alpha_norm",
+    "counterfactual_fresh",
 )
+"""Features 24 to 28 of every slot."""
 
-EPOCHS, SLOTS, ROWS = 150, 3, 4096
-GAMMA = RewardConfig().gamma
-OFFERED = [BLUEPRINTS.index(name) for name in CURVES]
+_COLUMNS = [
+    column for column, name in enumerate(feature_names()) if name.split("_", 1)[1] in SHOWN_CREDIT
+]
+_HIDDEN = f"policy.hidden_columns=[{','.join(map(str, _COLUMNS))}]"
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "all": (),
+    "λ = 0, γ = 0.9": ("ppo.lmbda=0", "ppo.gamma=0.9"),
+    "no credit shown or paid": (_HIDDEN, "reward.synergy=0", "reward.hindsight=0"),
+    "no credit shown": (_HIDDEN,),
+    "no credit paid": ("reward.synergy=0", "reward.hindsight=0"),
+    "no synergy": ("reward.synergy=0",),
+    "no hindsight": ("reward.hindsight=0",),
+    "V1": ("policy=v1",),
+}
+"""What is taken away, by name."""
+
+Runs = dict[str, dict[str, dict[str, float]]]
+"""By variant and training seed, what :func:`measure` gives."""
 
 
-def steps_per_second(rows: int, steps: int = 150) -> float:
-    """Of ``env.step`` alone; the policy's time doesn't count."""
-    env = MorphogenesisEnv("scaffold", num_envs=rows, max_epochs=10**6)
-    policy, state, seconds = RandomPolicy(), env.reset(), 0.0
-    for step in range(2 * steps):
-        state = policy(state)
-        start = time.perf_counter()
-        state = env.step(state)["next"]
-        seconds += (time.perf_counter() - start) * (step >= steps)  # the first half warms up
-    return rows * steps / seconds
-
-
-def closed_gap(overrides: Sequence[str]) -> dict[str, float]:
-    """Trains, and says which part of (best − wait) greedy and sampled episodes reach."""
+def measure(variant: str, seed: int) -> dict[str, float]:
+    """Train, then play with the task's own prices: discounted returns and accuracies."""
+    torch.set_num_threads(1)
+    env = MorphogenesisEnv("scaffold", num_envs=EPISODES, seed=EVALUATION_SEED)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        run = train(parse_overrides([*TRAINING, *overrides, f"run_dir={folder}/scaffold"]))
-        minutes = (time.perf_counter() - start) / 60
-        played = evaluate_run(run, episodes=64, gamma=GAMMA)
-        RESULTS.mkdir(exist_ok=True)
-        shutil.copy(run / "learning_curve.png", RESULTS / "scaffold.png")
-    gap = BEST_RETURN - WAIT_RETURN
-    found = {"training_minutes": minutes}
-    for mode in ("greedy", "sampled", "wait", "random"):
-        mean = played[mode].returns.mean().item()
-        found |= {f"{mode}_return": mean, f"{mode}_closed": (mean - WAIT_RETURN) / gap}
-        print(f"{mode:8} return {mean:6.3f}, closes {(mean - WAIT_RETURN) / gap:6.1%} of the gap")
+        config = parse_overrides(
+            ["env.task=scaffold", *VARIANTS[variant], f"seed={seed}", f"run_dir={folder}/run"]
+        )
+        with redirect_stderr(io.StringIO()):  # its progress bar
+            run = train(config)
+        found = {"minutes": (time.perf_counter() - start) / 60}
+        actor_critic = load_policy(run, env)
+    transformed = TransformedEnv(env, Compose(*actor_critic.transforms()))
+    for mode in get_args(Mode):
+        env.set_seed(EVALUATION_SEED)
+        torch.manual_seed(EVALUATION_SEED)
+        played = evaluate(actor_critic.actor, transformed, EPISODES, mode, env.reward_config.gamma)
+        found[f"{mode}_return"] = played.returns.mean().item()
+        found[f"{mode}_accuracy"] = played.final_accuracy.mean().item()
     return found
 
 
-def returns(plans: list[Plan]) -> torch.Tensor:
-    """Discounted returns, −inf for a plan with an illegal action."""
-    found = []
-    for first in range(0, len(plans), ROWS):
-        chunk = plans[first : first + ROWS]
-        actions = torch.zeros(EPOCHS, len(HEADS), len(chunk), dtype=torch.int64)
-        for row, plan in enumerate(chunk):
-            for step, action in plan.items():
-                for head, index in action.items():
-                    actions[step, HEADS.index(head), row] = int(index)
-        env = MorphogenesisEnv("scaffold", num_envs=len(chunk))
-        state = env.reset()
-        total, legal = torch.zeros(len(chunk)), torch.ones(len(chunk), dtype=torch.bool)
-        for t, action in enumerate(actions):
-            heads = dict(zip(HEADS, action, strict=True))
-            state = env.step(state.set("action", TensorDict(heads, [len(chunk)])))["next"]
-            total += GAMMA**t * state["reward"].squeeze(1)
-            legal &= state["last_action_success"].squeeze(1)
-        found.append(total.masked_fill(~legal, -torch.inf))
-    return torch.cat(found)
+def closed(value: float) -> float:
+    """Part of the gap between waiting and the best plan that a return closes."""
+    return (value - WAIT_RETURN) / (BEST_PLAN.discounted_return - WAIT_RETURN)
 
 
-def choices(head: str) -> list[int]:
-    return OFFERED if head == "blueprint" else list(range(head_sizes(SLOTS)[head]))
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval over training seeds (Student's t)."""
+    mean = fmean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    spread = stdev(values) / math.sqrt(len(values))
+    return mean, float(t.ppf(0.975, len(values) - 1)) * spread
 
 
-def changed(plan: Plan) -> Iterator[Plan]:
-    """All plans in which one event differs, or comes at another time with all after it."""
-    for step, action in plan.items():
-        rest = {t: a for t, a in plan.items() if t != step}
-        yield rest
-        yield from ({**rest, t: action} for t in range(EPOCHS) if t not in plan)
-        following = min((t for t in plan if t > step), default=step)
-        yield {**plan, step: plan[following], following: action}
-        for head in action:
-            yield from ({**plan, step: {**action, head: i}} for i in choices(head) if head != "op")
-        for by in (-10, -5, -3, -2, -1, 1, 2, 3, 5, 10):
-            moved = {t + by * (t >= step): a for t, a in plan.items()}
-            if len(moved) == len(plan) and min(moved) >= 0 and max(moved) < EPOCHS:
-                yield moved
+def study(runs: Runs, wanted: list[tuple[str, int]], at_once: int) -> None:
+    """Train what is wanted and not there yet; each result is on disk as soon as it is known."""
+    missing = [(name, seed) for name, seed in wanted if str(seed) not in runs.get(name, {})]
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(at_once, mp_context=spawn, max_tasks_per_child=1) as pool:
+        jobs = {pool.submit(measure, *each): each for each in missing}
+        for job in tqdm(as_completed(jobs), "runs", len(jobs), unit="run"):
+            name, seed = jobs[job]
+            runs.setdefault(name, {})[str(seed)] = job.result()
+            write(runs)
 
 
-def enlarged(plan: Plan) -> Iterator[Plan]:
-    """All plans with one more event."""
-    for step in range(EPOCHS):
-        if step not in plan:
-            yield from ({**plan, step: action} for action in new_actions())
+def write(runs: Runs) -> None:
+    report = {"best": BEST_PLAN.discounted_return, "wait": WAIT_RETURN, "runs": runs}
+    RESULTS.mkdir(exist_ok=True)
+    part = RESULTS / "scaffold.json.part"
+    part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    part.replace(RESULTS / "scaffold.json")
 
 
-def new_actions() -> Iterator[dict[str, int]]:
-    """One of every op and slot; every blueprint and α, a fast tempo, all speeds."""
-    for op, slot in product(list(Op)[1:], range(SLOTS)):
-        action = {
-            head: 0
-            for head, matters in zip(HEADS, CAUSAL_RELEVANCE[op].tolist(), strict=True)
-            if matters
-        }
-        action |= {"op": op, "slot": slot}
-        varied = [head for head in ("blueprint", "alpha_target", "alpha_speed") if head in action]
-        for values in product(*(choices(head) for head in varied)):
-            yield {**action, **dict(zip(varied, values, strict=True))}
+def show(runs: Runs) -> None:
+    print(f"{'':<26}closed, greedy   closed, sampled   accuracy %   over 90 %   minutes")
+    for name in VARIANTS:
+        found = list(runs.get(name, {}).values())
+        if not found:
+            continue
+        greedy, sampled = (
+            interval([closed(run[f"{mode}_return"]) for run in found])
+            for mode in get_args(Mode)[::-1]
+        )
+        accuracy = interval([run["greedy_accuracy"] for run in found])
+        over = sum(closed(run["greedy_return"]) >= 0.9 for run in found)
+        longest = max(run["minutes"] for run in found)
+        print(
+            f"{name:<26}{greedy[0]:6.1%} ± {greedy[1]:5.1%}   {sampled[0]:6.1%} ± {sampled[1]:5.1%}"
+            f"   {accuracy[0]:5.1f} ± {accuracy[1]:4.1f}    {over} of {len(found)}   {longest:.1f}"
+        )
 
 
-def climb(plan: Plan) -> tuple[Plan, float]:
-    """The best plan that steps to the best neighbour lead to."""
-    best = returns([plan]).item()
-    neighbours = [changed, enlarged]
-    while neighbours:
-        plans = list(neighbours[0](plan))
-        found = returns(plans)
-        if found.max().item() > best + 1e-5:
-            plan, best = plans[int(found.argmax())], found.max().item()
-            neighbours = [changed, enlarged]
-            print(f"  {best:.5f}", flush=True)
-        else:
-            neighbours = neighbours[1:]
-    return plan, best
+def draw(runs: Runs, path: Path) -> None:
+    """Closed part of the gap, a dot a training seed, one row for each variant."""
+    names = [name for name in VARIANTS if name in runs][::-1]
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(names) + 1.2), layout="constrained")
+    for row, name in enumerate(names):
+        parts = [100 * closed(run["greedy_return"]) for run in runs[name].values()]
+        axis.plot(parts, [row] * len(parts), "o", color="#0072B2", alpha=0.6)
+        axis.plot([fmean(parts)], [row], "|", color="black", markersize=18)
+    axis.axvline(90, color="#009E73", linestyle="--", linewidth=1)
+    axis.axvline(60, color="#D55E00", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlabel("part of the gap between waiting and the best plan that is closed, %")
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--train", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--search", action="store_true")
+    parser.add_argument("--seeds", type=int, default=10, help="training seeds (default 10)")
+    parser.add_argument("--fewer", type=int, default=3, help="of what is taken away (default 3)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(VARIANTS))
+    parser.add_argument("--at-once", type=int, default=2, help="runs beside each other (default 2)")
+    parser.add_argument("--search", action="store_true", help="look for a better plan instead")
     args = parser.parse_args()
-    torch.set_num_threads(2)
-    speed = steps_per_second(args.rows)
-    print(f"{speed:,.0f} env-steps/s at {args.rows} rows, 2 threads")
-    print(f"stated: best {BEST_RETURN}, wait {WAIT_RETURN}")
-    if args.train is not None:
-        results = {"rows": args.rows, "env_steps_per_second": speed, **closed_gap(args.train)}
-        (RESULTS / "scaffold.json").write_text(json.dumps(results, indent=2) + "\n")
     if args.search:
-        plan, best = climb(BEST_PLAN)
-        print(f"best found {best:.5f}")
-        for step, action in sorted(plan.items()):
-            print(step, {head: int(index) for head, index in action.items()})
+        pair, best, decided_at = climb((BEST_PLAN.plan, BEST_PLAN.otherwise))
+        print(f"best found {best:.5f}, decided at {decided_at}")
+        for plan in pair:
+            for step, action in sorted(plan.items()):
+                print(step, {head: int(index) for head, index in action.items()})
+            print()
+        return
+    path = RESULTS / "scaffold.json"
+    runs = json.loads(path.read_text())["runs"] if path.exists() else {}
+    wanted = [
+        (name, seed)
+        for name in args.only or VARIANTS
+        for seed in range(args.seeds if name == "all" else args.fewer)
+    ]
+    study(runs, wanted, args.at_once)
+    show(runs)
+    draw(runs, RESULTS / "scaffold.png")
 
 
 if __name__ == "__main__":

@@ -105,11 +105,11 @@ def _train(arguments: argparse.Namespace) -> None:
     keys = [override.partition("=")[0] for override in arguments.overrides]
     for key in sorted({key for key in keys if keys.count(key) > 1}):
         print(f"esper-rl: {key} is given more than once; the last one counts", file=sys.stderr)
-    steps = config.iterations * config.steps_per_iteration
+    steps = config.iterations * config.rollout_steps
     if steps != config.total_steps:
         print(
             f"esper-rl: total_steps={config.total_steps} is rounded up to {steps}, to whole "
-            f"iterations of {config.steps_per_iteration} steps",
+            f"iterations of {config.rollout_steps} steps",
             file=sys.stderr,
         )
     run = train(config)

@@ -16,15 +16,22 @@ from typing import Literal
 import cloudpickle
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from envs.actions import Stage
-from envs.registration import adopt_tasks, registered_tasks
+from envs.registration import adopt_tasks, make_task, registered_tasks
 from esper_rl.errors import check_choice
-from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
+from esper_rl.growing.baselines import (
+    FixedSchedulePolicy,
+    HeuristicPolicy,
+    PlanPolicy,
+    RandomPolicy,
+    WaitPolicy,
+)
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.runs import RunFolder
 from esper_rl.training.environment import make_env
@@ -122,19 +129,36 @@ _FINAL: Mapping[str, Callable[[TensorDictBase], Tensor]] = {
 }
 
 
+BASELINES: Mapping[str, Callable[[], TensorDictModuleBase]] = {
+    "wait": WaitPolicy,
+    "random": RandomPolicy,
+    "fixed-schedule": FixedSchedulePolicy,
+    "heuristic": HeuristicPolicy,
+}
+"""Players without training, by name."""
+
 PLAYERS: tuple[str, ...] = (
     "greedy",
     "sampled",
     *(f"greedy, feedback {name}" for name in HIDDEN),
-    "wait",
-    "random",
-    "fixed-schedule",
+    *BASELINES,
 )
 """Players of :func:`evaluate_run`: the policy of the run, also with its action feedback hidden (a
 large drop in return means that it has learned a shortcut), then the baselines."""
 
+BEST_PLAN = "best plan"
+"""One more player, on tasks whose best plan is known."""
 
-def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dict[str, Evaluation]:
+
+def players_of(task: str) -> tuple[str, ...]:
+    """Players on a task: :data:`PLAYERS`, and the best plan if it is known."""
+    known = make_task(task).best_plan is not None
+    return (*PLAYERS, BEST_PLAN) if known else PLAYERS
+
+
+def evaluate_run(
+    run: str | Path, episodes: int = 64, gamma: float | None = None
+) -> dict[str, Evaluation]:
     """Play the policy of a run and the baselines on the same episodes; writes evaluation.json.
 
     Runs in as many processes as collected for the training run.
@@ -142,10 +166,12 @@ def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dic
     Args:
         run: folder of a training run.
         episodes: episodes of each policy, all at once.
-        gamma: discount of the returns.
+        gamma: discount of the returns; default: that of the run, whose sum the policy maximises
+            and in which the reward's potentials cancel.
 
     Returns:
-        An :class:`Evaluation` for each of :data:`PLAYERS`.
+        An :class:`Evaluation` for each of :data:`PLAYERS`, and for :data:`BEST_PLAN` if the task
+        has one.
 
     Raises:
         FileNotFoundError: when there is no such run.
@@ -153,16 +179,17 @@ def evaluate_run(run: str | Path, episodes: int = 64, gamma: float = 1.0) -> dic
     """
     folder = RunFolder.open(run)
     load_policy(folder.path)  # what is wrong with the run is said here, not by a worker
-    play = partial(_play, folder.path, episodes, gamma)
-    workers = read_config(folder).workers
+    config = read_config(folder)
+    players = players_of(config.env.task)
+    play = partial(play_run, folder.path, episodes=episodes, gamma=gamma)
     with ExitStack() as stack:
-        played: Iterable[Evaluation] = map(play, PLAYERS)
-        if workers > 1:
+        played: Iterable[Evaluation] = map(play, players)
+        if config.workers > 1:
             tasks = cloudpickle.dumps(registered_tasks())
-            pool = get_context("spawn").Pool(workers, _start_worker, (tasks,))
-            played = stack.enter_context(pool).imap(play, PLAYERS)
-        bar = tqdm(played, "evaluate", len(PLAYERS), unit="policy", leave=False, delay=5)
-        results = dict(zip(PLAYERS, bar, strict=True))
+            pool = get_context("spawn").Pool(config.workers, _start_worker, (tasks,))
+            played = stack.enter_context(pool).imap(play, players)
+        bar = tqdm(played, "evaluate", len(players), unit="policy", leave=False, delay=5)
+        results = dict(zip(players, bar, strict=True))
     summaries = {name: result.summary() for name, result in results.items()}
     drops = {
         name: _mean_and_ci(results["greedy"].returns - results[f"greedy, feedback {name}"].returns)
@@ -184,20 +211,35 @@ def _start_worker(tasks: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the process that started it ends it
 
 
-def _play(run: Path, episodes: int, gamma: float, player: str) -> Evaluation:
+def play_run(run: str | Path, player: str, episodes: int, gamma: float | None = None) -> Evaluation:
+    """Play a policy of a run, or a baseline on its task; on the same episodes for all of them.
+
+    Args:
+        run: folder of a training run.
+        player: one of :data:`PLAYERS`, or :data:`BEST_PLAN`.
+        episodes: how many, all at once.
+        gamma: discount of the returns; default: that of the run.
+
+    Raises:
+        ValueError: for an unknown player, or the best plan of a task that has none.
+        FileNotFoundError: when there is no such run.
+        CheckpointError: when its policy can't be loaded.
+    """
     config = read_config(RunFolder.open(run))
-    env: EnvBase = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
+    check_choice("player", player, players_of(config.env.task))
+    gamma = config.ppo.gamma if gamma is None else gamma
+    env = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
     torch.manual_seed(EVALUATION_SEED)
-    if player == "wait":
-        return evaluate(WaitPolicy(), env, episodes, gamma=gamma)
-    if player == "random":
-        return evaluate(RandomPolicy(), env, episodes, gamma=gamma)
-    if player == "fixed-schedule":
-        return evaluate(FixedSchedulePolicy(), env, episodes, gamma=gamma)
+    if player in BASELINES:
+        return evaluate(BASELINES[player](), env, episodes, gamma=gamma)
+    best = env.task.best_plan
+    if player == BEST_PLAN and best is not None:
+        policy = PlanPolicy(best, env.max_epochs, env.num_slots)
+        return evaluate(policy, env, episodes, gamma=gamma)
     actor_critic = load_policy(run, env)
-    env = TransformedEnv(env, Compose(*actor_critic.transforms()))
+    transformed = TransformedEnv(env, Compose(*actor_critic.transforms()))
     torch.manual_seed(EVALUATION_SEED)  # again: loading draws the first weights
     mode: Mode = "sampled" if player == "sampled" else "greedy"
     hide = HIDDEN.get(player.rpartition(" ")[2])
-    policy = actor_critic.actor if hide is None else WithoutFeedback(actor_critic.actor, hide)
-    return evaluate(policy, env, episodes, mode, gamma)
+    actor = actor_critic.actor if hide is None else WithoutFeedback(actor_critic.actor, hide)
+    return evaluate(actor, transformed, episodes, mode, gamma)

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from envs.actions import Algorithm, Stage
+from envs.batched.randomness import fold
 from envs.batched.workers import one_thread
 from envs.populations.base import SlotInputs, Validation, ablations, blueprint_choices
 
 CHANCE = 10.0
 """Accuracy of an untrained host with ten classes, in percent."""
 
-HOST_RISE, HOST_EPOCHS = 5.0, 15.0
+HOST_RISE, HOST_EPOCHS = 15.0, 15.0
 """A host alone rises by so many points, 63 % of them in so many epochs."""
 
-HOST_GRADIENT = 0.5
-"""Gradient norm of every host; so small that the strict gate lets every seed pass."""
+GRADIENT = 0.5
+"""Gradient norm of every host, and of a seed that trains; it tells nothing of how well."""
 
-INCUBATION_SPEED = 0.1
-"""Learning speed of a seed in TRAINING, as a share of one that is mixed in by α = 1."""
+RIPE_GAIN = 0.8
+"""Share of its peak that a learner gives as soon as it is ripe."""
 
-RIPE = 0.75
-"""A helper is of use until a seed has learned this share of everything, and in the way then."""
+HELP = 6.0
+"""Points that a helper or decoy is worth beside a learner that isn't ripe."""
 
-HELP = 2.0
-"""With a helper, a seed learns 1 + HELP times as fast."""
-
-LEAN = 0.25
-"""By how much more a seed gives with its helper (share of itself)."""
-
-SLOWED, HINDERED = 0.5, 0.15
-"""Beside a helper that is in its way, a seed learns and gives less by these shares."""
+HINDERED = 0.05
+"""Share of a ripe learner's gain that is lost beside a helper or decoy."""
 
 GATE_PARAMS = 20
 """Parameters of a seed's gate."""
@@ -46,77 +42,89 @@ class SeedCurve:
     """Learning curve of a blueprint.
 
     Attributes:
-        peak: points that it adds in the best slot when it has learned everything.
-        epochs: learning that this takes; 1 is an epoch of a fossilized seed at α = 1.
-        help: how well it helps later slots, 0 to 1.
         params: its size.
+        peak: points that a learner gives in the end; 0 for a candidate that may help one.
+        helped: epochs beside a helper after which a learner is ripe.
+        alone: further epochs after which it gives its peak.
     """
 
-    peak: float
-    epochs: float
-    help: float
     params: int
+    peak: float = 0.0
+    helped: float = 1.0
+    alone: float = 1.0
 
 
 class FormulaPopulation:
-    """Hosts whose accuracy is a formula of what was planted where, and when.
+    """Hosts whose accuracy is a formula of what was planted, and when.
+
+    Seeds are of two kinds: **learners**, whose curve has a peak, and candidates for a **helper**.
+    Which candidate is the helper is drawn in every episode of a row; the others are **decoys**.
 
     Symbols: e the epochs that a row has trained; for the seed in slot s: α its mixing, λ its
-    learning rate, P, T and h its curve's ``peak``, ``epochs`` and ``help``, ρ its slot's place
-    factor, τ the learning so far (0 when planted).
+    learning rate, P, H and A its curve's ``peak``, ``helped`` and ``alone``, τ the learning so
+    far (0 when planted); for the slot before s: h its α if it holds a helper, d its α if it holds
+    a decoy, else 0. Only seeds that are **mixed** count, those in BLENDING, HOLDING, FOSSILIZED.
 
-    - Host: ``base = 10 + 5·(1 − exp(−e / 15))`` percent.
-    - Helper of s: ``u = max over earlier slots j < s of α_j·h_j`` (0 without).
-    - Learning of an epoch: ``τ += λ·v·w`` with v = 0.1 in TRAINING, α once mixed in, else 0.
-      In TRAINING and BLENDING a helper speeds it up, w = 1 + 2·u, until τ ≥ ¾·T (**ripe**). It is
-      in the way of a ripe seed, and of every one in HOLDING and FOSSILIZED: w = 1 − u/2 there.
-    - What s gives: ``g = α·ρ·P·min(τ/T, 1)²·m``. In BLENDING, m = 1 + u/4 until it is ripe (it
-      leans on its helper); then, and in HOLDING and FOSSILIZED, m = 1 − 0.15·u.
-    - Accuracy: ``base + max over s of g``: seeds don't add up. Loss: ``ln 10 · (100 − accuracy)
-      / 90``.
-    - Gradient norms: ½ for a host, and a seed's Δτ in this epoch.
+    - Host: ``base = 10 + 15·(1 − exp(−e / 15))`` percent.
+    - A learner learns λ an epoch if it is **ripe**, τ ≥ H, or has a helper in the slot before.
+    - A ripe learner gives ``α·P·(0.8 + 0.2·min((τ − H) / A, 1))``, less 5 % · (h + d) of it: the
+      helper is in its way now. Learners don't add up, the best one counts.
+    - Beside one that isn't ripe, helper and decoy both seem to be worth six points. A decoy gives
+      ``6·d`` itself. With a helper, the host has risen by ``6·h`` for good, and the learner,
+      left without it, costs ``6·h``.
+    - Loss: ``ln 10 · (100 − accuracy) / 90``. Gradient norms: ½ for hosts and for seeds in
+      TRAINING or mixed.
 
-    So a seed in BLENDING has the interaction ``g·(1 − 1/m)`` ≥ 0 with a helper that gives nothing
-    itself. A blend's style changes nothing but the ramp and the gate's parameters.
+    So accuracy and contributions are the same with helper and decoy until a learner is ripe; what
+    differs is the **interaction** with the learner, ``6·h`` for a helper and 0 for a decoy. A
+    blend's style changes nothing but the ramp and the gate's parameters.
 
     Args:
         curves: of the blueprints that are offered, by name.
-        places: ρ of every slot that is used.
         host_size: parameters of a host.
         num_rows: N.
+        num_slots: S.
         device: where everything lives.
+
+    Attributes:
+        helper: int64 ``[N]``: index of the blueprint that helps in this episode.
     """
 
     def __init__(
         self,
         curves: Mapping[str, SeedCurve],
-        places: Sequence[float],
         host_size: int,
         num_rows: int,
+        num_slots: int,
         device: torch.device,
     ) -> None:
+        self.host_size = host_size
         self.blueprints = blueprint_choices(tuple(curves))
-        nothing = SeedCurve(peak=0.0, epochs=1.0, help=0.0, params=0)
+        self.offered = torch.tensor([name in curves for name in self.blueprints], device=device)
+        nothing = SeedCurve(params=0)
         # One more at the end, which the index −1 of an empty slot finds.
         table = [*(curves.get(name, nothing) for name in self.blueprints), nothing]
-        self._peak, self._epochs, self._help, self._params = torch.tensor(
-            [[curve.peak, curve.epochs, curve.help, float(curve.params)] for curve in table],
+        self._params, self._peak, self._helped, self._alone = torch.tensor(
+            [[float(curve.params), curve.peak, curve.helped, curve.alone] for curve in table],
             dtype=torch.float32,
             device=device,
         ).T.contiguous()
-        self._places = torch.tensor(places, dtype=torch.float32, device=device)
-        bits = torch.arange(len(places))
-        left_out = ablations(len(places))[:, None] >> bits & 1
-        self._kept = 1 - left_out.to(torch.float32).to(device)
-        self.host_size = host_size
-        self.offered = torch.tensor([name in curves for name in self.blueprints], device=device)
+        self._candidate = torch.tensor([curve.peak == 0 for curve in table], device=device)
+        self._candidate[-1] = False
+        names = [name for name, curve in curves.items() if curve.peak == 0]
+        indices = [self.blueprints.index(name) for name in names]
+        self._candidates = torch.tensor(indices, dtype=torch.int64, device=device)
+        bits = torch.arange(num_slots)
+        self._kept = (1 - (ablations(num_slots)[:, None] >> bits & 1)).float().to(device)
+        self.helper = self._candidates[:1].repeat(num_rows)
         self._age = torch.zeros(num_rows, dtype=torch.float32, device=device)
-        self._learned = torch.zeros_like(self._age)[:, None].repeat(1, len(places))
+        self._learned = torch.zeros_like(self._age)[:, None].repeat(1, num_slots)
 
     def reset_hosts(self, rows: Tensor, keys: Tensor) -> None:
-        """Untrained hosts in ``rows [n]``; nothing about them is random."""
+        """Untrained hosts in ``rows [n]``; which candidate helps is drawn from ``keys [n]``."""
         self._age[rows] = 0.0
         self._learned[rows] = 0.0
+        self.helper[rows] = self._candidates[fold(keys) % len(self._candidates)]
 
     def plant(self, where: Tensor, blueprint: Tensor, keys: Tensor) -> None:
         """Seeds that have learned nothing in the slots ``where [N, S]``."""
@@ -137,70 +145,64 @@ class FormulaPopulation:
 
     def train_epoch(self, inputs: SlotInputs, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """One epoch of ``rows``; see the class for the formulas and the gradient norms."""
-        blueprint = inputs.blueprint
-        helper = _helper(self._help[blueprint] * inputs.alpha)
-        stages = _Stages.of(inputs.stage)
-        share = self._learned / self._epochs[blueprint]
-        effect = HELP * stages.helped(share).float() - SLOWED * stages.hindered(share).float()
-        speed = INCUBATION_SPEED * stages.incubates.float() + inputs.alpha * stages.mixed
-        step = inputs.seed_lr * speed * (1 + effect * helper)
-        self._learned[rows] += step[rows]
+        now = self._slots(inputs, rows)
+        helped = _before(now.helpers.float()) > 0
+        learns = now.learners & (helped | ~now.unripe)
+        self._learned[rows] += inputs.seed_lr[rows] * learns
         self._age[rows] += 1
-        return torch.full_like(self._age, HOST_GRADIENT), step
+        trains = _mixed(inputs.stage) | (inputs.stage == Stage.TRAINING)
+        return torch.full_like(self._age, GRADIENT), GRADIENT * trains.float()
 
     @one_thread
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
         """Loss and accuracy of ``rows [n]``, and accuracy with seeds left out."""
-        stages, blueprint = _Stages.of(inputs.stage[rows]), inputs.blueprint[rows]
-        alpha = inputs.alpha[rows]
-        share = self._learned[rows] / self._epochs[blueprint]
-        full = self._places * self._peak[blueprint] * share.clamp(max=1).square()
-        leans = stages.blends & stages.helped(share)
-        effect = LEAN * leans.float() - HINDERED * stages.hindered(share).float()
+        now, alpha = self._slots(inputs, rows), inputs.alpha[rows]
         base = CHANCE + HOST_RISE * (1 - torch.exp(-self._age[rows] / HOST_EPOCHS))
-        help_ = self._help[blueprint]
+        risen = _before(alpha * now.helpers)
 
         def accuracy(alpha: Tensor) -> Tensor:
-            """Of the same seeds mixed in by another α, float32 ``[…, n, S]``."""
-            gives = alpha * full * (1 + effect * _helper(help_ * alpha))
-            return base + gives.amax(-1)
+            """Of the same hosts with seeds mixed in by another α ``[…, n, S]``."""
+            helper, decoy = (_before(alpha * kind) for kind in (now.helpers, now.decoys))
+            gain = alpha * now.gain * (1 - HINDERED * (helper + decoy))
+            missed = (risen - helper) * (alpha > 0)
+            beside = HELP * (decoy + risen - missed) * now.unripe
+            return base + gain.amax(-1) + beside.sum(-1)
 
         whole = accuracy(alpha)
-        lost = whole[:, None].expand(-1, len(self._kept)) * 0
+        lost = torch.zeros(len(rows), len(self._kept), dtype=whole.dtype, device=whole.device)
         if ablate:
             lost = whole[:, None] - accuracy(alpha * self._kept[:, None]).T
         loss = math.log(10) * (100 - whole) / (100 - CHANCE)
-        return Validation(loss, whole, lost, stages.mixed & ablate)
+        return Validation(loss, whole, lost, _mixed(inputs.stage[rows]) & ablate)
+
+    def _slots(self, inputs: SlotInputs, rows: Tensor) -> _Slots:
+        blueprint, learned = inputs.blueprint[rows], self._learned[rows]
+        mixed = _mixed(inputs.stage[rows])
+        peak, missing = self._peak[blueprint], self._helped[blueprint] - learned
+        learners = mixed & (peak > 0)
+        unripe = learners & (missing > 0)
+        beyond = (-missing / self._alone[blueprint]).clamp(max=1)
+        gain = peak * (RIPE_GAIN + (1 - RIPE_GAIN) * beyond) * (learners & ~unripe)
+        candidates = mixed & self._candidate[blueprint]
+        helps = blueprint == self.helper[rows, None]
+        return _Slots(learners, unripe, gain, candidates & helps, candidates & ~helps)
 
 
 @dataclass(frozen=True)
-class _Stages:
-    """Slots with seeds that learn and give, bool ``[n, S]`` each."""
+class _Slots:
+    """Seeds that are mixed in: bool ``[n, S]`` each, and ``gain`` of a ripe learner at α = 1."""
 
-    incubates: Tensor
-    blends: Tensor
-    finished: Tensor
-
-    @classmethod
-    def of(cls, stage: Tensor) -> _Stages:
-        finished = (stage == Stage.HOLDING) | (stage == Stage.FOSSILIZED)
-        return cls(stage == Stage.TRAINING, stage == Stage.BLENDING, finished)
-
-    @property
-    def mixed(self) -> Tensor:
-        return self.blends | self.finished
-
-    def helped(self, share: Tensor) -> Tensor:
-        """Find seeds, having learned ``share`` of everything, to which a helper is of use."""
-        return ~self.finished & (share < RIPE)
-
-    def hindered(self, share: Tensor) -> Tensor:
-        """Find mixed seeds whose learning and output a helper hinders."""
-        return self.mixed & ~self.helped(share)
+    learners: Tensor
+    unripe: Tensor
+    gain: Tensor
+    helpers: Tensor
+    decoys: Tensor
 
 
-def _helper(strength: Tensor) -> Tensor:
-    """The largest ``strength`` […, S] among earlier slots, 0 for the first."""
-    earlier = torch.zeros_like(strength)
-    earlier[..., 1:] = strength[..., :-1].cummax(-1).values
-    return earlier
+def _mixed(stage: Tensor) -> Tensor:
+    return (stage >= Stage.BLENDING) & (stage <= Stage.FOSSILIZED)
+
+
+def _before(values: Tensor) -> Tensor:
+    """Values ``[…, S]`` of the slot before each, 0 before the first."""
+    return pad(values[..., :-1], (1, 0))

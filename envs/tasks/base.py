@@ -11,6 +11,7 @@ import torch
 from envs.errors import check_integer, check_number
 from envs.populations.base import Population
 from envs.reward import REWARD_TERMS, RewardConfig, RewardTerm
+from envs.tasks.plans import BestPlan
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +32,9 @@ class Task(ABC):
         reward: weights of the reward's terms, where a run doesn't say otherwise.
         reward_terms: further terms by name, each a function of an
             :class:`envs.reward.Transition` that gives float32 ``[N]``.
+        training: options of ``esper-rl train`` that are others for this task, by key, such as
+            ``{"ppo.lmbda": 0.98}``.
+        best_plan: the best way to play it, where that is known.
 
     Raises:
         TypeError: if a number is of the wrong kind.
@@ -48,6 +52,8 @@ class Task(ABC):
     loss_limit: float = 10.0
     reward: RewardConfig = field(default_factory=RewardConfig)
     reward_terms: Mapping[str, RewardTerm] = field(default_factory=dict)
+    training: Mapping[str, float | int | str] = field(default_factory=dict)
+    best_plan: BestPlan | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "max_epochs", "parameter_budget"):

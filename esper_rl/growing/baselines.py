@@ -6,6 +6,9 @@ Each is a TensorDict module, so it takes a learned policy's place in a rollout, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -13,10 +16,11 @@ from torch import Tensor
 
 from envs.actions import ALPHA_TARGETS, BLUEPRINTS, HEADS, TEMPO_EPOCHS, Op, Style
 from envs.observation import feature_columns
-from esper_rl.errors import check_choice, check_integer
+from envs.tasks.plans import BestPlan
+from esper_rl.errors import check_choice, check_integer, check_number
 from esper_rl.policy.masks import select_row
 
-(_EPOCH,) = feature_columns("epoch_progress")
+_EPOCH, _PLATEAU = feature_columns("epoch_progress", "plateau_norm")
 _MASK_KEYS = tuple(("action_mask", head) for head in HEADS)
 _ACTION_KEYS = tuple(("action", head) for head in HEADS)
 
@@ -94,9 +98,7 @@ class FixedSchedulePolicy(TensorDictModuleBase):
         self.slot = slot
         self.choices = {
             "slot": slot,
-            "blueprint": blueprint
-            if isinstance(blueprint, int)
-            else _index("blueprint", blueprint, BLUEPRINTS),
+            "blueprint": _blueprint(blueprint),
             "style": _index("style", style, tuple(Style)),
             "tempo": _index("tempo_epochs", tempo_epochs, TEMPO_EPOCHS),
             "alpha_target": _index("alpha_target", alpha_target, ALPHA_TARGETS),
@@ -104,7 +106,7 @@ class FixedSchedulePolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         masks = tensordict["action_mask"]
-        self._check(masks)
+        _check_offer(masks, [self.slot], self.choices["blueprint"])
         legal = masks["slot"][..., self.slot]  # [N, ops]
         first_epoch = tensordict["observation"][..., _EPOCH] == 0
         op = _constant(tensordict, Op.WAIT)
@@ -114,18 +116,149 @@ class FixedSchedulePolicy(TensorDictModuleBase):
         choices = {head: _constant(tensordict, index) for head, index in self.choices.items()}
         return _write_action(tensordict, op=op, **choices)
 
-    def _check(self, masks: TensorDictBase) -> None:
-        slots = masks["slot"].shape[-1]
-        check_integer("slot", self.slot, least=0, most=slots - 1, what="last slot of the world")
-        offered = masks["blueprint"].flatten(0, -2).all(0).nonzero().flatten().tolist()
-        index = self.choices["blueprint"]
-        if index not in offered:
-            names = dict(enumerate(BLUEPRINTS))
-            allowed = ", ".join(str(names.get(i, i)) for i in offered)
-            raise ValueError(
-                f"blueprint must be one that this world offers, {allowed}, got "
-                f"{names.get(index, index)!r}"
-            )
+
+class HeuristicPolicy(TensorDictModuleBase):
+    """Grows one seed after the other by rules of thumb.
+
+    - **Plant** the blueprint in the first free slot of ``slots`` when accuracy stands still (no
+      notable rise for ``patience`` epochs) and no seed is unfinished.
+    - **Advance** a fresh seed at once, one in TRAINING when its gradient is healthy, one in
+      BLENDING when its ramp is over.
+    - **Fossilize** one that holds and contributes at least ``contribution`` points; **prune** it
+      when it has held for ``patience`` epochs and still costs accuracy.
+
+    Reads ``"observation"`` and ``("action_mask", head)``, writes ``("action", head)``, int64
+    ``[N]``, for every head.
+
+    Args:
+        blueprint: name of the seeds; for one of a host's own the choice's index.
+        slots: where to grow, in this order; default: all, from the input on.
+        patience: epochs.
+        contribution: accuracy points that a seed must give to stay.
+        gradient_health: of a seed that is blended in, at least, in [0, 1].
+
+    Raises:
+        ValueError: for a choice that doesn't exist; when called on a world that doesn't have a
+            slot or doesn't offer the blueprint.
+
+    Examples:
+        >>> HeuristicPolicy(slots=[0, 2]).slots
+        (0, 2)
+    """
+
+    in_keys = ("observation", *_MASK_KEYS)
+    out_keys = _ACTION_KEYS
+
+    def __init__(
+        self,
+        blueprint: str | int = "conv_heavy",
+        slots: Sequence[int] | None = None,
+        patience: int = 3,
+        contribution: float = 1.0,
+        gradient_health: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.slots = None if slots is None else tuple(slots)
+        self.patience = check_integer("patience", patience)
+        self.contribution = check_number("contribution", contribution, least=0)
+        self.gradient_health = check_number("gradient_health", gradient_health, least=0, most=1)
+        self.blueprint = _blueprint(blueprint)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        masks = tensordict["action_mask"]
+        num_slots = masks["slot"].shape[-1]
+        order = tuple(range(num_slots)) if self.slots is None else self.slots
+        _check_offer(masks, order, self.blueprint)
+        see = partial(_features, tensordict["observation"], num_slots)
+        held = see("stage_holding").bool() & (see("epochs_in_stage_norm") * 50 >= self.patience)
+        points = see("contribution_norm") * 10
+        healthy = see("gradient_health") >= self.gradient_health
+        stands_still = tensordict["observation"][..., _PLATEAU] * 20 >= self.patience
+        unfinished = masks["slot"][..., Op.PRUNE, :].any(-1)
+        wanted = {
+            Op.PRUNE: held & (points < self.contribution),
+            Op.FOSSILIZE: points >= self.contribution,
+            Op.ADVANCE: ~see("stage_training").bool() | healthy,
+            Op.GERMINATE: (stands_still & ~unfinished)[..., None],
+        }
+        op, slot = _constant(tensordict, Op.WAIT), _constant(tensordict, order[0])
+        for each, where in wanted.items():
+            possible = masks["slot"][..., each, :] & where
+            for place in order:
+                # The first that is possible stays: only a row that still waits is given an op.
+                here = possible[..., place] & (op == Op.WAIT)
+                op, slot = op.where(~here, each), slot.where(~here, place)
+        full = ALPHA_TARGETS.index(1.0)
+        return _write_action(
+            tensordict,
+            op=op,
+            slot=slot,
+            blueprint=_constant(tensordict, self.blueprint),
+            alpha_target=_constant(tensordict, full),
+        )
+
+
+class PlanPolicy(TensorDictModuleBase):
+    """Plays the best plan of a task where it is known.
+
+    Reads ``"observation"`` and ``("action_mask", "op")``, writes ``("action", head)``, int64
+    ``[N]``, for every head. It remembers, for each row, which of the two plans it is on.
+
+    Args:
+        best: the plan, a :class:`envs.tasks.plans.BestPlan`.
+        max_epochs: steps of an episode.
+        num_slots: S.
+    """
+
+    in_keys = ("observation", ("action_mask", "op"))
+    out_keys = _ACTION_KEYS
+
+    def __init__(self, best: BestPlan, max_epochs: int, num_slots: int = 3) -> None:
+        super().__init__()
+        self.max_epochs = max_epochs
+        self.decided_at = best.decided_at
+        (self.column,) = feature_columns(best.feature, num_slots=num_slots)
+        # By plan, step and head; after the last step nothing is done.
+        self.table = torch.zeros(2, max_epochs + 1, len(HEADS), dtype=torch.int64)
+        for number, plan in enumerate((best.otherwise, best.plan)):
+            for step, action in plan.items():
+                for head, index in action.items():
+                    self.table[number, step, HEADS.index(head)] = int(index)
+        self.taken: Tensor | None = None
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        observation = tensordict["observation"]
+        step = (observation[..., _EPOCH] * self.max_epochs).round().long()
+        told = (observation[..., self.column] > 0).long()
+        taken = torch.zeros_like(told) if self.taken is None else self.taken
+        self.taken = torch.where(step <= self.decided_at, told, taken)
+        chosen = self.table.to(step.device)[self.taken, step]
+        return _write_action(tensordict, **dict(zip(HEADS, chosen.unbind(-1), strict=True)))
+
+
+def _features(observation: Tensor, num_slots: int, name: str) -> Tensor:
+    """A feature of every slot, ``[..., S]``."""
+    names = (f"slot{slot}_{name}" for slot in range(num_slots))
+    return observation[..., feature_columns(*names, num_slots=num_slots)]
+
+
+def _blueprint(blueprint: str | int) -> int:
+    return blueprint if isinstance(blueprint, int) else _index("blueprint", blueprint, BLUEPRINTS)
+
+
+def _check_offer(masks: TensorDictBase, slots: Sequence[int], blueprint: int) -> None:
+    """Refuse slots and a blueprint that the world doesn't have."""
+    last = masks["slot"].shape[-1] - 1
+    for slot in slots:
+        check_integer("slot", slot, least=0, most=last, what="last slot of the world")
+    offered = masks["blueprint"].flatten(0, -2).all(0).nonzero().flatten().tolist()
+    if blueprint not in offered:
+        names = dict(enumerate(BLUEPRINTS))
+        allowed = ", ".join(str(names.get(i, i)) for i in offered)
+        raise ValueError(
+            f"blueprint must be one that this world offers, {allowed}, got "
+            f"{names.get(blueprint, blueprint)!r}"
+        )
 
 
 def _index(argument: str, choice: object, choices: tuple) -> int:

@@ -22,7 +22,7 @@ ENTROPY_WARNING, ENTROPY_ALERT = 0.3, 0.1
 """Shares of its maximum under which a head's entropy is remarkable."""
 
 WAIT_ALERT = 0.95
-"""Share of WAIT above which a policy has stopped acting."""
+"""Share of WAIT, where there is a choice, above which a policy has stopped acting."""
 
 DRIFT_WARNING = 2.0
 """Growth of the cell state's norm, last fifth against middle fifth of the episode."""
@@ -45,7 +45,8 @@ def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
     Returns:
         Number of episodes that ended in the batch and the means over them of return, final
         accuracy (percent) and seed parameters (nan when none ended); over all steps, the
-        fraction of refused actions and of each op.
+        fraction of refused actions and of each op; and the fraction of WAIT over the steps with
+        a choice (nan without any).
     """
     outcome = batch["next"]
     done = outcome["done"].squeeze(-1)
@@ -53,6 +54,8 @@ def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
     def at_the_end(values: Tensor) -> float:
         return values.squeeze(-1)[done].float().mean().item()
 
+    waits = batch["action", "op"] == Op.WAIT
+    choice = batch["action_mask", "op"][..., Op.WAIT + 1 :].any(-1)
     chosen = torch.bincount(batch["action", "op"].flatten(), minlength=len(Op)) / done.numel()
     refused = ~outcome["last_action_success"]
     return {
@@ -61,6 +64,7 @@ def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
         "final_accuracy": at_the_end(outcome["metrics", "val_accuracy"]),
         "seed_params": at_the_end(outcome["metrics", "seed_params"]),
         "refused_rate": refused.float().mean().item(),
+        "wait_rate": waits[choice].float().mean().item(),
         **{f"op/{op.name}": chosen[op].item() for op in Op},
     }
 
@@ -194,8 +198,11 @@ def find_warnings(row: Mapping[str, float]) -> dict[str, str]:
                 f"{level}: head {about!r} has {value:.0%} of its largest entropy where it matters; "
                 "it hardly explores (see ppo.entropy_coeff)"
             )
-        elif name == f"op/{Op.WAIT.name}" and value > WAIT_ALERT:
-            found[name] = f"alert: {value:.0%} of the ops are WAIT; the policy has stopped acting"
+        elif name == "wait_rate" and value > WAIT_ALERT:
+            found[name] = (
+                f"alert: {value:.0%} of the ops are WAIT where another one is legal; the policy "
+                "has stopped acting"
+            )
         elif name.endswith("cell_norm/drift") and value > DRIFT_WARNING:
             found[name] = (
                 f"warning: the LSTM's cell state grows by a factor of {value:.1f} from the middle "

@@ -70,7 +70,7 @@ class Progress(Callback):
     """A bar with steps, steps per second, time left and the headline numbers."""
 
     def on_start(self, config: TrainConfig, run: RunFolder) -> None:
-        self.bar = tqdm(total=config.iterations * config.steps_per_iteration, unit="step")
+        self.bar = tqdm(total=config.iterations * config.rollout_steps, unit="step")
 
     def on_iteration(self, metrics: Mapping[str, float]) -> None:
         headline = {

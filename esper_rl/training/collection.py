@@ -19,7 +19,7 @@ from esper_rl.training.environment import make_env
 
 
 def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollector:
-    """A collector that yields batches ``[N, steps_per_iteration / N]``.
+    """A collector that yields batches ``[N, rollout_steps / N]``.
 
     With one worker this process does the work; with more, each of them is a process that grows
     its share of the rows with one thread. Small networks make small kernels, between which
@@ -36,12 +36,12 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
         partial(_make_world, config, seed, actor_critic.transforms(), registered_tasks())
         for seed in seeds
     ]
-    frames = config.iterations * config.steps_per_iteration
+    frames = config.iterations * config.rollout_steps
     if workers == 1:
         return Collector(
             make_worlds[0](),
             actor_critic.actor,
-            frames_per_batch=config.steps_per_iteration,
+            frames_per_batch=config.rollout_steps,
             total_frames=frames,
             exploration_type=ExplorationType.RANDOM,
             use_buffers=False,
@@ -50,7 +50,7 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
     return MultiSyncCollector(
         make_worlds,
         actor_critic.actor,
-        frames_per_batch=config.steps_per_iteration,
+        frames_per_batch=config.rollout_steps,
         total_frames=frames,
         exploration_type=ExplorationType.RANDOM,
         use_buffers=True,

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
-from envs import MorphogenesisEnv, RewardConfig
+from envs import MorphogenesisEnv, RewardConfig, make_task
 from esper_rl.errors import (
     ConfigError,
     check_choice,
@@ -125,7 +125,9 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig.v2)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     total_steps: int = option(18_400, "environment steps of the run, over all rows")
-    steps_per_iteration: int = option(800, "steps between two updates, over all rows")
+    steps_per_iteration: int | None = option(
+        None, "steps between two updates, over all rows; null: an episode of every row"
+    )
     seed: int = option(0, "seed of everything random")
     device: str = option("cpu", "device of world and policy")
     workers: int = option(2, "processes that collect, each with num_envs / workers rows")
@@ -137,8 +139,10 @@ class TrainConfig:
 
     @config_errors()
     def __post_init__(self) -> None:
-        for name in ("total_steps", "steps_per_iteration", "workers"):
+        for name in ("total_steps", "workers"):
             check_integer(name, getattr(self, name))
+        if self.steps_per_iteration is not None:
+            check_integer("steps_per_iteration", self.steps_per_iteration)
         for name in ("seed", "eval_episodes"):
             check_integer(name, getattr(self, name), least=0)
         if self.threads is not None:
@@ -154,7 +158,7 @@ class TrainConfig:
                 f"workers must be a divisor of env.num_envs = {rows}, so that every process has as "
                 f"many rows, got {self.workers}"
             )
-        if self.steps_per_iteration % rows:
+        if self.steps_per_iteration is not None and self.steps_per_iteration % rows:
             raise ValueError(
                 f"steps_per_iteration must be a multiple of env.num_envs = {rows}, so that every "
                 f"row takes the same steps, got {self.steps_per_iteration}"
@@ -167,9 +171,19 @@ class TrainConfig:
         check_device("device", self.device)
 
     @property
+    def rollout_steps(self) -> int:
+        """Steps of an iteration over all rows: ``steps_per_iteration``, or whole episodes."""
+        if self.steps_per_iteration is not None:
+            return self.steps_per_iteration
+        epochs = self.env.max_epochs
+        return self.env.num_envs * (
+            make_task(self.env.task).max_epochs if epochs is None else epochs
+        )
+
+    @property
     def iterations(self) -> int:
         """Rollouts of the run: enough for ``total_steps``, the last one whole."""
-        return math.ceil(self.total_steps / self.steps_per_iteration)
+        return math.ceil(self.total_steps / self.rollout_steps)
 
 
 _ANY_KEYS = "{}"
@@ -180,7 +194,8 @@ def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
     """The default configuration with some fields replaced.
 
     Args:
-        overrides: strings such as ``"ppo.lr=1e-3"`` (Hydra's ``key=value`` form, values in YAML),
+        overrides: strings such as ``"ppo.lr=1e-3"`` (Hydra's ``key=value`` form, values in YAML);
+            what they leave open is as the task has it (``Task.training``), or the default;
             and ``"policy=v1"`` or ``"policy=v2"`` for all fields of the policy at once; what else
             is said of the policy is about that preset. Of the same key the last one counts.
 
@@ -197,6 +212,11 @@ def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
     presets = [override for override in overrides if override.startswith("policy=")]
     others = [override for override in overrides if override not in presets]
     preset = presets[-1].removeprefix("policy=") if presets else "v2"
+    env = _merge(OmegaConf.structured(TrainConfig), others).env
+    with config_errors("env: "):
+        task = make_task(env.task)
+    # What is said comes last, and the last one counts.
+    others = [*(f"{key}={value}" for key, value in task.training.items()), *others]
     env = _merge(OmegaConf.structured(TrainConfig), others).env
     with config_errors():
         check_choice("policy", preset, PRESETS)

@@ -16,7 +16,8 @@ from envs.actions import BLUEPRINTS, Op, Stage
 from envs.attribution import contributions, credit_helpers, interactions, shapley_values
 from envs.populations.base import ablations
 from envs.state import Slots
-from tests.support.environments import GROW, column, play, small_env
+from envs.tasks.scaffold import HELPERS
+from tests.support.environments import GROW, act, column, play, small_env
 from tests.support.populations import copy_growth
 from tests.support.slots import make
 from tests.support.states import make_state
@@ -196,20 +197,18 @@ def test_credit(peaks, contribution, want):
     assert credited(slots, [False, False, False])[0] == [0.0, 0.0, 0.0]
 
 
-HELP, BIG = BLUEPRINTS.index("norm"), BLUEPRINTS.index("conv_heavy")
-
-
 def scaffolded(epochs_after: int, *, prune: bool = True) -> tuple[list, MorphogenesisEnv]:
     """States of an episode in which slot 0 helps slot 1, which is fossilized later."""
-    env = MorphogenesisEnv("scaffold", num_envs=1, max_epochs=150, seed=0)
+    env = MorphogenesisEnv("scaffold", num_envs=1, seed=0)
+    helper, big = (BLUEPRINTS.index(name) for name in (HELPERS[0], "conv_heavy"))
     plan = [
-        {"op": Op.GERMINATE, "slot": 0, "blueprint": HELP, "alpha_target": 2},
+        {"op": Op.GERMINATE, "slot": 0, "blueprint": helper, "alpha_target": 2},
         {"op": Op.ADVANCE, "slot": 0},
         {"op": Op.ADVANCE, "slot": 0},
-        {"op": Op.GERMINATE, "slot": 1, "blueprint": BIG, "alpha_target": 2},
+        {"op": Op.GERMINATE, "slot": 1, "blueprint": big, "alpha_target": 2},
         {"op": Op.ADVANCE, "slot": 1},
         {"op": Op.ADVANCE, "slot": 1},
-        *[{}] * 30,
+        *[{}] * 62,
         {"op": Op.PRUNE, "slot": 0} if prune else {},
         {"op": Op.ADVANCE, "slot": 1},
         *[{}] * (epochs_after - 2),
@@ -217,7 +216,11 @@ def scaffolded(epochs_after: int, *, prune: bool = True) -> tuple[list, Morphoge
         {},
         {},
     ]
-    return play(env, plan), env
+    states = [env.reset()]
+    env.population.helper[:] = helper
+    for heads in plan:
+        states.append(act(env, states[-1], **heads))
+    return states, env
 
 
 @pytest.mark.parametrize("delay", [2, 40])

@@ -8,7 +8,13 @@ from tensordict import TensorDictBase
 
 from envs import MorphogenesisEnv
 from envs.actions import BLUEPRINTS, HEADS, Op, Stage, head_sizes
-from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
+from envs.observation import feature_columns
+from esper_rl.growing.baselines import (
+    FixedSchedulePolicy,
+    HeuristicPolicy,
+    RandomPolicy,
+    WaitPolicy,
+)
 
 EPOCHS = 14
 
@@ -24,7 +30,10 @@ def ops(rollout: TensorDictBase) -> list[list[int]]:
     return rollout["action", "op"].tolist()
 
 
-@pytest.mark.parametrize("policy", [WaitPolicy(), RandomPolicy(), FixedSchedulePolicy()])
+POLICIES = [WaitPolicy(), RandomPolicy(), FixedSchedulePolicy(), HeuristicPolicy(patience=1)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_actions_fit_the_spec_and_are_never_refused(
     env: MorphogenesisEnv, policy: torch.nn.Module
 ) -> None:
@@ -121,5 +130,84 @@ def test_fixed_schedule_refuses_what_the_world_does_not_have(
 
 
 def test_every_head_is_written(env: MorphogenesisEnv) -> None:
-    for policy in (WaitPolicy(), RandomPolicy(), FixedSchedulePolicy()):
+    for policy in POLICIES:
         assert set(policy(env.reset())["action"].keys()) == set(HEADS)
+
+
+# -- the heuristic ----------------------------------------------------------------------------
+
+
+def seen(env: MorphogenesisEnv, **features: float) -> TensorDictBase:
+    """A first state of one seed in slot 1, with the features and legal ops that it would have."""
+    state = env.reset()
+    for name, value in features.items():
+        state["observation"][:, feature_columns(name)] = value
+    state["action_mask", "slot"][:, [Op.GERMINATE, Op.PRUNE, Op.FOSSILIZE, Op.ADVANCE]] = False
+    state["action_mask", "slot"][:, Op.GERMINATE, [0, 2]] = True
+    return state
+
+
+def chosen(state: TensorDictBase, *legal: Op, **options: object) -> tuple[Op, int]:
+    state["action_mask", "slot"][:, list(legal), 1] = True
+    state["action_mask", "op"] = state["action_mask", "slot"].any(-1)
+    action = HeuristicPolicy(**options)(state)["action"]
+    assert (action["op"] == action["op"][0]).all()
+    return Op(action["op"][0].item()), action["slot"][0].item()
+
+
+@pytest.mark.parametrize(("plateau", "op"), [(2, Op.WAIT), (3, Op.GERMINATE), (9, Op.GERMINATE)])
+def test_heuristic_plants_on_a_plateau(env: MorphogenesisEnv, plateau: int, op: Op) -> None:
+    assert chosen(seen(env, plateau_norm=plateau / 20)) == (op, 0)
+    assert chosen(seen(env, plateau_norm=plateau / 20), slots=[2, 0])[1] == 2
+
+
+def test_heuristic_grows_one_seed_at_a_time(env: MorphogenesisEnv) -> None:
+    assert chosen(seen(env, plateau_norm=1.0), Op.PRUNE)[0] is Op.WAIT
+
+
+@pytest.mark.parametrize(("health", "op"), [(0.4, Op.WAIT), (0.6, Op.ADVANCE)])
+def test_heuristic_blends_when_the_gradient_is_healthy(
+    env: MorphogenesisEnv, health: float, op: Op
+) -> None:
+    features = {"slot1_stage_training": 1.0, "slot1_gradient_health": health}
+    assert chosen(seen(env, **features), Op.ADVANCE, Op.PRUNE)[0] is op
+    features["slot1_stage_training"] = 0.0  # fresh, or its ramp is over
+    assert chosen(seen(env, **features), Op.ADVANCE, Op.PRUNE) == (Op.ADVANCE, 1)
+
+
+@pytest.mark.parametrize(
+    ("points", "epochs", "op"),
+    [
+        (1.0, 1, Op.FOSSILIZE),
+        (0.9, 1, Op.WAIT),
+        (0.9, 3, Op.PRUNE),
+        (-5.0, 2, Op.WAIT),
+        (-5.0, 3, Op.PRUNE),
+    ],
+)
+def test_heuristic_keeps_what_contributes_and_prunes_the_rest(
+    env: MorphogenesisEnv, points: float, epochs: int, op: Op
+) -> None:
+    state = seen(
+        env,
+        slot1_stage_holding=1.0,
+        slot1_contribution_norm=points / 10,
+        slot1_epochs_in_stage_norm=epochs / 50,
+    )
+    assert chosen(state, Op.FOSSILIZE, Op.PRUNE)[0] is op
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"patience": 0}, "patience must be an integer of at least 1, got 0"),
+        ({"contribution": -1.0}, "contribution must be a number of at least 0"),
+        ({"gradient_health": 2.0}, "gradient_health must be .* at most 1, got 2.0"),
+        ({"blueprint": "conv_huge"}, "blueprint must be one of"),
+        ({"slots": [0, 3]}, "slot must be .* 0 to 2.*, got 3"),
+        ({"blueprint": "mlp"}, "got 'mlp'"),
+    ],
+)
+def test_heuristic_refuses(env: MorphogenesisEnv, options: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        HeuristicPolicy(**options)(env.reset())

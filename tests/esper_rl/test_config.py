@@ -37,7 +37,8 @@ def test_overrides_replace_fields_and_keep_their_types() -> None:
     assert config.ppo.lr == 1e-3
     assert config.run_dir == "12"
     assert config.threads is None
-    assert config.iterations == 2
+    assert config.rollout_steps == 8 * 50
+    assert config.iterations == 3
     assert config.ppo.gamma == TrainConfig().ppo.gamma
 
 
@@ -235,3 +236,22 @@ def test_the_api_and_the_command_have_one_source() -> None:
     )
     weights = dict(zip(ac.heads, loss.entropy_weights.tolist(), strict=True))
     assert weights == pytest.approx(PolicyConfig.v2().entropy_weights)
+
+
+def test_a_tasks_own_numbers_are_defaults_of_its_runs() -> None:
+    config = parse_overrides(["env.task=scaffold"])
+    task = make_task("scaffold")
+    assert config.ppo.lr == task.training["ppo.lr"] != PPOConfig().lr
+    assert config.rollout_steps == config.env.num_envs * task.max_epochs
+    assert config.iterations * config.rollout_steps == config.total_steps  # whole episodes
+    said = parse_overrides(["ppo.lr=1e-5", "env.task=scaffold", "env.max_epochs=20"])
+    assert said.ppo.lr == 1e-5
+    assert said.rollout_steps == config.env.num_envs * 20
+    assert parse_overrides(["env.task=digits"]) == TrainConfig()
+
+
+def test_a_number_of_a_task_that_no_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = replace(make_task("digits"), training={"ppo.learning_rate": 1.0})
+    monkeypatch.setattr("envs.registration._registered", {"odd": lambda: odd})
+    with pytest.raises(ConfigError, match=r"there is no field 'ppo.learning_rate'"):
+        parse_overrides(["env.task=odd"])

@@ -16,7 +16,7 @@ from envs import MorphogenesisEnv
 from envs.actions import Op, Stage
 from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl import train
-from esper_rl.evaluation import PLAYERS, Evaluation, evaluate, evaluate_run
+from esper_rl.evaluation import PLAYERS, Evaluation, evaluate, evaluate_run, play_run
 from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.report.tables import format_evaluations
@@ -102,7 +102,7 @@ def test_a_run_is_shown_beside_the_baselines(
     results = evaluate_run(run, episodes=3)
     assert list(results) == list(PLAYERS)
     assert PLAYERS[:2] == ("greedy", "sampled")
-    assert PLAYERS[-3:] == ("wait", "random", "fixed-schedule")
+    assert PLAYERS[-4:] == ("wait", "random", "fixed-schedule", "heuristic")
 
     saved = json.loads((run / "evaluation.json").read_text())
     assert saved["episodes"] == 3
@@ -119,6 +119,34 @@ def test_a_run_is_shown_beside_the_baselines(
     assert len({len(line) for line in [*lines[:2], *table]}) == 1
     wait = results["wait"].summary()["final_accuracy"]
     assert f"{wait['mean']:.1f} ± {wait['ci95']:.1f}" in table[PLAYERS.index("wait")]
+
+
+def test_returns_are_discounted_as_the_run_was(tiny_config: Callable[..., TrainConfig]) -> None:
+    run = train(tiny_config("ppo.gamma=0.5"))
+    found = {gamma: play_run(run, "wait", 3, gamma).returns for gamma in (None, 0.5, 1.0)}
+    assert found[None].equal(found[0.5])
+    assert not found[None].equal(found[1.0])
+
+
+def test_the_best_plan_is_shown_where_it_is_known(tiny_config: Callable[..., TrainConfig]) -> None:
+    run = train(
+        tiny_config(
+            "env.task=scaffold",
+            "env.max_epochs=null",
+            "env.batches_per_epoch=null",
+            "env.minibatch_size=null",
+            "env.validation_size=null",
+            "steps_per_iteration=null",
+            "total_steps=576",
+            "env.num_envs=4",
+        )
+    )
+    results = evaluate_run(run, episodes=16)
+    assert list(results) == [*PLAYERS, "best plan"]
+    best = results["best plan"].returns
+    assert best.mean() > max(results[name].returns.mean() for name in PLAYERS)
+    with pytest.raises(ValueError, match=r"player must be .*, got 'worst plan'"):
+        play_run(run, "worst plan", 3)
 
 
 def test_an_evaluation_repeats_itself(tiny_config: Callable[..., TrainConfig]) -> None:

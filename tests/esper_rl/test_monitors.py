@@ -101,9 +101,11 @@ def test_entropy_is_compared_with_the_legal_choices(
     assert row["head_entropy/blueprint"] == pytest.approx(math.log(2), abs=0.01)
 
 
-def outcome(ops: list[Op]) -> TensorDictBase:
-    """One row of steps with those ops."""
+def outcome(ops: list[Op], forced: int = 0) -> TensorDictBase:
+    """One row of steps with those ops; in the last ``forced`` of them WAIT alone is legal."""
     steps = len(ops)
+    legal = torch.ones(1, steps, len(Op), dtype=torch.bool)
+    legal[:, steps - forced :, 1:] = False
     done = torch.zeros(1, steps, 1, dtype=torch.bool)
     done[:, -1] = True
     after = {
@@ -115,18 +117,29 @@ def outcome(ops: list[Op]) -> TensorDictBase:
             "seed_params": torch.full((1, steps, 1), 7.0),
         },
     }
-    return TensorDict({"action": {"op": torch.tensor([ops])}, "next": after}, [1, steps])
+    action, mask = {"op": torch.tensor([ops])}, {"op": legal}
+    return TensorDict({"action": action, "action_mask": mask, "next": after}, [1, steps])
 
 
 def test_a_policy_that_only_waits() -> None:
     waiting = rollout_metrics(outcome([Op.WAIT] * 30))
     assert waiting["op/WAIT"] == 1
     assert find_warnings(waiting) == {
-        "op/WAIT": "alert: 100% of the ops are WAIT; the policy has stopped acting"
+        "wait_rate": "alert: 100% of the ops are WAIT where another one is legal; the policy has "
+        "stopped acting"
     }
     acting = rollout_metrics(outcome([Op.WAIT] * 18 + [Op.GERMINATE, Op.ADVANCE]))
     assert (acting["op/WAIT"], acting["op/GERMINATE"]) == pytest.approx((0.9, 0.05))
     assert not find_warnings(acting)
+
+
+def test_waiting_where_nothing_else_is_legal_is_no_choice() -> None:
+    row = rollout_metrics(outcome([Op.GERMINATE, Op.WAIT, *[Op.WAIT] * 98], forced=98))
+    assert (row["op/WAIT"], row["wait_rate"]) == pytest.approx((0.99, 0.5))
+    assert not find_warnings(row)
+    nothing = rollout_metrics(outcome([Op.WAIT] * 10, forced=10))
+    assert math.isnan(nothing["wait_rate"])
+    assert not find_warnings(nothing)
 
 
 def test_ends_of_episodes() -> None:
@@ -244,5 +257,5 @@ def test_updates_are_averaged_without_those_that_say_nothing() -> None:
 def test_missing_numbers_warn_of_nothing() -> None:
     nan = math.nan
     assert not find_warnings(
-        {"relevant_normalized_entropy/op": nan, "op/WAIT": nan, "feedback/zeroed": nan}
+        {"relevant_normalized_entropy/op": nan, "wait_rate": nan, "feedback/zeroed": nan}
     )

@@ -1,0 +1,223 @@
+"""Does the reward pay for what it should? Returns of simple ways to play, on the same hosts.
+
+    python -m benchmarks.calibration [--tasks digits digits_full] [--seeds 5] [--rows 32]
+
+Players: the best simple schedule (one seed, grown as early as possible), the same without ever
+fossilizing (``hold-forever``) or only in the last epoch (``fossilize-last``), planting and pruning
+without end (``prune-churn``), the heuristic, random legal play, and waiting. All play the same
+hosts on the same minibatches, so differences are paired; intervals are of 95 % over all hosts.
+``digits`` demands schedule > heuristic > random > wait. ``digits_full`` is the control: there
+waiting must be as good as anything. Nowhere may holding, late fossilizing or churning pay. And
+size must count: ``schedule, gated`` is the schedule with more parameters for the same accuracy.
+Results go to benchmarks/results/calibration.json and calibration.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from tqdm import tqdm
+
+from envs import MorphogenesisEnv
+from envs.actions import Op
+from envs.observation import feature_columns
+from esper_rl.growing.baselines import (
+    FixedSchedulePolicy,
+    HeuristicPolicy,
+    RandomPolicy,
+    WaitPolicy,
+)
+
+RESULTS = Path(__file__).parent / "results"
+SCHEDULE = {"slot": 0, "blueprint": "conv_heavy"}
+(_EPOCH,) = feature_columns("epoch_progress")
+
+
+class LateSchedule(FixedSchedulePolicy):
+    """The schedule that fossilizes in the last epoch, or never.
+
+    Args:
+        last: the ``epoch_progress`` from which it fossilizes.
+    """
+
+    def __init__(self, last: float, **choices: object) -> None:
+        super().__init__(**choices)
+        self.last = last
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        tensordict = super().forward(tensordict)
+        early = tensordict["observation"][..., _EPOCH] < self.last - 1e-4
+        op = tensordict["action", "op"]
+        tensordict["action", "op"] = op.where(~(early & (op == Op.FOSSILIZE)), Op.WAIT)
+        return tensordict
+
+
+class ChurnPolicy(FixedSchedulePolicy):
+    """Plants wherever it can and prunes as soon as that is legal."""
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        tensordict = super().forward(tensordict)
+        legal = tensordict["action_mask", "slot"][..., self.slot]
+        for op in (Op.GERMINATE, Op.PRUNE):
+            chosen = tensordict["action", "op"]
+            tensordict["action", "op"] = chosen.where(~legal[..., op], op)
+        return tensordict
+
+
+def players(max_epochs: int) -> dict[str, TensorDictModuleBase]:
+    return {
+        "schedule": FixedSchedulePolicy(**SCHEDULE),
+        "heuristic": HeuristicPolicy(),
+        "random": RandomPolicy(),
+        "wait": WaitPolicy(),
+        "hold-forever": LateSchedule(2.0, **SCHEDULE),
+        "fossilize-last": LateSchedule(1 - 1 / max_epochs, **SCHEDULE),
+        "prune-churn": ChurnPolicy(**SCHEDULE),
+    }
+
+
+@torch.no_grad()
+def play(env: MorphogenesisEnv, policy: TensorDictModuleBase) -> dict[str, Tensor]:
+    """One episode of every row: accuracy, parameters, and returns, discounted, by term."""
+    state = env.reset()
+    terms = {name: torch.zeros(env.num_envs) for name in state["reward_terms"].keys()}  # noqa: SIM118
+    for t in range(env.max_epochs):
+        state = env.step(policy(state))["next"]
+        for name in terms:
+            paid = state["reward_terms", name].squeeze(1)
+            terms[name] += env.reward_config.gamma**t * paid
+    return {
+        "return": torch.stack(list(terms.values())).sum(0),
+        "accuracy": state["metrics", "val_accuracy"].squeeze(1),
+        "seed_params": state["metrics", "seed_params"].squeeze(1),
+        **{f"terms/{name}": total for name, total in terms.items()},
+    }
+
+
+def measure(task: str, seeds: int, rows: int, bar: tqdm) -> dict[str, dict[str, Tensor]]:
+    """By player, what :func:`play` gives for all hosts, ``[seeds · rows]``."""
+    found: dict[str, list[dict[str, Tensor]]] = {}
+    for seed in range(seeds):
+        env = MorphogenesisEnv(task, num_envs=rows, seed=seed)
+        for name, policy in players(env.max_epochs).items():
+            env.set_seed(seed)
+            torch.manual_seed(seed)
+            found.setdefault(name, []).append(play(env, policy))
+            bar.update()
+    return {
+        name: {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        for name, parts in found.items()
+    }
+
+
+def interval(values: Tensor) -> dict[str, float]:
+    """Mean, and half the width of its 95 % interval (normal)."""
+    spread = values.std().item() / math.sqrt(len(values))
+    return {"mean": values.mean().item(), "ci95": 1.96 * spread}
+
+
+DEMANDED = {
+    "digits": [
+        ("schedule", "heuristic"),
+        ("heuristic", "random"),
+        ("random", "wait"),
+        ("schedule", "hold-forever"),
+        ("schedule", "fossilize-last"),
+        ("schedule", "prune-churn"),
+    ],
+    "digits_full": [
+        ("wait", "schedule"),
+        ("wait", "heuristic"),
+        ("wait", "random"),
+        ("schedule", "hold-forever"),
+        ("schedule", "fossilize-last"),
+        ("wait", "prune-churn"),
+    ],
+}
+"""Who must earn more than whom."""
+
+
+def compare(task: str, played: dict[str, dict[str, Tensor]]) -> dict[str, dict]:
+    """Paired differences of the returns that are demanded."""
+    found = {}
+    for better, worse in DEMANDED[task]:
+        over = interval(played[better]["return"] - played[worse]["return"])
+        found[f"{better} > {worse}"] = over | {"holds": over["mean"] > over["ci95"]}
+    return found
+
+
+def draw(results: dict[str, dict], path: Path) -> None:
+    """Discounted returns of all players, one panel a task."""
+    figure, axes = plt.subplots(1, len(results), figsize=(11, 3.6), layout="constrained")
+    for axis, (task, found) in zip(
+        [axes] if len(results) == 1 else axes, results.items(), strict=True
+    ):
+        names = list(found["players"])[::-1]
+        cells = [found["players"][name]["return"] for name in names]
+        axis.errorbar(
+            [cell["mean"] for cell in cells],
+            range(len(names)),
+            xerr=[cell["ci95"] for cell in cells],
+            fmt="o",
+            color="#0072B2",
+        )
+        axis.set_yticks(range(len(names)), names)
+        axis.set(title=task, xlabel="discounted return, mean and 95 % interval")
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", default=list(DEMANDED), choices=list(DEMANDED))
+    parser.add_argument("--seeds", type=int, default=5, help="of the environment (default 5)")
+    parser.add_argument("--rows", type=int, default=32, help="hosts a seed (default 32)")
+    args = parser.parse_args()
+    results = {}
+    count = len(args.tasks) * args.seeds * len(players(1))
+    with tqdm(total=count, unit="episode") as bar:
+        for task in args.tasks:
+            played = measure(task, args.seeds, args.rows, bar)
+            results[task] = {
+                "players": {
+                    name: {key: interval(values) for key, values in outcome.items()}
+                    for name, outcome in played.items()
+                },
+                "demanded": compare(task, played),
+            }
+    for task, found in results.items():
+        print(f"\n{task}: {args.seeds} seeds × {args.rows} hosts, mean ± 95 % interval")
+        for name, outcome in found["players"].items():
+            cells = (
+                f"{label} {outcome[key]['mean']:8.{digits}f} ± {outcome[key]['ci95']:.{digits}f}"
+                for key, label, digits in (
+                    ("return", "return", 3),
+                    ("accuracy", "accuracy %", 1),
+                    ("seed_params", "parameters", 0),
+                )
+            )
+            print(f"  {name:<15}", "  ".join(cells))
+        for claim, over in found["demanded"].items():
+            verdict = "holds" if over["holds"] else "DOES NOT HOLD"
+            print(f"  {claim:<27} by {over['mean']:6.3f} ± {over['ci95']:.3f}  {verdict}")
+    RESULTS.mkdir(exist_ok=True)
+    report = {"seeds": args.seeds, "rows": args.rows, "results": results}
+    (RESULTS / "calibration.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(results, RESULTS / "calibration.png")
+
+
+if __name__ == "__main__":
+    main()
