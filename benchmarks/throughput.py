@@ -2,8 +2,9 @@
 
     python -m benchmarks.throughput [--task digits] [--rows 1 8 64 256]
 
-Two situations: ``empty`` (no seeds) and ``mixed`` (one or two live seeds in every row, all
-blueprints, slots and stages). The plain loop (tests/support/plain.py) takes the same networks, the
+Three situations: ``empty`` (no seeds), ``mixed`` (one or two live seeds in every row, all
+blueprints, slots and stages) and ``full`` (a seed mixed in at every slot of every row, where most
+has to be measured: all sets of seeds left out). The plain loop (tests/support/plain.py) takes the same networks, the
 same number of minibatches of the same size, the same validation, with one more validation for
 every set of seeds that is left out. Both run by turns in one process; medians are shown.
 Every case has a process of its own, so that the memory shown, the peak less that before the
@@ -72,6 +73,29 @@ def grow_mixed(env: MorphogenesisEnv) -> None:
             step(env, action)
 
 
+def grow_full(env: MorphogenesisEnv) -> None:
+    """Put a seed into every slot of every row, all mixed in."""
+    rows = torch.arange(env.num_envs)
+    indices = env.population.offered.nonzero().squeeze(1)
+    for slot in range(env.num_slots):
+        action = waiting(env)
+        action["slot"] += slot
+        action["blueprint"] = indices[(rows // env.num_slots + 3 * slot) % len(indices)]
+        action["style"] = (rows + slot) % len(Style)
+        action["alpha_target"] += 2
+        for op in (Op.GERMINATE, Op.ADVANCE, Op.ADVANCE):
+            action["op"] = torch.full_like(rows, op)
+            step(env, action)
+
+
+SITUATIONS: dict[str, Callable[[MorphogenesisEnv], None]] = {
+    "empty": lambda env: None,
+    "mixed": grow_mixed,
+    "full": grow_full,
+}
+"""By name, what grows an environment that was just reset."""
+
+
 def train_plain(networks: list[PlainNetwork], env: MorphogenesisEnv, task: ArrayTask) -> None:
     """One epoch and one validation of every network, one after the other."""
     examples = len(task.train.targets)
@@ -133,7 +157,7 @@ def clock_phases(env: MorphogenesisEnv) -> dict[str, float]:
     return seconds
 
 
-def measure(task_name: str, num_envs: int, mixed: bool, repeats: int) -> dict[str, object]:
+def measure(task_name: str, num_envs: int, seeds: str, repeats: int) -> dict[str, object]:
     """Medians over ``repeats`` turns of the environment and the plain loop."""
     # Loaded with the first environment, but not its memory: data, kernels and their libraries.
     make_task(task_name)
@@ -142,8 +166,7 @@ def measure(task_name: str, num_envs: int, mixed: bool, repeats: int) -> dict[st
     env = MorphogenesisEnv(task_name, num_envs=num_envs, max_epochs=1000)
     task = env.task
     env.reset()
-    if mixed:
-        grow_mixed(env)
+    SITUATIONS[seeds](env)
     action = waiting(env)
     step(env, action)
     memory = peak_memory() - before
@@ -160,15 +183,27 @@ def measure(task_name: str, num_envs: int, mixed: bool, repeats: int) -> dict[st
     total = sum(batched) * num_envs
     shares = {phase: spent / total for phase, spent in seconds.items()}
     shares["rest"] = 1 - sum(shares.values())
+    training = seconds["train"] / repeats
     return {
         "rows": num_envs,
-        "seeds": "mixed" if mixed else "empty",
+        "seeds": seeds,
         "env_steps_per_second": 1 / median(batched),
         "plain_steps_per_second": 1 / median(plain),
         "ratio": median(p / b for p, b in zip(plain, batched, strict=True)),
         "share_of_step": shares,
+        "attribution_over_training": attribution_seconds(env, repeats) / training,
         "memory_mb": memory,
     }
+
+
+def attribution_seconds(env: MorphogenesisEnv, repeats: int) -> float:
+    """Median time that leaving seeds out adds to a validation."""
+    inputs, rows = env.slot_inputs(env.state.slots), torch.arange(env.num_envs)
+
+    def validation(ablate: bool) -> float:
+        return timed(lambda: env.population.validate(inputs, rows, ablate=ablate))
+
+    return median(validation(True) - validation(False) for _ in range(repeats))
 
 
 def peak_memory() -> float:
@@ -179,8 +214,9 @@ def peak_memory() -> float:
 
 def draw(results: list[dict], path: Path) -> None:
     """Steps per second against rows, batched and plain."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axis, seeds in zip(axes, ("empty", "mixed"), strict=True):
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
+    titles = ("no seeds", "mixed live seeds", "a seed in every slot")
+    for axis, seeds, title in zip(axes, SITUATIONS, titles, strict=True):
         here = [result for result in results if result["seeds"] == seeds]
         rows = [result["rows"] for result in here]
         axis.loglog(rows, [r["env_steps_per_second"] for r in here], "o-", label="MorphogenesisEnv")
@@ -192,7 +228,7 @@ def draw(results: list[dict], path: Path) -> None:
             )
         axis.set_xticks(rows, [str(n) for n in rows], minor=False)
         axis.minorticks_off()
-        axis.set(xlabel="rows", title="no seeds" if seeds == "empty" else "mixed live seeds")
+        axis.set(xlabel="rows", title=title)
         speeds = [r[key] for r in results for key in _SPEEDS]
         axis.set_ylim(min(speeds) / 1.5, max(speeds) * 1.5)
         axis.grid(alpha=0.3)
@@ -212,17 +248,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="turns of each (default 7)")
     args = parser.parse_args()
     results = []
-    cases = [(rows, mixed) for mixed in (False, True) for rows in args.rows]
+    cases = [(rows, seeds) for seeds in SITUATIONS for rows in args.rows]
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for rows, mixed in tqdm(cases, unit="case"):
-            results.append(pool.apply(measure, (args.task, rows, mixed, args.repeats)))
-    print(" rows  seeds  steps/s   plain  ratio  memory MB   share of a step")
+        for rows, seeds in tqdm(cases, unit="case"):
+            results.append(pool.apply(measure, (args.task, rows, seeds, args.repeats)))
+    print(" rows  seeds  steps/s   plain  ratio  memory MB  attribution/training  share of a step")
     for r in results:
         shares = ", ".join(f"{phase} {share:.1%}" for phase, share in r["share_of_step"].items())
         print(
             f"{r['rows']:>5} {r['seeds']:>6} {r['env_steps_per_second']:>8.0f} "
-            f"{r['plain_steps_per_second']:>7.0f} {r['ratio']:>6.1f} {r['memory_mb']:>10.0f}   "
-            + shares
+            f"{r['plain_steps_per_second']:>7.0f} {r['ratio']:>6.1f} {r['memory_mb']:>10.0f} "
+            f"{r['attribution_over_training']:>21.2f}  {shares}"
         )
     name = "throughput" if args.task == "digits" else f"throughput_{args.task}"
     RESULTS.mkdir(exist_ok=True)

@@ -30,6 +30,9 @@ DRIFT_WARNING = 2.0
 FEEDBACK_WARNING = 0.5
 """Share of the op's probability that moves when the feedback columns are hidden."""
 
+QUANTILES = (10, 50, 90)
+"""Percentages at which a distribution is looked at."""
+
 EPISODE_PARTS = 5
 """Parts of an episode in which the LSTM's state is looked at."""
 
@@ -67,6 +70,28 @@ def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
         "wait_rate": waits[choice].float().mean().item(),
         **{f"op/{op.name}": chosen[op].item() for op in Op},
     }
+
+
+def credit_metrics(batch: TensorDictBase) -> dict[str, float]:
+    """Summarise hindsight credit: how much helpers have earned, and how late.
+
+    Args:
+        batch: steps ``[N, T]`` of a collector.
+
+    Returns:
+        Credited helpers by step (``hindsight/rate``) and, over them, the 10 %, 50 % and 90 %
+        quantiles of their credit (``hindsight/credit_p50``) and of the epochs since they left
+        (``hindsight/delay_p50``, 0 for those that live); nan when there was none.
+    """
+    metrics = batch["next", "metrics"]
+    credit, delay = metrics["pending_hindsight_credit"], metrics["hindsight_delay"]
+    earned = credit > 0
+    found = {"hindsight/rate": earned.sum().item() / batch.numel()}
+    for name, values in (("credit", credit[earned]), ("delay", delay[earned].float())):
+        for percent in QUANTILES:
+            value = values.quantile(percent / 100).item() if len(values) else math.nan
+            found[f"hindsight/{name}_p{percent}"] = value
+    return found
 
 
 VALUE_METRICS: tuple[str, ...] = (

@@ -15,6 +15,7 @@ from torch import Tensor
 from envs.actions import CAUSAL_RELEVANCE
 from esper_rl.growing.monitors import (
     cell_metrics,
+    credit_metrics,
     feedback_metrics,
     gradient_metrics,
     rollout_metrics,
@@ -145,6 +146,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
                 row = {
                     "steps": steps,
                     **rollout_metrics(batch),
+                    **credit_metrics(batch),
                     **cell_metrics(batch),
                     **feedback_metrics(batch, actor_critic),
                     **update_metrics(before, updates),

@@ -13,6 +13,7 @@ from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl import FactoredClipPPOLoss
 from esper_rl.growing.monitors import (
     cell_metrics,
+    credit_metrics,
     feedback_metrics,
     find_warnings,
     gradient_metrics,
@@ -140,6 +141,26 @@ def test_waiting_where_nothing_else_is_legal_is_no_choice() -> None:
     nothing = rollout_metrics(outcome([Op.WAIT] * 10, forced=10))
     assert math.isnan(nothing["wait_rate"])
     assert not find_warnings(nothing)
+
+
+def test_credit_and_how_late_it_came() -> None:
+    batch = outcome([Op.WAIT] * 4)
+    credit, delay = torch.zeros(1, 4, 3), torch.zeros(1, 4, 3, dtype=torch.int64)
+    credit[0, 1] = torch.tensor([0.1, 0.0, 0.05])
+    credit[0, 3, 1] = 0.2
+    delay[0, 1, 0], delay[0, 3, 1] = 60, 20
+    batch["next", "metrics", "pending_hindsight_credit"] = credit
+    batch["next", "metrics", "hindsight_delay"] = delay
+    row = credit_metrics(batch)
+    assert row["hindsight/rate"] == 0.75
+    quantiles = {"credit": (0.06, 0.1, 0.18), "delay": (4, 20, 52)}
+    for name, wanted in quantiles.items():
+        found = [row[f"hindsight/{name}_p{percent}"] for percent in (10, 50, 90)]
+        assert found == pytest.approx(wanted)
+    batch["next", "metrics", "pending_hindsight_credit"] = 0 * credit
+    row = credit_metrics(batch)
+    assert row.pop("hindsight/rate") == 0
+    assert all(math.isnan(value) for value in row.values())
 
 
 def test_ends_of_episodes() -> None:
