@@ -4,10 +4,10 @@
 
 Three situations: ``empty`` (no seeds), ``mixed`` (one or two live seeds in every row, all
 blueprints, slots and stages) and ``full`` (a seed mixed in at every slot of every row, where most
-has to be measured: all sets of seeds left out). The plain loop (tests/support/plain.py) takes the same networks, the
-same number of minibatches of the same size, the same validation, with one more validation for
-every set of seeds that is left out. Both run by turns in one process; medians are shown.
-Every case has a process of its own, so that the memory shown, the peak less that before the
+has to be measured: all sets of seeds left out). The plain loop (tests/support/plain.py) takes the
+same networks, the same number of minibatches of the same size, the same validation, with one more
+validation for every set of seeds that is left out. Both run by turns in one process; medians are
+shown. Every case has a process of its own, so that the memory shown, the peak less that before the
 environment was made, is the environment's.
 Results go to benchmarks/results/throughput.json and throughput.png.
 """

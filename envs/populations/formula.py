@@ -30,7 +30,7 @@ RIPE_GAIN = 0.8
 HELP = 6.0
 """Points that a helper or decoy is worth beside a learner that isn't ripe."""
 
-HINDERED = 0.05
+HINDERED = 0.03
 """Share of a ripe learner's gain that is lost beside a helper or decoy."""
 
 GATE_PARAMS = 20
@@ -67,7 +67,7 @@ class FormulaPopulation:
 
     - Host: ``base = 10 + 15·(1 − exp(−e / 15))`` percent.
     - A learner learns λ an epoch if it is **ripe**, τ ≥ H, or has a helper in the slot before.
-    - A ripe learner gives ``α·P·(0.8 + 0.2·min((τ − H) / A, 1))``, less 5 % · (h + d) of it: the
+    - A ripe learner gives ``α·P·(0.8 + 0.2·min((τ − H) / A, 1))``, less 3 % · (h + d) of it: the
       helper is in its way now. Learners don't add up, the best one counts.
     - Beside one that isn't ripe, helper and decoy both seem to be worth six points. A decoy gives
       ``6·d`` itself. With a helper, the host has risen by ``6·h`` for good, and the learner,

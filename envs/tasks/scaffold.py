@@ -118,7 +118,7 @@ def scaffold() -> ScaffoldTask:
             "ppo.lr": 7e-4,
             "ppo.lmbda": 0.95,
             "ppo.epochs": 4,
-            "ppo.minibatches": 4,
+            "ppo.minibatches": 8,
             "ppo.entropy_coeff": 0.01,
             "workers": 1,
             "threads": 1,
