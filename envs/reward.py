@@ -51,7 +51,8 @@ class RewardConfig:
         rent: paid in every step, times log(1 + Σ α · seed parameters / host parameters). So small
             that planting later to pay it for fewer steps costs more than it saves.
         shock: paid times Σ (Δα)².
-        intervention: cost of each op that is carried out.
+        intervention: cost of each op that is carried out. So small that playing at random, which
+            acts all the time, still earns a little more than never acting.
         fossilize: weight of the contribution of a seed that is fossilized.
         fossilize_limit: fraction up to which a contribution counts there. A seed goes on learning
             and contributes more later: without a limit, waiting in HOLDING would pay.
@@ -84,18 +85,18 @@ class RewardConfig:
     shock: float = 0.01
     intervention: dict[Op, float] = field(
         default_factory=lambda: {
-            Op.GERMINATE: 0.02,
-            Op.FOSSILIZE: 0.01,
-            Op.PRUNE: 0.005,
-            Op.SET_ALPHA_TARGET: 0.005,
+            Op.GERMINATE: 0.005,
+            Op.FOSSILIZE: 0.0025,
+            Op.PRUNE: 0.00125,
+            Op.SET_ALPHA_TARGET: 0.00125,
         }
     )
     fossilize: float = 1.0
     fossilize_limit: float = 0.05
     fossilize_cost: float = 0.05
-    prune: float = 0.1
+    prune: float = 0.03
     prune_limit: float = 0.2
-    upkeep: float = 0.003
+    upkeep: float = 0.002
     synergy: float = 5.0
     hindsight: float = 1.0
     terminal: float = 10.0

@@ -202,7 +202,7 @@ def test_no_contribution_is_measured_in_a_row_that_has_diverged():
     assert env.state.slots.contribution_age[:, 0].tolist() == [0, 1]
     assert all(value.isfinite().all() for value in state["metrics"].values())
     pruned = act(env, state, op=Op.PRUNE)["reward_terms", "prune"]
-    expected = 0.1 * (-before[1, 0] / 100).clamp(-0.2, 0.2)
+    expected = env.reward_config.prune * (-before[1, 0] / 100).clamp(-0.2, 0.2)
     torch.testing.assert_close(pruned[1, 0], expected)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from envs.actions import Stage
+from envs.actions import Op, Stage
 from envs.reward import RewardConfig
 
 GAMMA = 0.995
@@ -13,6 +13,12 @@ CONFIG = RewardConfig(
     stage=0.1,
     rent=0.03,
     shock=0.02,
+    intervention={
+        Op.GERMINATE: 0.02,
+        Op.FOSSILIZE: 0.01,
+        Op.PRUNE: 0.005,
+        Op.SET_ALPHA_TARGET: 0.005,
+    },
     fossilize=0.5,
     fossilize_limit=0.3,
     fossilize_cost=0.05,
