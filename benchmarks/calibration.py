@@ -8,7 +8,7 @@ without end (``prune-churn``), the heuristic, random legal play, and waiting. Al
 hosts on the same minibatches, so differences are paired; intervals are of 95 % over all hosts.
 ``digits`` demands schedule > heuristic > random > wait. ``digits_full`` is the control: there
 waiting must be better than anything. Nowhere may holding, late fossilizing or churning pay.
-Results go to benchmarks/results/calibration.json and calibration.png.
+Results go to benchmarks/results/calibration.json, where other tasks' stay, and calibration.png.
 """
 
 from __future__ import annotations
@@ -234,6 +234,8 @@ def main() -> None:
         for task in args.tasks:
             schedule, played = measure(task, args.seeds, args.rows, bar)
             results[task] = {
+                "seeds": args.seeds,
+                "rows": args.rows,
                 "schedule": schedule,
                 "players": {
                     name: {key: interval(values) for key, values in outcome.items()}
@@ -259,8 +261,12 @@ def main() -> None:
             verdict = "holds" if over["holds"] else "DOES NOT HOLD"
             print(f"  {claim:<27} by {over['mean']:6.3f} ± {over['ci95']:.3f}  {verdict}")
     RESULTS.mkdir(exist_ok=True)
-    report = {"seeds": args.seeds, "rows": args.rows, "results": results}
-    (RESULTS / "calibration.json").write_text(json.dumps(report, indent=2) + "\n")
+    path = RESULTS / "calibration.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    results = {
+        task: results.get(task) or known[task] for task in DEMANDED if task in results | known
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")
     draw(results, RESULTS / "calibration.png")
 
 

@@ -86,6 +86,9 @@ class FormulaPopulation:
         num_slots: S.
         device: where everything lives.
 
+    Raises:
+        ValueError: if no blueprint may be a helper.
+
     Attributes:
         helper: int64 ``[N]``: index of the blueprint that helps in this episode.
     """
@@ -112,6 +115,11 @@ class FormulaPopulation:
         self._candidate = torch.tensor([curve.peak == 0 for curve in table], device=device)
         self._candidate[-1] = False
         names = [name for name, curve in curves.items() if curve.peak == 0]
+        if not names:
+            raise ValueError(
+                "curves must have a candidate for the helper, one with peak 0, got none among "
+                f"{sorted(curves)}"
+            )
         indices = [self.blueprints.index(name) for name in names]
         self._candidates = torch.tensor(indices, dtype=torch.int64, device=device)
         bits = torch.arange(num_slots)

@@ -305,6 +305,11 @@ def test_curves_of_ones_own():
     assert gained == pytest.approx([6.0, *ripe], abs=1e-3)
 
 
+def test_curves_without_a_helper():
+    with pytest.raises(ValueError, match=r"curves must have a candidate .* among \['mlp'\]"):
+        FormulaPopulation({"mlp": SeedCurve(params=7, peak=20.0)}, 10, 1, 2, CPU)
+
+
 @pytest.mark.parametrize("num_slots", [1, 2, 3])
 def test_specs(num_slots):
     check_env_specs(MorphogenesisEnv("scaffold", num_envs=3, num_slots=num_slots, max_epochs=5))

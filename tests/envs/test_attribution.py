@@ -17,7 +17,7 @@ from envs.attribution import contributions, credit_helpers, interactions, shaple
 from envs.populations.base import ablations
 from envs.state import Slots
 from envs.tasks.scaffold import HELPERS
-from tests.support.environments import GROW, act, column, play, small_env
+from tests.support.environments import GROW, act, column, legal_action, play, small_env
 from tests.support.populations import copy_growth
 from tests.support.slots import make
 from tests.support.states import make_state
@@ -258,3 +258,63 @@ def test_peaks_are_kept_by_row_and_start_over_at_a_reset():
     assert not env.state.slots.peak.any()
     assert (env.state.slots.helper_gone == -1).all()
     assert not env.state.pending_hindsight_credit.any()
+
+
+class PlainCredit:
+    """Peaks and credit of one row, from what its metrics show."""
+
+    def __init__(self) -> None:
+        self.peak: dict[tuple[int, int], float] = {}
+        self.left: dict[tuple[int, int], int] = {}
+
+    def step(self, epoch: int, before: list[int], metrics: dict) -> dict[int, tuple[float, int]]:
+        """Credit and delay by slot, after a step from these stages."""
+        stage, contribution = metrics["stage"], metrics["contribution"]
+        for pair in list(self.peak):
+            helped, helper = pair
+            if stage[helped] == Stage.PRUNED and before[helped] != Stage.PRUNED:
+                del self.peak[pair]
+            elif stage[helper] == Stage.PRUNED and pair not in self.left:
+                self.left[pair] = epoch
+        for helped in range(3):
+            for helper in range(3):
+                found = metrics["interaction"][helped][helper]
+                if found > max(self.peak.get((helped, helper), 0.0), 1e-4):
+                    self.peak[helped, helper] = found
+                    self.left.pop((helped, helper), None)
+        credit = {}
+        for slot in range(3):
+            new = stage[slot] == Stage.FOSSILIZED and before[slot] != Stage.FOSSILIZED
+            if new and contribution[slot] > 0:
+                earned = {j: 0.1 * p for (i, j), p in self.peak.items() if i == slot}
+                scale = min(1.0, 0.2 / max(sum(earned.values()), 1e-9))
+                for helper, points in earned.items():
+                    since = self.left.get((slot, helper))
+                    credit[helper] = (points * scale, 0 if since is None else epoch - since)
+        return credit
+
+
+@pytest.mark.parametrize("task", ["scaffold", "digits"])
+def test_credit_follows_from_what_the_metrics_show(task):
+    """Through long random play, on formulas and on real hosts."""
+    env = (
+        MorphogenesisEnv("scaffold", num_envs=120, seed=0)
+        if task == "scaffold"
+        else small_env(num_envs=48, max_epochs=60, validation_size=60)
+    )
+    generator = torch.Generator().manual_seed(1)
+    rows = [PlainCredit() for _ in range(env.num_envs)]
+    states, credits = [env.reset()], 0
+    for epoch in range(env.max_epochs):
+        states.append(act(env, states[-1], **legal_action(states[-1], generator)))
+        for i, row in enumerate(rows):
+            before = states[-2]["metrics", "stage"][i].tolist()
+            metrics = {k: v[i].tolist() for k, v in states[-1]["metrics"].items()}
+            wanted = row.step(epoch, before, metrics)
+            for slot in range(3):
+                credit, delay = wanted.get(slot, (0.0, 0))
+                found = metrics["pending_hindsight_credit"][slot]
+                assert found == pytest.approx(credit, abs=1e-5), (epoch, i, slot)
+                assert metrics["hindsight_delay"][slot] == delay, (epoch, i, slot)
+                credits += credit > 0
+    assert credits >= 3
