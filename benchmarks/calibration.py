@@ -3,7 +3,7 @@
     python -m benchmarks.calibration [--tasks digits digits_full] [--seeds 5] [--rows 64]
 
 Players: the best of some simple schedules (seeds grown as early as possible), the same without ever
-fossilizing (``hold-forever``) or only in the last epoch (``fossilize-last``), planting and pruning
+fossilizing (``hold-forever``) or only in the last epochs (``fossilize-last``), planting and pruning
 without end (``prune-churn``), the heuristic, random legal play, and waiting. All play the same
 hosts on the same minibatches, so differences are paired; intervals are of 95 % over all hosts.
 ``digits`` demands schedule > heuristic > random > wait. ``digits_full`` is the control: there
@@ -109,7 +109,7 @@ def players(max_epochs: int, seeds: dict[int, str]) -> dict[str, TensorDictModul
         "random": RandomPolicy(),
         "wait": WaitPolicy(),
         "hold-forever": SchedulePolicy(seeds, 2.0),
-        "fossilize-last": SchedulePolicy(seeds, 1 - 1 / max_epochs),
+        "fossilize-last": SchedulePolicy(seeds, 1 - len(seeds) / max_epochs),
         "prune-churn": ChurnPolicy(),
     }
 

@@ -20,6 +20,7 @@ TINY = (
     "env.minibatch_size=8",
     "env.validation_size=20",
     "ppo.epochs=1",
+    "ppo.minibatches=2",
     "steps_per_iteration=20",
     "total_steps=40",
     "eval_episodes=3",
