@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from sklearn.datasets import load_digits
 
 from envs.hosts import ConvHost
+from envs.reward import RewardConfig
 from envs.tasks.arrays import ArrayTask, Examples, hold_out
 
 VALIDATION_SIZE = 500
@@ -17,8 +20,13 @@ def digits() -> ArrayTask:
 
 
 def digits_full() -> ArrayTask:
-    """3×3 kernels: the control. The right policy is to leave the host alone."""
-    return _digits("digits_full", kernel_size=3, description="8×8 digits, host with 3×3 kernels")
+    """3×3 kernels: the control. The right policy is to leave the host alone.
+
+    Neither contributing fossils nor helpers are paid for: a host that could do without its seeds
+    comes to lean on them, so they contribute, and help each other, where nothing is gained.
+    """
+    task = _digits("digits_full", kernel_size=3, description="8×8 digits, host with 3×3 kernels")
+    return replace(task, reward=RewardConfig(bonus=0.0, hindsight=0.0))
 
 
 def _digits(name: str, kernel_size: int, description: str) -> ArrayTask:
