@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import matplotlib
@@ -31,6 +30,7 @@ from tqdm import tqdm
 from envs import MorphogenesisEnv
 from envs.actions import Op
 from envs.observation import feature_columns
+from esper_rl.evaluation import mean_and_ci
 from esper_rl.growing.baselines import (
     FixedSchedulePolicy,
     HeuristicPolicy,
@@ -162,12 +162,6 @@ def measure(
     }
 
 
-def interval(values: Tensor) -> dict[str, float]:
-    """Mean, and half the width of its 95 % interval (normal)."""
-    spread = values.std().item() / math.sqrt(len(values))
-    return {"mean": values.mean().item(), "ci95": 1.96 * spread}
-
-
 DEMANDED = {
     "digits": [
         ("schedule", "heuristic"),
@@ -193,7 +187,7 @@ def compare(task: str, played: dict[str, dict[str, Tensor]]) -> dict[str, dict]:
     """Paired differences of the returns that are demanded."""
     found = {}
     for better, worse in DEMANDED[task]:
-        over = interval(played[better]["return"] - played[worse]["return"])
+        over = mean_and_ci(played[better]["return"] - played[worse]["return"])
         found[f"{better} > {worse}"] = over | {"holds": over["mean"] > over["ci95"]}
     return found
 
@@ -238,7 +232,7 @@ def main() -> None:
                 "rows": args.rows,
                 "schedule": schedule,
                 "players": {
-                    name: {key: interval(values) for key, values in outcome.items()}
+                    name: {key: mean_and_ci(values) for key, values in outcome.items()}
                     for name, outcome in played.items()
                 },
                 "demanded": compare(task, played),

@@ -107,7 +107,8 @@ def credit_helpers(state: State, fossilized: Tensor) -> None:
     """Credit the slots that have helped a seed which was fossilized and contributes.
 
     Each is credited 0.1 for a point of its peak interaction with that seed, all of them together
-    at most 0.2. The credit waits in the state for the next step's reward.
+    at most 0.2. The credit waits in the state for the next step's reward. Then every helper that
+    has left its slot is an epoch longer gone.
 
     Args:
         state: changed in place.

@@ -12,9 +12,9 @@ LARGEST_NORM = 1e6
 
 
 def compute_metrics(state: State) -> dict[str, Tensor]:
-    """Compute the metrics by name, each ``[N, 1]``, ``[N, S]``, ``[N, S, S]`` for pairs of
-    slots or ``[N]`` for choices.
+    """Compute the metrics by name.
 
+    Each is ``[N, 1]``, ``[N, S]``, ``[N, S, S]`` for pairs of slots or ``[N]`` for choices.
     All are finite, so that a mean over rows survives one that has diverged.
     """
     slots, history = state.slots, state.history
@@ -30,7 +30,7 @@ def compute_metrics(state: State) -> dict[str, Tensor]:
         "alpha": slots.alpha,
         "contribution": slots.contribution,
         "interaction": slots.interaction,
-        **({"shapley": slots.shapley} if slots.stage.shape[1] <= ALL_SUBSETS else {}),
+        **({"shapley": slots.shapley} if slots.num_slots <= ALL_SUBSETS else {}),
         "pending_hindsight_credit": state.pending_hindsight_credit,
         "hindsight_delay": state.hindsight_delay,
         "gradient_norm": _finite(slots.gradient_norm),

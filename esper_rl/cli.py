@@ -81,8 +81,8 @@ def _build_parser() -> argparse.ArgumentParser:
         help="play a trained policy beside the baselines",
         description=(
             "Play the policy of a run, greedy and sampled, also with its action feedback hidden, "
-            "and the baselines wait, random and fixed-schedule (conv_heavy at slot 0 as early as "
-            "possible) on the same episodes. "
+            "the baselines wait, random, fixed-schedule (conv_heavy at slot 0 as early as "
+            "possible) and heuristic, and the best plan where it is known, on the same episodes. "
             "Prints a table and writes it to evaluation.json in the run's folder."
         ),
     )

@@ -66,10 +66,11 @@ class Evaluation:
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean and half width of the 95 % confidence interval (normal) of every field."""
-        return {name: _mean_and_ci(values) for name, values in vars(self).items()}
+        return {name: mean_and_ci(values) for name, values in vars(self).items()}
 
 
-def _mean_and_ci(values: Tensor) -> dict[str, float]:
+def mean_and_ci(values: Tensor) -> dict[str, float]:
+    """Mean of ``values [E]``, and half the width of its 95 % interval (normal)."""
     spread = values.std().item() if len(values) > 1 else math.nan
     return {"mean": values.mean().item(), "ci95": 1.96 * spread / math.sqrt(len(values))}
 
@@ -192,7 +193,7 @@ def evaluate_run(
         results = dict(zip(players, bar, strict=True))
     summaries = {name: result.summary() for name, result in results.items()}
     drops = {
-        name: _mean_and_ci(results["greedy"].returns - results[f"greedy, feedback {name}"].returns)
+        name: mean_and_ci(results["greedy"].returns - results[f"greedy, feedback {name}"].returns)
         for name in HIDDEN
     }
     content = {

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from envs.actions import BLUEPRINTS
+from envs.actions import BLUEPRINTS, Stage
 
 
 @dataclass
@@ -30,6 +30,11 @@ class SlotInputs:
     alpha: Tensor
     host_lr: Tensor
     seed_lr: Tensor
+
+    @property
+    def mixed(self) -> Tensor:
+        """Bool ``[N, S]``: slots whose seed acts on the host, if its α is above 0."""
+        return (self.stage >= Stage.BLENDING) & (self.stage <= Stage.FOSSILIZED)
 
 
 @dataclass

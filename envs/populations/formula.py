@@ -158,7 +158,7 @@ class FormulaPopulation:
         learns = now.learners & (helped | ~now.unripe)
         self._learned[rows] += inputs.seed_lr[rows] * learns
         self._age[rows] += 1
-        trains = _mixed(inputs.stage) | (inputs.stage == Stage.TRAINING)
+        trains = inputs.mixed | (inputs.stage == Stage.TRAINING)
         return torch.full_like(self._age, GRADIENT), GRADIENT * trains.float()
 
     @one_thread
@@ -181,11 +181,11 @@ class FormulaPopulation:
         if ablate:
             lost = whole[:, None] - accuracy(alpha * self._kept[:, None]).T
         loss = math.log(10) * (100 - whole) / (100 - CHANCE)
-        return Validation(loss, whole, lost, _mixed(inputs.stage[rows]) & ablate)
+        return Validation(loss, whole, lost, inputs.mixed[rows] & ablate)
 
     def _slots(self, inputs: SlotInputs, rows: Tensor) -> _Slots:
         blueprint, learned = inputs.blueprint[rows], self._learned[rows]
-        mixed = _mixed(inputs.stage[rows])
+        mixed = inputs.mixed[rows]
         peak, missing = self._peak[blueprint], self._helped[blueprint] - learned
         learners = mixed & (peak > 0)
         unripe = learners & (missing > 0)
@@ -205,10 +205,6 @@ class _Slots:
     gain: Tensor
     helpers: Tensor
     decoys: Tensor
-
-
-def _mixed(stage: Tensor) -> Tensor:
-    return (stage >= Stage.BLENDING) & (stage <= Stage.FOSSILIZED)
 
 
 def _before(values: Tensor) -> Tensor:

@@ -366,7 +366,7 @@ class TrainedPopulation:
 def _codes(inputs: SlotInputs, *, training: bool) -> Tensor:
     """Encode the work of each slot; while validating, an incubated seed need not run."""
     stage = inputs.stage
-    mixed = (stage >= Stage.BLENDING) & (stage <= Stage.FOSSILIZED)
+    mixed = inputs.mixed
     mode = torch.where(mixed, inputs.algorithm - Algorithm.ADD + Mode.ADD, Mode.INCUBATE)
     runs = mixed | (stage == Stage.TRAINING) if training else mixed
     return slot_codes(inputs.blueprint, mode, runs)

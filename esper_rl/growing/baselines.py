@@ -125,7 +125,7 @@ class HeuristicPolicy(TensorDictModuleBase):
     - **Advance** a fresh seed at once, one in TRAINING when its gradient is healthy, one in
       BLENDING when its ramp is over.
     - **Fossilize** one that holds and contributes at least ``contribution`` points; **prune** it
-      when it has held for ``patience`` epochs and still costs accuracy.
+      when it has held for ``patience`` epochs and still contributes less.
 
     Reads ``"observation"`` and ``("action_mask", head)``, writes ``("action", head)``, int64
     ``[N]``, for every head.

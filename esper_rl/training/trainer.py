@@ -82,6 +82,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
 
     autocast = partial(torch.autocast, env.device.type, torch.bfloat16, enabled=config.bf16)
 
+    iterations = config.iterations  # makes the task: once, not in every iteration
     run = RunFolder.create(config.run_dir, config.env.task, dump_config(config))
     steps = 0
 
@@ -118,7 +119,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
                 ends.callback(callback.on_end)
 
             batches = iter(collector)
-            for iteration in range(config.iterations):
+            for iteration in range(iterations):
                 start = perf_counter()
                 batch = next(batches)  # [N, T]
                 collect_seconds = perf_counter() - start
@@ -130,7 +131,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
                 if config.ppo.anneal_entropy:
                     # Heads that few ops need get little from the advantages beside the bonus, which
                     # counts at every step: they make up their minds when it has become small.
-                    entropy_coeff *= (1 - iteration / config.iterations) ** 2
+                    entropy_coeff *= (1 - iteration / iterations) ** 2
                 loss_module.entropy_coeff.fill_(entropy_coeff)
                 with torch.no_grad(), autocast():
                     before = loss_module(batch)
