@@ -7,7 +7,8 @@ fossilizing (``hold-forever``) or only in the last epochs (``fossilize-last``), 
 without end (``prune-churn``), the heuristic, random legal play, and waiting. All play the same
 hosts on the same minibatches, so differences are paired; intervals are of 95 % over all hosts.
 ``digits`` demands schedule > heuristic > random > wait. ``digits_full`` is the control: there
-waiting must be better than anything. Nowhere may holding, late fossilizing or churning pay.
+waiting must be better than anything. Nowhere may holding, late fossilizing or churning pay. And
+size must matter: of two schedules with about the same accuracy, half the parameters earn more.
 Results go to benchmarks/results/calibration.json, where other tasks' stay, and calibration.png.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import permutations
 from pathlib import Path
 
 import matplotlib
@@ -45,9 +47,14 @@ SCHEDULES: list[dict[int, str]] = [
     {0: "conv_heavy", 2: "bottleneck"},
     {0: "conv_heavy", 1: "depthwise", 2: "depthwise"},
     {0: "conv_heavy", 1: "bottleneck", 2: "depthwise"},
+    {0: "conv_heavy", 1: "conv_heavy"},
+    {0: "conv_heavy", 2: "conv_heavy"},
     {0: "conv_heavy", 1: "conv_heavy", 2: "conv_heavy"},
 ]
 """Blueprints by slot; ``schedule`` is the one of them that earns most on other hosts."""
+
+ALIKE = 2.0
+"""Points of accuracy up to which two schedules count as equally good."""
 
 SEARCH_SEED = 1000
 
@@ -132,23 +139,39 @@ def play(env: MorphogenesisEnv, policy: TensorDictModuleBase) -> dict[str, Tenso
     }
 
 
-def best_schedule(task: str, rows: int, bar: tqdm) -> dict[int, str]:
-    """The one of :data:`SCHEDULES` with the largest mean return on hosts of their own."""
+def described(seeds: dict[int, str]) -> str:
+    return ", ".join(f"{name} at slot {slot}" for slot, name in seeds.items())
+
+
+def try_schedules(task: str, rows: int, bar: tqdm) -> list[dict[str, Tensor]]:
+    """What :func:`play` gives for each of :data:`SCHEDULES`, on hosts of their own."""
     env = MorphogenesisEnv(task, num_envs=rows, seed=SEARCH_SEED)
-    returns = []
+    found = []
     for seeds in SCHEDULES:
         env.set_seed(SEARCH_SEED)
-        returns.append(play(env, SchedulePolicy(seeds))["return"].mean().item())
+        found.append(play(env, SchedulePolicy(seeds)))
         bar.update()
-    return SCHEDULES[returns.index(max(returns))]
+    return found
+
+
+def compare_sizes(tried: list[dict[str, Tensor]]) -> dict[str, dict]:
+    """Paired differences between schedules that are equally accurate, one of half the size."""
+    found = {}
+    for (small, a), (large, b) in permutations(zip(SCHEDULES, tried, strict=True), 2):
+        alike = (a["accuracy"].mean() - b["accuracy"].mean()).abs() <= ALIKE
+        if alike and 2 * a["seed_params"].mean() <= b["seed_params"].mean():
+            over = mean_and_ci(a["return"] - b["return"])
+            found[f"{described(small)} > {described(large)}"] = over | {
+                "holds": over["mean"] > over["ci95"]
+            }
+    return found
 
 
 def measure(
-    task: str, seeds: int, rows: int, bar: tqdm
-) -> tuple[dict[int, str], dict[str, dict[str, Tensor]]]:
-    """Find the best schedule, and what :func:`play` gives by player, ``[seeds · rows]``."""
+    task: str, schedule: dict[int, str], seeds: int, rows: int, bar: tqdm
+) -> dict[str, dict[str, Tensor]]:
+    """What :func:`play` gives by player, ``[seeds · rows]``."""
     found: dict[str, list[dict[str, Tensor]]] = {}
-    schedule = best_schedule(task, rows, bar)
     for seed in range(seeds):
         env = MorphogenesisEnv(task, num_envs=rows, seed=seed)
         for name, policy in players(env.max_epochs, schedule).items():
@@ -156,7 +179,7 @@ def measure(
             torch.manual_seed(seed)
             found.setdefault(name, []).append(play(env, policy))
             bar.update()
-    return schedule, {
+    return {
         name: {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         for name, parts in found.items()
     }
@@ -226,7 +249,10 @@ def main() -> None:
     count = len(args.tasks) * per_task
     with tqdm(total=count, unit="episode") as bar:
         for task in args.tasks:
-            schedule, played = measure(task, args.seeds, args.rows, bar)
+            tried = try_schedules(task, args.rows, bar)
+            earned = [outcome["return"].mean().item() for outcome in tried]
+            schedule = SCHEDULES[earned.index(max(earned))]
+            played = measure(task, schedule, args.seeds, args.rows, bar)
             results[task] = {
                 "seeds": args.seeds,
                 "rows": args.rows,
@@ -235,12 +261,11 @@ def main() -> None:
                     name: {key: mean_and_ci(values) for key, values in outcome.items()}
                     for name, outcome in played.items()
                 },
-                "demanded": compare(task, played),
+                "demanded": compare(task, played) | compare_sizes(tried),
             }
     for task, found in results.items():
         print(f"\n{task}: {args.seeds} seeds × {args.rows} hosts, mean ± 95 % interval")
-        grown = ", ".join(f"{name} at slot {slot}" for slot, name in found["schedule"].items())
-        print(f"  best simple schedule: {grown}")
+        print(f"  best simple schedule: {described(found['schedule'])}")
         for name, outcome in found["players"].items():
             cells = (
                 f"{label} {outcome[key]['mean']:8.{digits}f} ± {outcome[key]['ci95']:.{digits}f}"
@@ -253,7 +278,7 @@ def main() -> None:
             print(f"  {name:<15}", "  ".join(cells))
         for claim, over in found["demanded"].items():
             verdict = "holds" if over["holds"] else "DOES NOT HOLD"
-            print(f"  {claim:<27} by {over['mean']:6.3f} ± {over['ci95']:.3f}  {verdict}")
+            print(f"  {claim:<90} by {over['mean']:6.3f} ± {over['ci95']:.3f}  {verdict}")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "calibration.json"
     known = json.loads(path.read_text()) if path.exists() else {}
