@@ -4,9 +4,9 @@
 
 Trains policies with the task's own numbers and many seeds, and with one ingredient taken away at a
 time, and shows which part of the gap between always waiting and the best plan each closes, playing
-256 episodes greedily. Runs beside each other share the cores: one takes under five minutes on two,
-six on one. Every run that ends is written to benchmarks/results/scaffold.json at once and
-is not repeated; the picture is scaffold.png.
+256 episodes greedily. Runs beside each other share the cores: one takes five minutes on two, five
+and a half on one. Every run that ends is written to benchmarks/results/scaffold.json at once and is
+not repeated; the picture is scaffold.png.
 
     python -m benchmarks.scaffold --search
 

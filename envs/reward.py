@@ -96,7 +96,7 @@ class RewardConfig:
     fossilize_cost: float = 0.05
     prune: float = 0.03
     prune_limit: float = 0.2
-    upkeep: float = 0.002
+    upkeep: float = 0.003
     synergy: float = 5.0
     hindsight: float = 1.0
     terminal: float = 10.0
