@@ -143,45 +143,39 @@ def described(seeds: dict[int, str]) -> str:
     return ", ".join(f"{name} at slot {slot}" for slot, name in seeds.items())
 
 
-def try_schedules(task: str, rows: int, bar: tqdm) -> list[dict[str, Tensor]]:
-    """What :func:`play` gives for each of :data:`SCHEDULES`, on hosts of their own."""
-    env = MorphogenesisEnv(task, num_envs=rows, seed=SEARCH_SEED)
-    found = []
-    for seeds in SCHEDULES:
-        env.set_seed(SEARCH_SEED)
-        found.append(play(env, SchedulePolicy(seeds)))
+Played = dict[str, dict[str, Tensor]]
+"""What :func:`play` gives, by name of the player."""
+
+
+def play_each(
+    env: MorphogenesisEnv, policies: dict[str, TensorDictModuleBase], seed: int, bar: tqdm
+) -> Played:
+    """Let all policies play the same hosts, those of ``seed``."""
+    found = {}
+    for name, policy in policies.items():
+        env.set_seed(seed)
+        torch.manual_seed(seed)
+        found[name] = play(env, policy)
         bar.update()
     return found
 
 
-def compare_sizes(tried: list[dict[str, Tensor]]) -> dict[str, dict]:
-    """Paired differences between schedules that are equally accurate, one of half the size."""
-    found = {}
-    for (small, a), (large, b) in permutations(zip(SCHEDULES, tried, strict=True), 2):
-        alike = (a["accuracy"].mean() - b["accuracy"].mean()).abs() <= ALIKE
-        if alike and 2 * a["seed_params"].mean() <= b["seed_params"].mean():
-            over = mean_and_ci(a["return"] - b["return"])
-            found[f"{described(small)} > {described(large)}"] = over | {
-                "holds": over["mean"] > over["ci95"]
-            }
-    return found
+def try_schedules(task: str, rows: int, bar: tqdm) -> list[dict[str, Tensor]]:
+    """What :func:`play` gives for each of :data:`SCHEDULES`, on hosts of their own."""
+    env = MorphogenesisEnv(task, num_envs=rows, seed=SEARCH_SEED)
+    policies = {described(seeds): SchedulePolicy(seeds) for seeds in SCHEDULES}
+    return list(play_each(env, policies, SEARCH_SEED, bar).values())
 
 
-def measure(
-    task: str, schedule: dict[int, str], seeds: int, rows: int, bar: tqdm
-) -> dict[str, dict[str, Tensor]]:
+def measure(task: str, schedule: dict[int, str], seeds: int, rows: int, bar: tqdm) -> Played:
     """What :func:`play` gives by player, ``[seeds · rows]``."""
-    found: dict[str, list[dict[str, Tensor]]] = {}
+    parts = []
     for seed in range(seeds):
         env = MorphogenesisEnv(task, num_envs=rows, seed=seed)
-        for name, policy in players(env.max_epochs, schedule).items():
-            env.set_seed(seed)
-            torch.manual_seed(seed)
-            found.setdefault(name, []).append(play(env, policy))
-            bar.update()
+        parts.append(play_each(env, players(env.max_epochs, schedule), seed, bar))
     return {
-        name: {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        for name, parts in found.items()
+        name: {key: torch.cat([part[name][key] for part in parts]) for key in outcome}
+        for name, outcome in parts[0].items()
     }
 
 
@@ -206,12 +200,27 @@ DEMANDED = {
 """Who must earn more than whom."""
 
 
-def compare(task: str, played: dict[str, dict[str, Tensor]]) -> dict[str, dict]:
+def difference(better: dict[str, Tensor], worse: dict[str, Tensor]) -> dict[str, float]:
+    """Paired difference of the returns; it holds if its interval is above 0."""
+    over = mean_and_ci(better["return"] - worse["return"])
+    return over | {"holds": over["mean"] > over["ci95"]}
+
+
+def compare(task: str, played: Played) -> dict[str, dict]:
     """Paired differences of the returns that are demanded."""
+    return {
+        f"{better} > {worse}": difference(played[better], played[worse])
+        for better, worse in DEMANDED[task]
+    }
+
+
+def compare_sizes(tried: list[dict[str, Tensor]]) -> dict[str, dict]:
+    """Paired differences between schedules that are equally accurate, one of half the size."""
     found = {}
-    for better, worse in DEMANDED[task]:
-        over = mean_and_ci(played[better]["return"] - played[worse]["return"])
-        found[f"{better} > {worse}"] = over | {"holds": over["mean"] > over["ci95"]}
+    for (small, a), (large, b) in permutations(zip(SCHEDULES, tried, strict=True), 2):
+        alike = (a["accuracy"].mean() - b["accuracy"].mean()).abs() <= ALIKE
+        if alike and 2 * a["seed_params"].mean() <= b["seed_params"].mean():
+            found[f"{described(small)} > {described(large)}"] = difference(a, b)
     return found
 
 

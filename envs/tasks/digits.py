@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from sklearn.datasets import load_digits
 
@@ -25,11 +23,17 @@ def digits_full() -> ArrayTask:
     Neither contributing fossils nor helpers are paid for: a host that could do without its seeds
     comes to lean on them, so they contribute, and help each other, where nothing is gained.
     """
-    task = _digits("digits_full", kernel_size=3, description="8×8 digits, host with 3×3 kernels")
-    return replace(task, reward=RewardConfig(bonus=0.0, hindsight=0.0))
+    return _digits(
+        "digits_full",
+        kernel_size=3,
+        description="8×8 digits, host with 3×3 kernels",
+        reward=RewardConfig(bonus=0.0, hindsight=0.0),
+    )
 
 
-def _digits(name: str, kernel_size: int, description: str) -> ArrayTask:
+def _digits(
+    name: str, kernel_size: int, description: str, reward: RewardConfig | None = None
+) -> ArrayTask:
     data = load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1)
     validation, train = hold_out(Examples(images, torch.from_numpy(data.target)), VALIDATION_SIZE)
@@ -37,6 +41,7 @@ def _digits(name: str, kernel_size: int, description: str) -> ArrayTask:
     return ArrayTask(
         name=name,
         description=description,
+        reward=reward or RewardConfig(),
         host=ConvHost(kernel_size),
         train=((train.inputs - mean) / std, train.targets),
         validation=((validation.inputs - mean) / std, validation.targets),
