@@ -2,66 +2,53 @@
 
     python examples/own_host.py
 
-A host is a list of segments with a slot after each but the last; a segment and a blueprint are
-each a layout of parameters and a function that runs n networks at once.
+A host is a list of segments with a slot after each but the last. Segments and seeds are programs of
+layers, each for many networks at once; a layer of one's own is its parameters and a function.
 """
 
 import torch
 from torch import Tensor
 
 from envs import ArrayTask, MorphogenesisEnv
-from envs.batched.layers import linear
-from envs.batched.parameters import ParameterLayout, bias, weight, zeros
+from envs.batched.layers import Linear
+from envs.batched.programs import Program, Residual
 from esper_rl.evaluation import evaluate
 from esper_rl.growing.baselines import FixedSchedulePolicy, WaitPolicy
 
 
-class Dense:
-    """A fully connected layer."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        self.layout = ParameterLayout([weight("w", outputs, inputs), bias("b", outputs, inputs)])
-
-    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        """``[n, inputs, B]`` to ``[n, outputs, B]``."""
-        if len(x) == 1:  # all networks see the same validation examples
-            x = x.expand(len(params["w"]), -1, -1)
-        return linear(x, params["w"], params["b"])
-
-
 class Square:
-    """h + W·h²; W starts at 0, so the seed starts as the identity."""
+    """h²."""
 
-    def layout(self, channels: int) -> ParameterLayout:
-        return ParameterLayout([zeros("w", channels, channels), zeros("b", channels)])
+    parameters = ()
 
     def __call__(self, params: dict[str, Tensor], h: Tensor) -> Tensor:
-        return h + linear(h.square(), params["w"], params["b"])
+        """``[n, features, B]``."""
+        return h.square()
+
+
+def square_seed(channels: int) -> Program:
+    """h + W·h² + b; W and b start at 0, so the seed starts as the identity."""
+    return Residual(Square(), Linear("w", channels, channels, zero=True))
 
 
 class DenseHost:
     """Two layers with a slot after each, and a classifier."""
 
     topology = "dense"
+    pool = Program()  # nothing to average: what a gate sees are the features themselves
 
     def __init__(self, features: int, width: int, classes: int) -> None:
-        self.blueprints = {"square": Square()}  # a name of its own: one more choice of the head
+        self.blueprints = {"square": square_seed}  # a name of its own: one more choice of the head
         self.features, self.num_classes = features, classes
         self.slot_channels = (features, width)
         self.activation_size = max(features, width)
-        self.segments = (
-            Dense(features, features),
-            Dense(features, width),
-            Dense(width, classes),
-        )
+        sizes = ((features, features), (features, width), (width, classes))
+        self.segments = [Program(Linear("dense", *size)) for size in sizes]
 
     def prepare(self, inputs: Tensor) -> Tensor:
         if inputs.shape[1:] != (self.features,):
             raise ValueError(f"inputs must be [M, {self.features}], got {list(inputs.shape)}")
         return inputs
-
-    def pool(self, h: Tensor) -> Tensor:
-        return h  # nothing to average: what a gate sees are the features themselves
 
 
 def rings() -> ArrayTask:

@@ -1,7 +1,8 @@
-"""Interface of a blueprint: the plan of a seed, for many rows at once."""
+"""Interface of a blueprint: the plan of a seed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -9,13 +10,20 @@ from torch import Tensor
 from envs.batched.parameters import ParameterLayout
 
 
-class Blueprint(Protocol):
-    """A small module s that maps the features h at a slot to features of the same shape."""
+class Segment(Protocol):
+    """A stretch of a network, for many rows at once; most are an
+    :class:`envs.batched.layers.Program`.
 
-    def layout(self, channels: int) -> ParameterLayout:
-        """Its parameters, and their state at creation, at a slot of that many channels."""
+    Attributes:
+        layout: its parameters, and their state at creation.
+    """
+
+    layout: ParameterLayout
+
+    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Features of n rows after the segment; every parameter has a leading n."""
         ...
 
-    def __call__(self, params: dict[str, Tensor], h: Tensor) -> Tensor:
-        """s(h) for n rows; every tensor has a leading n."""
-        ...
+
+Blueprint = Callable[[int], Segment]
+"""Makes a seed for a slot of so many channels: features to features of the same shape."""

@@ -7,18 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from envs.batched.parameters import ParameterLayout
-from envs.blueprints.base import Blueprint
-
-
-class Segment(Protocol):
-    """A stretch of the host between two slots, for many rows at once."""
-
-    layout: ParameterLayout
-
-    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        """Features of n rows after the segment; every parameter has a leading n."""
-        ...
+from envs.batched.programs import Layer
+from envs.blueprints.base import Blueprint, Segment
 
 
 class Host(Protocol):
@@ -34,8 +24,9 @@ class Host(Protocol):
         slot_channels: channels of the features at every slot.
         blueprints: by name, what can be planted. Names that
             :data:`envs.actions.BLUEPRINTS` lacks become further choices of head ``blueprint``.
+        pool: averages features at a slot over positions, ``[n, channels, B]``: what a gate sees.
         activation_size: numbers in the largest activation of one example, which decides how many
-            rows run at once.
+            rows run at once where they don't run compiled.
     """
 
     topology: str
@@ -43,6 +34,7 @@ class Host(Protocol):
     segments: Sequence[Segment]
     slot_channels: Sequence[int]
     blueprints: Mapping[str, Blueprint]
+    pool: Layer
     activation_size: int
 
     def prepare(self, inputs: Tensor) -> Tensor:
@@ -51,8 +43,4 @@ class Host(Protocol):
         Raises:
             ValueError: for inputs of a shape or dtype that the host can't take.
         """
-        ...
-
-    def pool(self, h: Tensor) -> Tensor:
-        """Average features at a slot over positions: ``[n, channels, B]``, what a gate sees."""
         ...

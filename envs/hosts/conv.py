@@ -9,24 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from envs.batched.layers import (
-    conv3x3,
-    global_average,
-    group_norm,
-    group_norm_pool_relu,
-    linear,
-    pointwise_conv,
-    pointwise_stem,
+    Conv3x3,
+    GlobalAverage,
+    Linear,
+    Norm,
+    PointwiseConv,
+    PointwiseStem,
+    Reshape,
 )
-from envs.batched.parameters import ParameterLayout, bias, norm, weight
+from envs.batched.programs import Layer, Program
 from envs.blueprints import CONV_BLUEPRINTS, Blueprint
+from envs.blueprints.base import Segment
 from envs.errors import check_choice, check_integer
-from envs.hosts.base import Segment
 
 
-class ConvBlock:
+class ConvBlock(Program):
     """Convolution without bias, group norm, 2×2 max pooling where asked for, ReLU.
-
-    Pooling comes before ReLU, which gives the same numbers and gradients for less work.
 
     Args:
         in_channels: channels of its input.
@@ -44,46 +42,12 @@ class ConvBlock:
         pool: bool,
         image_size: tuple[int, int] | None = None,
     ) -> None:
-        self.in_channels = in_channels
-        self.kernel_size = kernel_size
-        self.pool = pool
-        self.image_size = image_size
-        kernel = () if kernel_size == 1 else (3, 3)
-        self.layout = ParameterLayout(
-            [weight("conv", out_channels, in_channels, *kernel), *norm("norm", out_channels)]
+        conv = PointwiseConv if kernel_size == 1 else Conv3x3
+        super().__init__(
+            *([] if image_size is None else [Reshape(in_channels, *image_size)]),
+            conv("conv", in_channels, out_channels),
+            Norm("norm", out_channels, relu=True, pool=pool),
         )
-
-    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        kernel = params["conv"]
-        if self.image_size is not None:
-            x = x.unflatten(1, (self.in_channels, *self.image_size))
-        if self.kernel_size == 3:
-            x = conv3x3(x, kernel)
-        else:
-            x = pointwise_conv(x.expand(len(kernel), *x.shape[1:]), kernel)
-        scale, shift = params["norm_scale"], params["norm_shift"]
-        if not self.pool:
-            return group_norm(x, scale, shift, relu=True)
-        return group_norm_pool_relu(x, scale, shift)
-
-
-class PointwiseStem:
-    """A first 1×1 :class:`ConvBlock` with pooling on one-channel images, in closed form.
-
-    Takes examples as :func:`window_extremes` made them; see
-    :func:`envs.batched.layers.pointwise_stem`.
-    """
-
-    def __init__(self, out_channels: int, image_size: tuple[int, int]) -> None:
-        self.pooled_size = (image_size[0] // 2, image_size[1] // 2)
-        self.layout = ParameterLayout(
-            [weight("conv", out_channels, 1), *norm("norm", out_channels)]
-        )
-
-    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        kernel = params["conv"].squeeze(2)
-        out = pointwise_stem(x, kernel, params["norm_scale"], params["norm_shift"])
-        return out.unflatten(2, self.pooled_size)
 
 
 def window_extremes(images: Tensor) -> Tensor:
@@ -102,16 +66,11 @@ def window_extremes(images: Tensor) -> Tensor:
     return torch.cat([largest, smallest, mean, variance], dim=1)
 
 
-class Classifier:
+class Classifier(Program):
     """Global average and a linear layer: the logits ``[n, classes, B]``."""
 
     def __init__(self, channels: int, classes: int) -> None:
-        self.layout = ParameterLayout(
-            [weight("linear", classes, channels), bias("linear_bias", classes, channels)]
-        )
-
-    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        return linear(global_average(x), params["linear"], params["linear_bias"])
+        super().__init__(GlobalAverage(), Linear("linear", channels, classes))
 
 
 class ConvHost:
@@ -137,6 +96,7 @@ class ConvHost:
     """
 
     topology = "convolutional"
+    pool: Layer = GlobalAverage()
 
     def __init__(
         self,
@@ -173,7 +133,7 @@ class ConvHost:
         sizes = []
         for i, (out_channels, pool) in enumerate(zip(channels, pooled, strict=True)):
             if i == 0 and self.closed_form_stem:
-                segments.append(PointwiseStem(out_channels, (height, width)))
+                segments.append(Program(PointwiseStem(out_channels, height // 2, width // 2)))
                 sizes.append(out_channels * height * width // 4)
             else:
                 size = (height, width) if i == 0 else None
@@ -193,6 +153,3 @@ class ConvHost:
                 f"{inputs.dtype} of shape {list(inputs.shape)}"
             )
         return window_extremes(inputs) if self.closed_form_stem else inputs.flatten(1)
-
-    def pool(self, h: Tensor) -> Tensor:
-        return global_average(h)

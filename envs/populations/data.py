@@ -70,6 +70,10 @@ class LabelledData:
         prepare: makes of raw inputs what the networks take.
         batches_per_epoch, minibatch_size: at most M examples an epoch.
         device: where everything lives.
+
+    Attributes:
+        inputs: of the training examples, ``[M, features…]``.
+        targets: int64 ``[M, positions…]``.
     """
 
     def __init__(
@@ -83,26 +87,26 @@ class LabelledData:
         device: torch.device,
     ) -> None:
         self.batches_per_epoch, self.minibatch_size = batches_per_epoch, minibatch_size
-        self._inputs, self._targets = prepare(train[0]).to(device), train[1].to(device)
+        self.inputs, self.targets = prepare(train[0]).to(device), train[1].to(device)
         inputs, targets = prepare(validation[0]).to(device), validation[1].to(device)
         self.validation_size = len(targets)
         self._validation_inputs = inputs.movedim(0, -1).contiguous()[None]
         self._validation_targets = targets.movedim(0, -1).contiguous()[None]
 
     def to(self, device: torch.device) -> None:
-        self._inputs, self._targets = self._inputs.to(device), self._targets.to(device)
+        self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
         self._validation_inputs = self._validation_inputs.to(device)
         self._validation_targets = self._validation_targets.to(device)
 
     def draw(self, keys: Tensor) -> Tensor:
         shape = self.batches_per_epoch, self.minibatch_size
-        return shuffled(keys, len(self._targets), math.prod(shape)).unflatten(1, shape)
+        return shuffled(keys, len(self.targets), math.prod(shape)).unflatten(1, shape)
 
     def train_inputs(self, examples: Tensor) -> Tensor:
-        return self._inputs[examples].movedim(1, -1).contiguous()
+        return self.inputs[examples].movedim(1, -1).contiguous()
 
     def train_targets(self, examples: Tensor) -> Tensor:
-        return self._targets[examples].movedim(1, -1)
+        return self.targets[examples].movedim(1, -1)
 
     def validation_inputs(self) -> Tensor:
         return self._validation_inputs

@@ -33,7 +33,7 @@ def features(channels: int, seed: int = 0) -> Tensor:
 
 def initial(name: str, channels: int, seed: int = 0) -> Tensor:
     """Fresh parameters of all rows."""
-    return CONV_BLUEPRINTS[name].layout(channels).draw(fold(torch.arange(ROWS), seed)).double()
+    return CONV_BLUEPRINTS[name](channels).layout.draw(fold(torch.arange(ROWS), seed)).double()
 
 
 def noisy(name: str, channels: int, scale: float = 0.3) -> Tensor:
@@ -44,8 +44,8 @@ def noisy(name: str, channels: int, scale: float = 0.3) -> Tensor:
 
 
 def apply(name: str, flat: Tensor, h: Tensor) -> Tensor:
-    blueprint = CONV_BLUEPRINTS[name]
-    return blueprint(blueprint.layout(h.shape[1]).unflatten(flat), h)
+    program = CONV_BLUEPRINTS[name](h.shape[1])
+    return program(program.layout.unflatten(flat), h)
 
 
 def test_convolutional_hosts_offer_the_convolutional_blueprints():
@@ -60,7 +60,7 @@ def test_convolutional_hosts_offer_the_convolutional_blueprints():
 @every_width
 @every_blueprint
 def test_parameters_are_those_of_the_plain_module(name, channels):
-    entries = CONV_BLUEPRINTS[name].layout(channels).entries
+    entries = CONV_BLUEPRINTS[name](channels).layout.entries
     plain = list(plain_seed(name, channels).parameters())
     assert [math.prod(entry.shape) for entry in entries] == [p.numel() for p in plain]
 
@@ -69,7 +69,7 @@ def test_parameters_are_those_of_the_plain_module(name, channels):
 @every_blueprint
 def test_parameters_start_as_torchs_or_at_zero(name, channels):
     for entry, parameter in zip(
-        CONV_BLUEPRINTS[name].layout(channels).entries,
+        CONV_BLUEPRINTS[name](channels).layout.entries,
         plain_seed(name, channels).parameters(),
         strict=True,
     ):
@@ -98,7 +98,7 @@ def test_initial_state(name, channels):
 @every_blueprint
 def test_seeds_of_different_keys_differ(name):
     h = features(16)
-    entries = CONV_BLUEPRINTS[name].layout(16).entries
+    entries = CONV_BLUEPRINTS[name](16).layout.entries
     if any(entry.bound > 0 for entry in entries):
         assert not initial(name, 16).equal(initial(name, 16, seed=1))
     h[:] = h[0].clone()
@@ -147,7 +147,7 @@ def test_it_learns(name, channels):
         optimizer.step()
     assert (losses[-1] < 0.5 * losses[0]).all()
     moved = (params.detach() - start).abs()
-    for tensor, change in CONV_BLUEPRINTS[name].layout(channels).unflatten(moved).items():
+    for tensor, change in CONV_BLUEPRINTS[name](channels).layout.unflatten(moved).items():
         assert change.max() > 1e-3, tensor
 
 

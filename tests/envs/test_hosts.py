@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from envs.batched.layers import PointwiseStem
+from envs.batched.programs import Program
 from envs.blueprints import CONV_BLUEPRINTS
 from envs.hosts import ConvHost
-from envs.hosts.conv import Classifier, ConvBlock, PointwiseStem, window_extremes
+from envs.hosts.conv import Classifier, ConvBlock, window_extremes
 from tests.support.plain import PlainBlock, PlainNetwork, load_flat
 from tests.support.populations import batch_first, batch_last, flat, small_task
 
@@ -55,7 +57,7 @@ def test_stem_in_closed_form_is_the_ordinary_block(kind, channels):
     x, params = images(kind), stem_params(channels)
     upstream = draw(ROWS, channels, 4, 4, BATCH, seed=2)
     prepared = torch.stack([window_extremes(one) for one in x]).transpose(1, 2)
-    out, gradient = run(PointwiseStem(channels, (8, 8)), params, prepared, upstream)
+    out, gradient = run(Program(PointwiseStem(channels, 4, 4)), params, prepared, upstream)
 
     block = ConvBlock(1, channels, 1, True, (8, 8))
     ordinary = run(block, params, x.flatten(2).transpose(1, 2), upstream)
@@ -73,21 +75,19 @@ def test_stem_in_closed_form_is_the_ordinary_block(kind, channels):
 
 
 def test_stem_and_block_have_the_same_parameters():
-    stem, block = PointwiseStem(8, (8, 8)).layout, ConvBlock(1, 8, 1, True, (8, 8)).layout
-    assert stem.entries == block.entries
+    stem, block = PointwiseStem(8, 4, 4).parameters, ConvBlock(1, 8, 1, True, (8, 8)).parameters
+    assert stem == block
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("kernel_size", [1, 3])
-def test_block_is_torchs(kernel_size, pool, shared):
-    """Also as a host's first block, where all rows may look at the same flat images."""
-    block = ConvBlock(2, 5, kernel_size, pool, (4, 6) if shared else None)
+def test_block_is_torchs(kernel_size, pool, first):
+    """Also as a host's first block, which gets flat images."""
+    block = ConvBlock(2, 5, kernel_size, pool, (4, 6) if first else None)
     x, params = draw(ROWS, 2, 4, 6, BATCH), draw(ROWS, block.layout.size, seed=1)
-    if shared:
-        x[:] = x[0].clone()
     upstream = draw(ROWS, 5, *((2, 3) if pool else (4, 6)), BATCH, seed=2)
-    out, gradient = run(block, params, x[:1].flatten(1, 3) if shared else x, upstream)
+    out, gradient = run(block, params, x.flatten(1, 3) if first else x, upstream)
     for row in range(ROWS):
         plain = PlainBlock(2, 5, kernel_size, pool).double()
         load_flat(list(plain.parameters()), params[row])
@@ -153,12 +153,11 @@ def test_host_is_torchs(kernel_size, image_shape, channels, pooled, classes):
 
 
 @pytest.mark.parametrize(
-    ("name", "stem", "total"),
-    [("digits", PointwiseStem, 1090), ("digits_full", ConvBlock, 6274)],
+    ("name", "closed_form", "total"), [("digits", True, 1090), ("digits_full", False, 6274)]
 )
-def test_hosts_of_the_tasks(name, stem, total):
+def test_hosts_of_the_tasks(name, closed_form, total):
     host = small_task(name).host
-    assert isinstance(host.segments[0], stem)
+    assert isinstance(host.segments[0].layers[0], PointwiseStem) == closed_form
     assert sum(segment.layout.size for segment in host.segments) == total
     assert len(flat(PlainNetwork(host.kernel_size, []))) == total
     assert host.slot_channels == (8, 16, 32)
@@ -210,7 +209,7 @@ def test_classifier_is_torchs():
 
 def test_pool_is_the_mean_over_positions():
     h = draw(2, 3, 4, 4, 5)
-    torch.testing.assert_close(ConvHost(1).pool(h), h.flatten(2, 3).mean(2))
+    torch.testing.assert_close(ConvHost(1).pool({}, h), h.flatten(2, 3).mean(2))
 
 
 @pytest.mark.parametrize("kernel_size", [0, 2, 5])

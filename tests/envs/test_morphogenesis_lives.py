@@ -23,6 +23,7 @@ from tests.support.environments import (
     small_env,
     watch_training,
 )
+from tests.support.populations import seed_velocities
 
 
 def test_what_is_planted_in_a_step_shows_clock_one_in_its_observation():
@@ -155,11 +156,11 @@ def test_fossils_learn_at_the_rate_of_the_host():
 def test_a_seed_is_planted_without_a_trace_of_its_predecessor():
     env = small_env(num_envs=2, max_epochs=20)
     state = play(env, [*GROW[:2], {"op": Op.PRUNE}, *[{}] * 8])[-1]
-    for left_over in (env.population.seed_params[0], env.population.seed_buffers[0][0]):
+    for left_over in (env.population.seed_params[0], seed_velocities(env.population)[0]):
         left_over.fill_(7)
     state = act(env, state, **GROW[0])  # which doesn't train before it is advanced
     assert (state["blueprint_indices"][:, 0] == CONV_LIGHT).all()
-    assert not env.population.seed_buffers[0][0].any()
+    assert not seed_velocities(env.population)[0].any()
     used = (8 + 1) + (8 * 8 * 9 + 2 * 8)  # gate; kernel and norm
     assert (env.population.seed_params[0][:, :used] != 7).all()
 

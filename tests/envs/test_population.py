@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import envs.populations.trained
+import envs.populations.compiled
+import envs.populations.plain
 from envs.actions import Algorithm, Stage
 from envs.attribution import contributions
 from envs.populations.base import ablations
@@ -33,6 +34,8 @@ from tests.support.populations import (
     take,
 )
 
+both_passes = pytest.mark.parametrize("plain", [False, True], ids=["compiled", "plain"])
+
 # -- against plain networks -------------------------------------------------------------------
 
 
@@ -50,9 +53,10 @@ def test_every_growth_has_everything():
     assert (growth.alpha[~mixed] == 0).all()
 
 
+@both_passes
 @pytest.mark.parametrize(("name", "num_slots"), WORLDS)
-def test_validation_and_ablation_are_those_of_plain_networks(name, num_slots):
-    population, growth = make_every_population(name, torch.float64, num_slots)
+def test_validation_and_ablation_are_those_of_plain_networks(name, num_slots, plain):
+    population, growth = make_every_population(name, torch.float64, num_slots, plain=plain)
     spread_predictions(population, growth, name)
     validation = population.validate(growth, all_rows(population), ablate=True)
     task = small_task(name)
@@ -81,10 +85,11 @@ def test_validation_and_ablation_are_those_of_plain_networks(name, num_slots):
     assert (alone != 0)[validation.ablated].float().mean() > 0.5
 
 
+@both_passes
 @pytest.mark.parametrize(("name", "num_slots"), WORLDS)
-def test_training_is_that_of_plain_networks(name, num_slots):
+def test_training_is_that_of_plain_networks(name, num_slots, plain):
     """Two epochs of SGD with momentum, the second one going on where the first one stopped."""
-    population, growth = make_every_population(name, torch.float64, num_slots)
+    population, growth = make_every_population(name, torch.float64, num_slots, plain=plain)
     before = state(population)
     networks = plain_networks(population, growth)
     optimizers = [
@@ -126,9 +131,10 @@ def test_training_is_that_of_plain_networks(name, num_slots):
         assert (params != before[1 + slot]).any(1).equal(trains[:, slot])
 
 
+@both_passes
 @pytest.mark.parametrize("name", ["digits", "digits_full"])
-def test_ablation_is_forcing_alpha_to_zero(name):
-    population, growth = make_every_population(name, torch.float64)
+def test_ablation_is_forcing_alpha_to_zero(name, plain):
+    population, growth = make_every_population(name, torch.float64, plain=plain)
     spread_predictions(population, growth, name)
     rows = all_rows(population)
     validation = population.validate(growth, rows, ablate=True)
@@ -175,22 +181,24 @@ def test_validation_changes_nothing():
 # -- rows -------------------------------------------------------------------------------------
 
 
+@both_passes
 @pytest.mark.parametrize("name", ["digits", "digits_full"])
-def test_a_row_does_not_depend_on_its_neighbours(name):
-    """Alone, in a trio, or among all: the same epoch up to rounding in single precision."""
-    population, growth = make_every_population(name)
+def test_a_row_does_not_depend_on_its_neighbours(name, plain):
+    """Alone, in a trio, or among all: the same epoch, bitwise where it runs compiled."""
+    population, growth = make_every_population(name, plain=plain)
     indices = minibatches(population.num_rows, batches=5)
     trios = list(torch.arange(27).view(3, 9).T[::2])
     parts = [*trios, *(torch.tensor([row]) for row in range(0, 28, 5))]
     copies = [copy_rows(population, rows, name) for rows in parts]
     norms = population.train_on(growth, indices)
     validation = population.validate(growth, all_rows(population), ablate=True)
+    tolerance = 1e-5 if plain else 0.0
     for rows, copied in zip(parts, copies, strict=True):
         copied_norms = copied.train_on(take(growth, rows), indices[rows])
-        assert_close_rows(state(copied), [x[rows] for x in state(population)], 1e-5)
-        assert_close_rows(list(copied_norms), [x[rows] for x in norms], 1e-5)
+        assert_close_rows(state(copied), [x[rows] for x in state(population)], tolerance)
+        assert_close_rows(list(copied_norms), [x[rows] for x in norms], tolerance)
         loss = copied.validate(take(growth, rows), torch.arange(len(rows)), ablate=True).loss
-        torch.testing.assert_close(loss, validation.loss[rows], rtol=1e-5, atol=0)
+        torch.testing.assert_close(loss, validation.loss[rows], rtol=tolerance, atol=0)
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -200,7 +208,22 @@ def test_the_order_of_rows_does_not_matter():
     shuffled = copy_rows(population, order)
     population.train_on(growth, indices)
     shuffled.train_on(take(growth, order), indices[order])
-    assert_close_rows(state(shuffled), [x[order] for x in state(population)], 1e-5)
+    for mine, theirs in zip(state(shuffled), state(population), strict=True):
+        assert mine.equal(theirs[order])
+
+
+def test_only_the_rows_asked_for_are_trained():
+    population, growth = make_every_population()
+    indices, rows = minibatches(population.num_rows), torch.tensor([5, 17, 3])
+    whole, _ = make_every_population()
+    before = state(population)
+    host_norm, _ = population.train_on(growth, indices, rows)
+    whole.train_on(growth, indices)
+    others = ~torch.isin(all_rows(population), rows)
+    for mine, trained, old in zip(state(population), state(whole), before, strict=True):
+        assert mine[rows].equal(trained[rows])
+        assert mine[others].equal(old[others])
+    assert (host_norm > 0).equal(~others)
 
 
 @pytest.fixture
@@ -212,34 +235,61 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("rows_at_once", "threads"), [(1, 1), (5, 2)], indirect=["threads"])
-def test_chunks_and_threads_change_nothing(monkeypatch, rows_at_once, threads):
-    indices = minibatches(28, batches=2, size=16)
-    results = []
-    for limit in (2**30, rows_at_once * 4 * 256 * 16):
-        monkeypatch.setitem(envs.populations.trained._CACHE_BYTES, "cpu", limit)
-        population, growth = make_every_population(dtype=torch.float64)
-        norms = population.train_on(growth, indices)
-        validation = population.validate(growth, all_rows(population), ablate=True)
-        results.append([*state(population), *norms, *vars(validation).values()])
-    for whole, chunked in zip(*results, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=1e-9, atol=1e-11)
+def an_epoch(**options: bool) -> list[Tensor]:
+    """All that training and validation give."""
+    population, growth = make_every_population(dtype=torch.float64, **options)
+    norms = population.train_on(growth, minibatches(28, batches=2, size=16))
+    validation = population.validate(growth, all_rows(population), ablate=True)
+    return [*state(population), *norms, *vars(validation).values()]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
+def test_threads_change_nothing(threads):
+    expected = an_epoch()
+    torch.set_num_threads(1)
+    for mine, theirs in zip(an_epoch(), expected, strict=True):
+        assert mine.equal(theirs)
+
+
+@pytest.mark.parametrize("threads", [3], indirect=True)
+def test_threads_are_as_many_as_before(threads):
+    an_epoch()
+    an_epoch(plain=True)
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize("piece", [1, 7, 59, 60, 1000])
+def test_validation_in_pieces_is_the_same(monkeypatch, piece):
+    expected = an_epoch()
+    monkeypatch.setattr(envs.populations.compiled, "_PIECE", piece)
+    for mine, theirs in zip(an_epoch(), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("rows_at_once", "threads"), [(1, 1), (5, 2)], indirect=["threads"])
+def test_chunks_and_threads_change_nothing_in_plain_passes(monkeypatch, rows_at_once, threads):
+    results = []
+    for limit in (2**30, rows_at_once * 4 * 256 * 16):
+        monkeypatch.setitem(envs.populations.plain._CHUNK_BYTES, "cpu", limit)
+        results.append(an_epoch(plain=True))
+    for whole, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-9, atol=1e-11)
+
+
+@both_passes
 @pytest.mark.parametrize(
     ("where", "bad"),
     [("host", NAN), ("host", INF), ("seed", NAN), ("seed", -INF), ("velocity", INF)],
 )
-def test_a_bad_row_harms_no_other(where, bad):
-    population, growth = make_every_population()
-    clean, _ = make_every_population()
+def test_a_bad_row_harms_no_other(where, bad, plain):
+    population, growth = make_every_population(plain=plain)
+    clean, _ = make_every_population(plain=plain)
     row = 11
     slot = int(torch.isin(growth.stage[row], torch.tensor(MIXED)).nonzero()[0])
     {
         "host": population.host_params,
         "seed": population.seed_params[slot],
-        "velocity": population.host_buffers[0],
+        "velocity": population.buffers[0][:, : population.host_size],
     }[where][row] = bad
     others = all_rows(population) != row
     for epoch in range(2):

@@ -29,6 +29,7 @@ from tests.support.populations import (
     make_population,
     minibatches,
     plant_seeds,
+    seed_velocities,
     state,
 )
 
@@ -59,7 +60,7 @@ def test_an_incubated_seed_never_touches_its_host(blueprint, fill, algorithm):
     host_norm, seed_norm = grown.train_on(growth, indices)
     bare_norm, _ = bare.train_on(nothing, indices)
     assert grown.host_params.equal(bare.host_params)
-    assert grown.host_buffers[0].equal(bare.host_buffers[0])
+    assert grown.buffers[0][:, : grown.host_size].equal(bare.buffers[0][:, : bare.host_size])
     assert host_norm.equal(bare_norm)
     if fill is None:
         assert (seed_norm > 0).all()
@@ -181,7 +182,7 @@ def test_a_fossil_learns_at_the_hosts_rate():
         planted = seed if planted is None else planted
         assert seed.equal(planted) == (op != Op.FOSSILIZE)
     moved = (env.population.seed_params[0] - planted)[0]
-    step = task.host_lr * env.population.seed_buffers[0][0][0]
+    step = task.host_lr * seed_velocities(env.population)[0][0]
     torch.testing.assert_close(moved[9:], -step[9:], rtol=1e-3, atol=1e-6)
 
 
@@ -218,14 +219,14 @@ def test_segments_of_a_host_differ():
 
 def test_planting_is_fresh_and_alone():
     population = make_population()
-    velocity = [buffer for (buffer,) in population.seed_buffers]
+    velocity = seed_velocities(population)
     for matrix in (*population.seed_params, *velocity):
         matrix[:] = 5.0
     rows, index = torch.tensor([1, 3]), BLUEPRINTS.index("conv_small")
     before = state(population)
     population.plant_at(rows, 1, index, torch.tensor([8, 9]))
 
-    expected = population.host.blueprints["conv_small"].layout(16).draw(torch.tensor([8, 9]))
+    expected = population.host.blueprints["conv_small"](16).layout.draw(torch.tensor([8, 9]))
     size = 17 + expected.shape[1]
     assert (population.seed_params[1][rows, :17] == 0).all()
     assert population.seed_params[1][rows, 17:size].shape == expected.shape
@@ -253,7 +254,7 @@ def test_planted_seeds_differ_by_key_and_repeat_by_key(blueprint):
 
 def test_gates_are_reset_alone():
     population = make_population()
-    velocity = [buffer for (buffer,) in population.seed_buffers]
+    velocity = seed_velocities(population)
     for matrix in (*population.seed_params, *velocity):
         matrix[:] = 5.0
     where = torch.zeros(population.num_rows, 3, dtype=torch.bool)

@@ -187,9 +187,10 @@ def plain_network(population: TrainedPopulation, growth: SlotInputs, row: int) -
             Algorithm(int(growth.algorithm[row, slot])),
             float(growth.alpha[row, slot]),
         )
+        plain.to(population.params.dtype)
         load_flat(list(plain.parameters()), population.seed_params[slot][row])
         slots.append(plain)
-    network = PlainNetwork(host.kernel_size, slots).to(population.host_params.dtype)
+    network = PlainNetwork(host.kernel_size, slots).to(population.params.dtype)
     load_flat(network.host_parameters(), population.host_params[row])
     return network
 

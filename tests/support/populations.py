@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from itertools import chain, product
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from envs.actions import BLUEPRINTS, Algorithm, Stage
 from envs.batched.randomness import fold
 from envs.blueprints import CONV_BLUEPRINTS
 from envs.populations import SlotInputs
+from envs.populations.compiled import CompiledPasses
 from envs.populations.data import LabelledData
+from envs.populations.plain import PlainPasses
 from envs.populations.trained import TrainedPopulation
 from envs.registration import make_task
 from envs.tasks import ArrayTask
@@ -71,23 +73,15 @@ def make_population(
     )
     population = TrainedPopulation(task.host, data, task.optimizer, num_rows, num_slots, CPU)
     rows = torch.arange(num_rows)
+    population.params = population.params.to(dtype)
+    population.buffers = [buffer.to(dtype) for buffer in population.buffers]
     population.reset_hosts(rows, host_keys(rows))
-    population.host_params = population.host_params.to(dtype)
-    population.host_buffers = [buffer.to(dtype) for buffer in population.host_buffers]
-    cast_seeds(population, dtype)
     return population
 
 
 def host_keys(rows: Tensor) -> Tensor:
     """The keys that :func:`make_population` draws its hosts from."""
     return fold(rows, 1000)
-
-
-def cast_seeds(population: TrainedPopulation, dtype: torch.dtype) -> None:
-    population.seed_params = [params.to(dtype) for params in population.seed_params]
-    population.seed_buffers = [
-        [buffer.to(dtype) for buffer in buffers] for buffers in population.seed_buffers
-    ]
 
 
 def make_growth(
@@ -150,25 +144,28 @@ def copy_growth(growth: SlotInputs, **changes: Tensor) -> SlotInputs:
 
 def plant_seeds(population: TrainedPopulation, growth: SlotInputs, noise: float = 0.1) -> None:
     """Seeds for all of ``growth``, noisy, so that none is the identity and no gate is at ½."""
-    dtype = population.host_params.dtype
-    cast_seeds(population, torch.float32)
     for row, slot in (growth.blueprint >= 0).nonzero().tolist():
         index = torch.tensor([row])
         population.plant_at(index, slot, int(growth.blueprint[row, slot]), fold(index, slot))
     for slot, params in enumerate(population.seed_params):
         params += noise * torch.randn(params.shape, generator=torch.Generator().manual_seed(slot))
-    cast_seeds(population, dtype)
 
 
 def make_every_population(
-    name: str = "digits", dtype: torch.dtype = torch.float32, num_slots: int = 3
+    name: str = "digits",
+    dtype: torch.dtype = torch.float32,
+    num_slots: int = 3,
+    *,
+    plain: bool = False,
 ) -> tuple[TrainedPopulation, SlotInputs]:
-    """All of :func:`every_growth`, planted."""
+    """All of :func:`every_growth`, planted; ``plain`` in PyTorch instead of compiled."""
     growth = every_growth(dtype)
     growth = SlotInputs(
         **{k: v[:, :num_slots].contiguous() if v.dim() == 2 else v for k, v in vars(growth).items()}
     )
     population = make_population(name, len(growth.stage), num_slots=num_slots, dtype=dtype)
+    assert isinstance(population.passes, CompiledPasses)
+    population = use_plain_passes(population) if plain else population
     plant_seeds(population, growth)
     return population, growth
 
@@ -181,8 +178,10 @@ def copy_rows(
         name,
         len(rows),
         num_slots=population.num_slots,
-        dtype=population.host_params.dtype,
+        dtype=population.params.dtype,
     )
+    if isinstance(population.passes, PlainPasses):
+        use_plain_passes(copied)
     for mine, theirs in zip(matrices(copied), matrices(population), strict=True):
         mine[:] = theirs[rows]
     return copied
@@ -190,8 +189,19 @@ def copy_rows(
 
 def matrices(population: TrainedPopulation) -> list[Tensor]:
     """All that a population learns and remembers, each with one row a network."""
-    buffers = [*population.host_buffers, *chain(*population.seed_buffers)]
-    return [population.host_params, *population.seed_params, *buffers]
+    parts = [slice(population.host_size), *population.networks.slots]
+    return [x[:, columns] for x in (population.params, *population.buffers) for columns in parts]
+
+
+def seed_velocities(population: TrainedPopulation) -> list[Tensor]:
+    """For every slot the momentum of its seeds, a view."""
+    return [population.buffers[0][:, columns] for columns in population.networks.slots]
+
+
+def use_plain_passes(population: TrainedPopulation) -> TrainedPopulation:
+    """The population, which runs in PyTorch from now on."""
+    population.passes = PlainPasses(population.networks, population.data, population.optimizer)
+    return population
 
 
 def minibatches(num_rows: int, batches: int = 3, size: int = 32, seed: int = 0) -> Tensor:

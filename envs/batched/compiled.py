@@ -1,0 +1,306 @@
+"""Growing networks on CPUs, a row at a time: an epoch of training, and validation.
+
+Compiled by Numba at the first use and cached on disk. All functions work on some rows and may run
+beside each other for others; what a row does depends on nothing but the row.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from envs.batched.interpreter import backward, forward
+from envs.batched.modes import Mode
+from envs.batched.products import Array, kernel
+
+_GATE = int(Mode.GATE)
+
+SOURCES = zlib.crc32(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))))
+"""Digest of all the code here. Numba's cache notices changes in a function's own file only; as the
+default of an argument that nobody gives, the digest is part of what it looks for."""
+
+cached_kernel = numba.njit(
+    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"}
+)
+
+
+class Network(NamedTuple):
+    """Programs of a host and of all seeds that its slots can hold, as tables of integers.
+
+    Attributes:
+        lines: int64 ``[lines, fields]``, of all programs.
+        segments: int64 ``[S + 1, 2]``, first and last line (excluded) of every segment.
+        slots: int64 ``[S, 8]``: place of the features after the segment, place of those that the
+            seed sees, numbers an example of each, first and last line that shows them, first and
+            last line of the gate, first column of the seed's parameters.
+        seeds: int64 ``[S, K, 4]`` by kind: first and last line, last place that the seed uses,
+            number of columns.
+        inputs, outputs: place of the examples and of the logits.
+        classes: number of logits.
+        host_places: places of the host's own features, all in front of the seeds'.
+        host_columns: parameters of the host, all in front of the seeds'.
+        places: of the arena, numbers an example.
+    """
+
+    lines: Array
+    segments: Array
+    slots: Array
+    seeds: Array
+    inputs: int
+    outputs: int
+    classes: int
+    host_places: int
+    host_columns: int
+    places: int
+
+
+class Rows(NamedTuple):
+    """All rows and their work in an epoch.
+
+    Attributes:
+        params: floats ``[N, columns]``.
+        kind: int64 ``[N, S]``, which seed runs in a slot, −1 for none.
+        mode: int64 ``[N, S]``, a :class:`~envs.batched.modes.Mode`.
+        alpha: floats ``[N, S]``.
+    """
+
+    params: Array
+    kind: Array
+    mode: Array
+    alpha: Array
+
+
+@kernel
+def _write_order(
+    network: Network, kind: Array, mode: Array, left_out: Array, order: Array, starts: Array
+) -> int:
+    """Write which lines run one after the other for one row, and return their number.
+
+    Args:
+        network: the programs.
+        kind, mode: of the row's slots, ``[S]``.
+        left_out: bool ``[S]``, seeds that don't run.
+        order: the numbers of the lines, written.
+        starts: ``[S + 1]``, where in ``order`` each segment starts, written.
+    """
+    count = 0
+    for s in range(len(network.segments)):
+        starts[s] = count
+        count = _append(order, count, network.segments[s, 0], network.segments[s, 1])
+        if s < len(network.slots) and kind[s] >= 0 and not left_out[s]:
+            slot, seed = network.slots[s], network.seeds[s, kind[s]]
+            count = _append(order, count, slot[3], slot[4])
+            if mode[s] == _GATE:
+                count = _append(order, count, slot[5], slot[6])
+            count = _append(order, count, seed[0], seed[1])
+    return count
+
+
+@kernel
+def _append(order: Array, count: int, first: int, last: int) -> int:
+    for number in range(first, last):
+        order[count] = number
+        count += 1
+    return count
+
+
+@kernel
+def _clear(arena: Array, first: int, last: int) -> None:
+    """Set places ``first`` to ``last`` (excluded) to 0."""
+    for i in range(first, last):
+        for b in range(arena.shape[1]):
+            arena[i, b] = 0
+
+
+@kernel
+def _cross_entropy(logits: Array, targets: Array, grad: Array) -> float:
+    """Mean loss in nats of logits ``[classes, B]``; ``grad`` is set to its gradient."""
+    classes, batch = logits.shape
+    total = 0.0
+    for b in range(batch):
+        most = logits[0, b]
+        for c in range(1, classes):
+            most = max(most, logits[c, b])
+        mass = logits.dtype.type(0)
+        for c in range(classes):
+            grad[c, b] = np.exp(logits[c, b] - most)
+            mass += grad[c, b]
+        for c in range(classes):
+            grad[c, b] /= mass * batch
+        grad[targets[b], b] -= logits.dtype.type(1) / batch
+        total += np.log(mass) + most - logits[targets[b], b]
+    return total / batch
+
+
+@kernel
+def _step(
+    params: Array, velocity: Array, grad: Array, first: int, last: int, rate: float, momentum: float
+) -> float:
+    """SGD with momentum on some columns; the gradient's norm."""
+    m, step = params.dtype.type(momentum), params.dtype.type(rate)
+    square = params.dtype.type(0)
+    for i in range(first, last):
+        g = grad[i]
+        square += g * g
+        velocity[i] = m * velocity[i] + g
+        params[i] -= step * velocity[i]
+    return np.sqrt(square)
+
+
+@cached_kernel
+def train_rows(
+    network: Network,
+    rows: Rows,
+    chosen: Array,
+    inputs: Array,
+    targets: Array,
+    examples: Array,
+    velocity: Array,
+    host_rate: Array,
+    seed_rate: Array,
+    momentum: float,
+    host_norm: Array,
+    seed_norm: Array,
+    sources: int = SOURCES,
+) -> None:
+    """Train some rows for an epoch; parameters and velocity change in place.
+
+    Args:
+        network: the programs.
+        rows: of all rows.
+        chosen: int64 ``[n]``, those that train.
+        inputs: floats ``[M, features]``, all training examples.
+        targets: int64 ``[M]``, their classes.
+        examples: int64 ``[N, batches, B]``, the minibatches.
+        velocity: floats like the parameters.
+        host_rate, seed_rate: learning rates ``[N]`` and ``[N, S]``.
+        momentum: of SGD.
+        host_norm, seed_norm: mean gradient norms ``[N]`` and ``[N, S]``, written.
+    """
+    batches, batch = examples.shape[1:]
+    slots = len(network.slots)
+    arena = np.empty((network.places, batch), inputs.dtype)
+    grads = np.empty((network.places, batch), inputs.dtype)
+    grad_params = np.empty(rows.params.shape[1], inputs.dtype)
+    lines = network.lines
+    room, starts = np.empty(len(lines), np.int64), np.empty(slots + 1, np.int64)
+    logits = arena[network.outputs : network.outputs + network.classes]
+    grad_logits = grads[network.outputs : network.outputs + network.classes]
+    answers, nothing = np.empty(batch, np.int64), np.zeros(slots, np.bool_)
+    for row in chosen:
+        params, kind = rows.params[row], rows.kind[row]
+        mode, alpha = rows.mode[row], rows.alpha[row]
+        order = room[: _write_order(network, kind, mode, nothing, room, starts)]
+        host_norm[row] = 0
+        seed_norm[row] = 0
+        for number in range(batches):
+            for b in range(batch):
+                example = examples[row, number, b]
+                answers[b] = targets[example]
+                for f in range(inputs.shape[1]):
+                    arena[network.inputs + f, b] = inputs[example, f]
+            grad_params[:] = 0
+            _clear(grads, 0, network.host_places)
+            for s in range(slots):
+                if kind[s] >= 0:
+                    _clear(grads, network.slots[s, 1], network.seeds[s, kind[s], 2])
+            forward(lines, order, params, mode, alpha, arena)
+            _cross_entropy(logits, answers, grad_logits)
+            backward(lines, order, params, mode, alpha, arena, grads, grad_params)
+            host_norm[row] += _step(
+                params, velocity[row], grad_params, 0, network.host_columns,
+                host_rate[row], momentum,
+            ) / batches  # fmt: skip
+            for s in range(slots):
+                if kind[s] >= 0:
+                    first = network.slots[s, 7]
+                    last = first + network.seeds[s, kind[s], 3]
+                    seed_norm[row, s] += _step(
+                        params, velocity[row], grad_params, first, last,
+                        seed_rate[row, s], momentum,
+                    ) / batches  # fmt: skip
+
+
+@kernel
+def _count_correct(logits: Array, targets: Array) -> int:
+    """Examples whose largest logit is the target's; NaN counts as the largest, as in torch."""
+    classes, batch = logits.shape
+    correct = 0
+    for b in range(batch):
+        best = 0
+        for c in range(1, classes):
+            if logits[best, b] != logits[best, b]:
+                break
+            if not logits[c, b] <= logits[best, b]:
+                best = c
+        correct += best == targets[b]
+    return correct
+
+
+@cached_kernel
+def validate_rows(
+    network: Network,
+    rows: Rows,
+    chosen: Array,
+    inputs: Array,
+    targets: Array,
+    sets: Array,
+    loss: Array,
+    correct: Array,
+    sources: int = SOURCES,
+) -> None:
+    """Loss and right answers of some rows, and right answers with sets of seeds left out.
+
+    A set is left out only if all its slots are mixed; what comes before the first slot in which
+    it differs from the one before is not computed again.
+
+    Args:
+        network: the programs.
+        rows: of all rows.
+        chosen: int64 ``[n]``, those that are validated.
+        inputs: floats ``[features, B]``.
+        targets: int64 ``[B]``.
+        sets: bool ``[K, S]``, in increasing order with slot 0 as the highest digit; first the
+            one that leaves out nothing.
+        loss: ``[N]``, written.
+        correct: int64 ``[N, K]``, written.
+    """
+    batch = inputs.shape[1]
+    slots = len(network.slots)
+    arena = np.empty((network.places, batch), inputs.dtype)
+    lines = network.lines
+    room, starts = np.empty(len(lines), np.int64), np.empty(slots + 1, np.int64)
+    logits = arena[network.outputs : network.outputs + network.classes]
+    scratch = np.empty_like(logits)
+    for f in range(len(inputs)):
+        for b in range(batch):
+            arena[network.inputs + f, b] = inputs[f, b]
+    for row in chosen:
+        params, kind = rows.params[row], rows.kind[row]
+        mode, alpha = rows.mode[row], rows.alpha[row]
+        before = 0
+        for k in range(len(sets)):
+            possible = True
+            for s in range(slots):
+                possible &= not (sets[k, s] and kind[s] < 0)
+            if not possible:
+                continue
+            order = room[: _write_order(network, kind, mode, sets[k], room, starts)]
+            if k > 0:
+                s = 0
+                while sets[k, s] == sets[before, s]:
+                    s += 1
+                # Here a seed that has run is left out now: the features that it saw go on.
+                for i in range(network.slots[s, 2]):
+                    for b in range(batch):
+                        arena[network.slots[s, 0] + i, b] = arena[network.slots[s, 1] + i, b]
+                order = order[starts[s + 1] :]
+            forward(lines, order, params, mode, alpha, arena)
+            before = k
+            correct[row, k] = _count_correct(logits, targets)
+            if k == 0:
+                loss[row] = _cross_entropy(logits, targets, scratch)

@@ -1,0 +1,144 @@
+"""Instructions of the compiled interpreter, and the assembler that programs are written with.
+
+A layer that has a compiled form writes one or a few lines of a table of integers; the interpreter
+(:mod:`envs.batched.compiled`) goes through the lines. Features have a place in the arena, counted
+in numbers an example; parameters have a place in a row of the parameter matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from envs.batched.parameters import Parameter
+
+
+class Opcode(IntEnum):
+    """Work of a line: a layer of :mod:`envs.batched.layers`, or a step around a seed."""
+
+    CONV = 0  # also 1×1, and fully connected
+    DEPTHWISE3X3 = 1
+    NORM = 2
+    NORM_POOL = 3
+    STEM = 4
+    AVERAGE = 5
+    RELU = 6
+    SIGMOID = 7
+    ADD = 8
+    SCALE = 9
+    MIX = 10
+    SHOW = 11  # a seed sees a copy of the features
+    BLEND = 12  # and changes them by what it gives, in its mode
+
+
+class Field(IntEnum):
+    """Columns of the table."""
+
+    OPCODE = 0
+    X = 1  # places of features: what is read, a second one, what is written
+    OTHER = 2
+    OUT = 3
+    SCRATCH = 4  # statistics of the examples and the like, kept for the backward pass
+    PARAMETERS = 5  # place of the layer's first parameter; the others follow
+    INPUTS = 6  # channels of what is read
+    OUTPUTS = 7
+    HEIGHT = 8  # of what is read
+    WIDTH = 9
+    SIZE = 10  # of a convolution's kernel, 1 or 3
+    FLAG = 11  # an option; number of the slot for a seed's steps
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Features in the arena.
+
+    Attributes:
+        start: place of the first, in numbers an example.
+        channels, height, width: their shape.
+    """
+
+    start: int
+    channels: int
+    height: int = 1
+    width: int = 1
+
+    @property
+    def size(self) -> int:
+        """Numbers an example."""
+        return self.channels * self.height * self.width
+
+
+class Assembler:
+    """Collects lines, and hands out places for features and parameters.
+
+    Attributes:
+        lines: of all programs so far.
+        place: the next free place for features.
+        column: the next free column of parameters.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[list[int]] = []
+        self.place = 0
+        self.column = 0
+
+    def buffer(self, channels: int, height: int = 1, width: int = 1) -> Buffer:
+        """Room for features."""
+        buffer = Buffer(self.place, channels, height, width)
+        self.place += buffer.size
+        return buffer
+
+    def columns(self, parameters: Sequence[Parameter]) -> int:
+        """Columns for the parameters that a program lists next; the first is returned."""
+        first = self.column
+        self.column += sum(math.prod(entry.shape) for entry in parameters)
+        return first
+
+    def line(
+        self,
+        opcode: Opcode,
+        x: Buffer,
+        out: Buffer,
+        *,
+        other: Buffer | None = None,
+        scratch: Buffer | None = None,
+        parameters: int = 0,
+        size: int = 1,
+        flag: int = 0,
+    ) -> Buffer:
+        """Write one line and return ``out``.
+
+        Args:
+            opcode: what to do.
+            x: what is read.
+            out: what is written; the same as ``other`` if that is to be changed in place.
+            other: what is read too.
+            scratch: what the layer keeps for the backward pass.
+            parameters: first column of the layer's parameters.
+            size: of a convolution's kernel.
+            flag: see :class:`Field`.
+        """
+        values = {
+            Field.OPCODE: opcode,
+            Field.X: x.start,
+            Field.OTHER: 0 if other is None else other.start,
+            Field.OUT: out.start,
+            Field.SCRATCH: 0 if scratch is None else scratch.start,
+            Field.PARAMETERS: parameters,
+            Field.INPUTS: x.channels,
+            Field.OUTPUTS: out.channels,
+            Field.HEIGHT: x.height,
+            Field.WIDTH: x.width,
+            Field.SIZE: size,
+            Field.FLAG: flag,
+        }
+        self.lines.append([int(values[field]) for field in Field])
+        return out
+
+    def table(self) -> np.ndarray:
+        """The lines: int64 ``[lines, fields]``."""
+        return np.array(self.lines, np.int64).reshape(-1, len(Field))

@@ -1,0 +1,178 @@
+"""Passes of growing networks on CPUs, compiled: layers that have such a form, classes, SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.batched.compiled import Network, Rows, train_rows, validate_rows
+from envs.batched.instructions import Assembler, Opcode
+from envs.batched.optimizers import SGD, Optimizer
+from envs.batched.programs import NotCompiledError, emit
+from envs.batched.workers import run_chunks
+from envs.populations.base import ablations
+from envs.populations.data import Data, LabelledData
+from envs.populations.networks import Networks, Work
+
+_PIECE = 125
+"""Validation examples that go through a network at once: its features then fit the cache."""
+
+_SHARES = 4
+"""Parts into which a thread's work is divided, so that all threads end at about the same time."""
+
+
+class CompiledPasses:
+    """Training and validation of rows, each by itself, spread over threads.
+
+    Args:
+        networks: what the rows can be.
+        data: what they are trained and validated on.
+        optimizer: how parameters follow their gradients.
+
+    Raises:
+        NotCompiledError: if a layer has no compiled form, or the data have no class for each
+            example, or the optimizer isn't SGD.
+    """
+
+    def __init__(self, networks: Networks, data: Data, optimizer: Optimizer) -> None:
+        if not isinstance(data, LabelledData) or data.targets.dim() != 1:
+            raise NotCompiledError("targets are not one class for each example")
+        if not isinstance(optimizer, SGD):
+            raise NotCompiledError(f"{type(optimizer).__name__} is not SGD")
+        self.networks, self.data, self.optimizer = networks, data, optimizer
+        self.network = assemble(networks, data.validation_inputs().shape[1])
+
+    def train(
+        self,
+        matrices: Sequence[Tensor],
+        work: Work,
+        rates: tuple[Tensor, Tensor],
+        examples: Tensor,
+        rows: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`envs.populations.plain.PlainPasses.train`."""
+        params, velocity = matrices
+        host_norm = params.new_zeros(len(params))
+        seed_norm = params.new_zeros(len(params), self.networks.num_slots)
+        inputs, targets = self.data.inputs.to(params.dtype).numpy(), self.data.targets.numpy()
+        host_rate, seed_rate = (rate.to(params.dtype).numpy() for rate in rates)
+        state = _rows(params, work)
+
+        def train(chunk: np.ndarray) -> None:
+            train_rows(
+                self.network,
+                state,
+                chunk,
+                inputs,
+                targets,
+                examples.numpy(),
+                velocity.numpy(),
+                host_rate,
+                seed_rate,
+                self.optimizer.momentum,
+                host_norm.numpy(),
+                seed_norm.numpy(),
+            )
+
+        run_chunks(train, _shares(rows))
+        return host_norm, seed_norm
+
+    def validate(
+        self, params: Tensor, work: Work, rows: Tensor, places: Tensor, *, ablate: bool
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`envs.populations.plain.PlainPasses.validate`."""
+        slots = torch.arange(self.networks.num_slots)
+        left_out = ablations(len(slots)) if ablate else ablations(len(slots))[:1]
+        digits = left_out[:, None] >> slots & 1
+        order = (digits << slots.flip(0)).sum(1).argsort()
+        sets = digits[order].bool().numpy()
+
+        state = _rows(params, work)
+        inputs, targets = self.data.validation_inputs()[0], self.data.validation_targets()[0]
+        pieces = list(zip(inputs.split(_PIECE, dim=1), targets.split(_PIECE), strict=True))
+        loss = np.zeros((len(pieces), len(params)))
+        correct = np.zeros((len(pieces), len(params), len(order)), np.int64)
+
+        def measure(share: tuple[int, np.ndarray]) -> None:
+            piece, chunk = share
+            x, answers = pieces[piece]
+            examples, answers = x.to(params.dtype).contiguous().numpy(), answers.numpy()
+            validate_rows(
+                self.network, state, chunk, examples, answers, sets, loss[piece], correct[piece]
+            )
+
+        run_chunks(measure, product(range(len(pieces)), _shares(rows)))
+        sizes = np.array([[len(answers)] for _, answers in pieces])
+        mean_loss = torch.from_numpy((loss * sizes).sum(0) / len(targets))
+        counted = params.new_zeros(len(params), int(places.max()) + 1)
+        counted[:, places[left_out[order]]] = torch.from_numpy(correct.sum(0)).to(params.dtype)
+        return mean_loss.to(params.dtype), counted
+
+
+def _rows(params: Tensor, work: Work) -> Rows:
+    alpha = work.alpha.to(params.dtype)
+    return Rows(params.numpy(), work.kind.numpy(), work.mode.numpy(), alpha.numpy())
+
+
+def _shares(rows: Tensor) -> list[np.ndarray]:
+    """Every thread's share of the rows, in several parts; like rows are far apart."""
+    count = min(len(rows), _SHARES * torch.get_num_threads())
+    return [np.ascontiguousarray(rows.numpy()[i::count]) for i in range(count)]
+
+
+def assemble(networks: Networks, features: int) -> Network:
+    """Write the instructions of all programs.
+
+    Args:
+        networks: hosts and seeds.
+        features: numbers of an example.
+
+    Raises:
+        NotCompiledError: if a layer has no compiled form.
+    """
+    code = Assembler()
+    h = inputs = code.buffer(features)
+    segments, outputs = [], []
+    for segment in networks.host.segments:
+        first = len(code.lines)
+        h = emit(segment, code, h)
+        segments.append((first, len(code.lines)))
+        outputs.append(h)
+    host_places, places = code.place, code.place
+    slots, seeds = [], []
+    for s, (columns, choices) in enumerate(zip(networks.slots, networks.seeds, strict=True)):
+        out = outputs[s]
+        code.column, code.place = columns.start, places
+        first = len(code.lines)
+        seen = code.buffer(out.channels, out.height, out.width)
+        code.line(Opcode.SHOW, out, seen, flag=s)
+        shown = len(code.lines)
+        openness = emit(next(iter(choices.values())).gate, code, seen)
+        steps = (first, shown, shown, len(code.lines))
+        slots.append((out.start, seen.start, seen.size, *steps, columns.start))
+        column, place = code.column, code.place
+        of_kind = [(0, 0, 0, 0)] * len(networks.blueprints)
+        for kind, seed in choices.items():
+            code.column, code.place = column, place
+            first = len(code.lines)
+            given = emit(seed.module, code, seen)
+            code.line(Opcode.BLEND, seen, out, other=given, scratch=openness, flag=s)
+            of_kind[kind] = (first, len(code.lines), code.place, seed.layout.size)
+            places = max(places, code.place)
+        seeds.append(of_kind)
+    return Network(
+        code.table(),
+        np.array(segments),
+        np.array(slots).reshape(-1, 8),
+        np.array(seeds).reshape(len(slots), -1, 4),
+        inputs.start,
+        h.start,
+        networks.host.num_classes,
+        host_places,
+        networks.host_size,
+        places,
+    )

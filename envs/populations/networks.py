@@ -1,0 +1,105 @@
+"""The networks that the rows of a population can be, and where their parameters lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from envs.actions import Algorithm, Stage
+from envs.batched.layers import Linear, Sigmoid
+from envs.batched.modes import Mode
+from envs.batched.parameters import ParameterLayout
+from envs.batched.programs import Program
+from envs.blueprints.base import Segment
+from envs.hosts.base import Host
+from envs.populations.base import SlotInputs, blueprint_choices
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One of the seeds that a slot can hold.
+
+    Attributes:
+        gate: how far it is open, ``[n, 1, B]``; it counts only while the seed is gated.
+        module: the seed itself.
+        layout: parameters of both, the gate's first.
+    """
+
+    gate: Program
+    module: Segment
+    layout: ParameterLayout
+
+    @property
+    def gate_size(self) -> int:
+        """Parameters of the gate."""
+        return self.gate.layout.size
+
+
+class Networks:
+    """A host with all seeds that its slots can hold.
+
+    A network's parameters are a row: first the host's, segment by segment, then for every slot as
+    many columns as its largest seed needs.
+
+    Args:
+        host: the network being grown.
+        num_slots: slots of the host that are used, S, from the input on.
+
+    Attributes:
+        host, num_slots: as given.
+        blueprints: names of the choices of head ``blueprint``.
+        seeds: for every slot, what it can hold by choice.
+        segments: columns of every segment of the host.
+        slots: columns of every slot.
+        host_size: parameters of the host.
+        size: columns in all.
+    """
+
+    def __init__(self, host: Host, num_slots: int) -> None:
+        self.host, self.num_slots = host, num_slots
+        self.blueprints = blueprint_choices(tuple(host.blueprints))
+        self.seeds = [
+            {
+                self.blueprints.index(name): _seed(host, blueprint(channels), channels)
+                for name, blueprint in host.blueprints.items()
+            }
+            for channels in host.slot_channels[:num_slots]
+        ]
+        sizes = [segment.layout.size for segment in host.segments]
+        self.host_size = sum(sizes)
+        sizes += [max(seed.layout.size for seed in seeds.values()) for seeds in self.seeds]
+        columns, self.size = [], 0
+        for size in sizes:
+            columns.append(slice(self.size, self.size + size))
+            self.size += size
+        self.segments, self.slots = columns[: len(host.segments)], columns[len(host.segments) :]
+
+
+def _seed(host: Host, module: Segment, channels: int) -> Seed:
+    gate = Program(host.pool, Linear("gate", channels, 1, zero=True), Sigmoid())
+    return Seed(gate, module, ParameterLayout([*gate.layout.entries, *module.layout.entries]))
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of all rows' slots.
+
+    Attributes:
+        kind: int64 ``[N, S]``, which seed runs, −1 for none.
+        mode: int64 ``[N, S]``, a :class:`~envs.batched.modes.Mode`.
+        alpha: floats ``[N, S]``.
+    """
+
+    kind: Tensor
+    mode: Tensor
+    alpha: Tensor
+
+
+def slot_work(inputs: SlotInputs, *, training: bool) -> Work:
+    """The work of slots; while validating, an incubated seed need not run."""
+    mixed = inputs.mixed
+    runs = mixed | (inputs.stage == Stage.TRAINING) if training else mixed
+    mode = torch.where(mixed, inputs.algorithm - Algorithm.ADD + Mode.ADD, Mode.INCUBATE)
+    return Work(torch.where(runs, inputs.blueprint, -1), mode, inputs.alpha)

@@ -1,0 +1,227 @@
+"""Passes of growing networks in PyTorch, with gradients by autograd: any layers, any device.
+
+All rows of a chunk run through a segment of the host together, and those with the same seed in a
+slot, mixed in the same way, run through that seed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from envs.batched.modes import Mode
+from envs.batched.optimizers import Optimizer
+from envs.batched.workers import run_chunks
+from envs.populations.base import most_ablated
+from envs.populations.data import Data
+from envs.populations.networks import Networks, Work
+
+_CHUNK_BYTES = {"cpu": 2**21}
+"""Size that the largest activation of a chunk should have: of a processor's cache."""
+
+_DEVICE_BYTES = 2**29
+"""The same for other devices: part of their memory."""
+
+
+class _Incubate(torch.autograd.Function):
+    """The features, bitwise; the seed gets their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, seed: Tensor) -> Tensor:
+        return h.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad
+
+
+def mix(mode: Mode, h: Tensor, seed: Tensor, weight: Tensor) -> Tensor:
+    """Features after a slot: see :class:`~envs.batched.modes.Mode`.
+
+    Args:
+        mode: how the seed acts.
+        h: features before, ``[n, …]``.
+        seed: what the seed gives, computed on detached features if it incubates.
+        weight: ``[n, 1, …]``; α, times the gate's output where there is one.
+    """
+    if mode is Mode.INCUBATE:
+        return _Incubate.apply(h, seed)
+    if mode is Mode.MULTIPLY:
+        return h * (1 + weight * torch.tanh(seed - h))
+    return torch.lerp(h, seed, weight)
+
+
+class PlainPasses:
+    """Training and validation of rows by the layers' own functions.
+
+    Args:
+        networks: what the rows can be.
+        data: what they are trained and validated on.
+        optimizer: how parameters follow their gradients.
+    """
+
+    def __init__(self, networks: Networks, data: Data, optimizer: Optimizer) -> None:
+        self.networks, self.data, self.optimizer = networks, data, optimizer
+
+    # -- forward ----------------------------------------------------------------------------
+
+    def _segment(self, i: int, params: Tensor, h: Tensor) -> Tensor:
+        """Features after a segment of lanes with ``params [n, columns]``."""
+        segment = self.networks.host.segments[i]
+        return segment(segment.layout.unflatten(params[:, self.networks.segments[i]]), h)
+
+    def _slot(self, slot: int, params: Tensor, h: Tensor, lanes: Work) -> Tensor:
+        """Features after a slot of the same lanes."""
+        flat = params[:, self.networks.slots[slot]]
+        for kind, mode, here in _groups(lanes.kind[:, slot], lanes.mode[:, slot]):
+            seed = self.networks.seeds[slot][kind]
+            named = seed.layout.unflatten(flat[here, : seed.layout.size])
+            features = h[here]
+            given = seed.module(named, features.detach() if mode is Mode.INCUBATE else features)
+            weight = lanes.alpha[here, slot].view(-1, *[1] * (h.dim() - 1))
+            if mode is Mode.GATE:
+                openness = seed.gate(named, features)
+                weight = weight * openness.view(len(here), *[1] * (h.dim() - 2), -1)
+            h = h.index_copy(0, here, mix(mode, features, given, weight))
+        return h
+
+    def _chunks(self, rows: Tensor, batch: int) -> Sequence[Tensor]:
+        """Rows with ``batch`` examples each, split into those that go through together."""
+        limit = _CHUNK_BYTES.get(rows.device.type, _DEVICE_BYTES)
+        at_once = max(1, limit // (4 * self.networks.host.activation_size * batch))
+        if rows.device.type == "cpu":
+            at_once = min(at_once, max(1, -(-len(rows) // torch.get_num_threads())))
+        return rows.split(at_once) if len(rows) else ()
+
+    # -- training ---------------------------------------------------------------------------
+
+    @torch.enable_grad()  # collectors step environments without gradients
+    def train(
+        self,
+        matrices: Sequence[Tensor],
+        work: Work,
+        rates: tuple[Tensor, Tensor],
+        examples: Tensor,
+        rows: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Train rows for one epoch.
+
+        Args:
+            matrices: floats ``[N, columns]``, changed in place: the parameters, then the
+                optimizer's buffers.
+            work: what the slots do.
+            rates: learning rates of hosts ``[N]`` and seeds ``[N, S]``.
+            examples: int64 ``[N, batches, B]``.
+            rows: int64 ``[n]``, without repetition; the others stay as they are.
+
+        Returns:
+            Gradient norms, means over the minibatches: of hosts ``[N]`` and seeds ``[N, S]``.
+        """
+        norms = matrices[0].new_zeros(len(matrices[0]), 1 + self.networks.num_slots)
+
+        def train(chunk: Tensor) -> None:
+            self._train_chunk(matrices, work, rates, examples[chunk], chunk, norms)
+
+        run_chunks(train, self._chunks(rows, examples.shape[2]))
+        return norms[:, 0], norms[:, 1:]
+
+    def _train_chunk(
+        self,
+        matrices: Sequence[Tensor],
+        work: Work,
+        rates: tuple[Tensor, Tensor],
+        examples: Tensor,
+        rows: Tensor,
+        norms: Tensor,
+    ) -> None:
+        params, *buffers = (matrix[rows] for matrix in matrices)
+        params.requires_grad_()
+        lanes = _take(work, rows)
+        parts = [(slice(self.networks.host_size), torch.arange(len(rows), device=rows.device))]
+        parts += [
+            (columns, (lanes.kind[:, slot] >= 0).nonzero().squeeze(1))
+            for slot, columns in enumerate(self.networks.slots)
+        ]
+        part_rates = [rates[0][rows], *rates[1][rows].unbind(1)]
+        for chosen in examples.unbind(1):
+            h = self.data.train_inputs(chosen)
+            for i in range(len(self.networks.host.segments)):
+                h = self._segment(i, params, h)
+                if i < self.networks.num_slots:
+                    h = self._slot(i, params, h, lanes)
+            loss = self.data.loss(h, self.data.train_targets(chosen)).sum()
+            (gradient,) = torch.autograd.grad(loss, params)
+            with torch.no_grad():
+                for i, (columns, here) in enumerate(parts):
+                    part = [x[here, columns] for x in (params, *buffers, gradient)]
+                    self.optimizer.step(part[0], part[1:-1], part[-1], part_rates[i][here, None])
+                    for matrix, changed in zip((params, *buffers), part, strict=False):
+                        matrix[here, columns] = changed
+                    norm = torch.linalg.vector_norm(part[-1], dim=1)
+                    norms[rows[here], i] += norm / examples.shape[1]
+        for matrix, changed in zip(matrices, (params.detach(), *buffers), strict=True):
+            matrix[rows] = changed
+
+    # -- validation -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(
+        self, params: Tensor, work: Work, rows: Tensor, places: Tensor, *, ablate: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Measure rows.
+
+        Args:
+            params: floats ``[N, columns]``.
+            work: what the slots do.
+            rows: int64 ``[n]``, without repetition.
+            places: int64 ``[2^S]``, the place of a set of slots among those that are left out.
+            ablate: leave out seeds, all sets that :func:`~envs.populations.base.ablations` lists.
+
+        Returns:
+            Mean loss ``[N]`` and number of right answers ``[N, K]``, 0 where nothing is measured.
+        """
+        most = most_ablated(self.networks.num_slots) if ablate else 0
+        loss = params.new_zeros(len(params))
+        correct = params.new_zeros(len(params), int(places.max()) + 1)
+        targets = self.data.validation_targets()
+
+        def measure(h: Tensor, i: int, rows: Tensor, left_out: int) -> None:
+            """Go on from segment ``i`` for rows without the seeds ``left_out`` (bits)."""
+            h = self._segment(i, params[rows], h)
+            if i < self.networks.num_slots:
+                lanes = _take(work, rows)
+                measure(self._slot(i, params[rows], h, lanes), i + 1, rows, left_out)
+                here = (lanes.kind[:, i] >= 0).nonzero().squeeze(1)
+                if left_out.bit_count() < most and len(here):
+                    measure(h[here], i + 1, rows[here], left_out | 1 << i)
+                return
+            if i < len(self.networks.host.segments) - 1:
+                measure(h, i + 1, rows, left_out)
+                return
+            answers = targets.expand(len(h), *targets.shape[1:])
+            correct[rows, places[left_out]] = self.data.correct(h, answers)
+            if left_out == 0:
+                loss[rows] = self.data.loss(h, answers)
+
+        def run(chunk: Tensor) -> None:
+            x = self.data.validation_inputs()
+            measure(x.expand(len(chunk), *x.shape[1:]), 0, chunk, 0)
+
+        run_chunks(run, self._chunks(rows, self.data.validation_size))
+        return loss, correct
+
+
+def _take(work: Work, rows: Tensor) -> Work:
+    return Work(work.kind[rows], work.mode[rows], work.alpha[rows])
+
+
+def _groups(kind: Tensor, mode: Tensor) -> Iterator[tuple[int, Mode, Tensor]]:
+    """Lanes with the same seed in the same mode; those without any are left out."""
+    for code in (kind * len(Mode) + mode)[kind >= 0].unique().tolist():
+        number, of_mode = divmod(code, len(Mode))
+        yield number, Mode(of_mode), ((kind == number) & (mode == of_mode)).nonzero().squeeze(1)
