@@ -69,7 +69,7 @@ class CompiledPasses:
                 chunk,
                 inputs,
                 targets,
-                examples.numpy(),
+                examples.contiguous().numpy(),
                 velocity.numpy(),
                 host_rate,
                 seed_rate,
