@@ -7,8 +7,10 @@ blueprints, slots and stages) and ``full`` (a seed mixed in at every slot of eve
 has to be measured: all sets of seeds left out). The plain loop (tests/support/plain.py) takes the
 same networks, the same number of minibatches of the same size, the same validation, with one more
 validation for every set of seeds that is left out. Both run by turns in one process; medians are
-shown. Every case has a process of its own, so that the memory shown, the peak less that before the
-environment was made, is the environment's.
+shown. "Limit" is the share of an arithmetic limit that the environment reaches: the plain loop's
+multiply-adds over what large matrix products reach on all cores. Every case has a process of its
+own, so that the memory shown, the peak less that before the environment was made, is the
+environment's.
 Results go to benchmarks/results/throughput.json and throughput.png.
 """
 
@@ -21,7 +23,6 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from importlib import import_module
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,9 +35,10 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from envs import ArrayTask, MorphogenesisEnv, make_task
+from envs import ArrayTask, MorphogenesisEnv
 from envs.actions import HEADS, Op, Style
 from tests.support.plain import PlainNetwork, PlainSlot, plain_network
 
@@ -160,8 +162,9 @@ def clock_phases(env: MorphogenesisEnv) -> dict[str, float]:
 def measure(task_name: str, num_envs: int, seeds: str, repeats: int) -> dict[str, object]:
     """Medians over ``repeats`` turns of the environment and the plain loop."""
     # Loaded with the first environment, but not its memory: data, kernels and their libraries.
-    make_task(task_name)
-    import_module("envs.batched.kernels")
+    small = MorphogenesisEnv(task_name, num_envs=1)
+    small.reset()
+    step(small, waiting(small))
     before = peak_memory()
     env = MorphogenesisEnv(task_name, num_envs=num_envs, max_epochs=1000)
     task = env.task
@@ -175,6 +178,9 @@ def measure(task_name: str, num_envs: int, seeds: str, repeats: int) -> dict[str
         plain_network(env.population, inputs, row) for row in range(min(num_envs, MOST_PLAIN_ROWS))
     ]
     train_plain(networks[:2], env, task)
+    with FlopCounterMode(display=False) as counter:
+        train_plain(networks, env, task)
+    multiply_adds = counter.get_total_flops() / 2 / len(networks)
     seconds = clock_phases(env)
     batched, plain = [], []
     for _ in range(repeats):
@@ -192,6 +198,7 @@ def measure(task_name: str, num_envs: int, seeds: str, repeats: int) -> dict[str
         "ratio": median(p / b for p, b in zip(plain, batched, strict=True)),
         "share_of_step": shares,
         "attribution_over_training": attribution_seconds(env, repeats) / training,
+        "share_of_limit": multiply_adds / median(batched) / matmul_peak(),
         "memory_mb": memory,
     }
 
@@ -204,6 +211,12 @@ def attribution_seconds(env: MorphogenesisEnv, repeats: int) -> float:
         return timed(lambda: env.population.validate(inputs, rows, ablate=ablate))
 
     return median(validation(True) - validation(False) for _ in range(repeats))
+
+
+def matmul_peak(size: int = 1024, repeats: int = 10) -> float:
+    """Multiply-adds per second of large matrix products on all cores, the best of some."""
+    a, b = torch.rand(2, size, size).unbind()
+    return size**3 / min(timed(lambda: a @ b) for _ in range(repeats))
 
 
 def peak_memory() -> float:
@@ -252,12 +265,16 @@ def main() -> None:
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for rows, seeds in tqdm(cases, unit="case"):
             results.append(pool.apply(measure, (args.task, rows, seeds, args.repeats)))
-    print(" rows  seeds  steps/s   plain  ratio  memory MB  attribution/training  share of a step")
+    print(
+        " rows  seeds  steps/s   plain  ratio  memory MB  limit  attribution/training  "
+        "share of a step"
+    )
     for r in results:
         shares = ", ".join(f"{phase} {share:.1%}" for phase, share in r["share_of_step"].items())
         print(
             f"{r['rows']:>5} {r['seeds']:>6} {r['env_steps_per_second']:>8.0f} "
             f"{r['plain_steps_per_second']:>7.0f} {r['ratio']:>6.1f} {r['memory_mb']:>10.0f} "
+            f"{r['share_of_limit']:>6.1%} "
             f"{r['attribution_over_training']:>21.2f}  {shares}"
         )
     name = "throughput" if args.task == "digits" else f"throughput_{args.task}"

@@ -10,22 +10,17 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from envs.batched.interpreter import backward, forward
 from envs.batched.modes import Mode
-from envs.batched.products import Array, kernel
+from envs.batched.products import Array, cached_kernel, kernel
 
 _GATE = int(Mode.GATE)
 
 SOURCES = zlib.crc32(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))))
 """Digest of all the code here. Numba's cache notices changes in a function's own file only; as the
 default of an argument that nobody gives, the digest is part of what it looks for."""
-
-cached_kernel = numba.njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"}
-)
 
 
 class Network(NamedTuple):

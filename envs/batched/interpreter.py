@@ -22,7 +22,7 @@ from envs.batched.norms import (
     stem_forward,
     unpool,
 )
-from envs.batched.products import Array, add_dots, add_products, kernel, runs
+from envs.batched.products import Array, add_dots, add_products, entry_kernel, kernel, runs
 
 _OPCODE, _X, _OTHER, _OUT, _SCRATCH, _PARAMETERS = map(int, list(Field)[:6])
 _INPUTS, _OUTPUTS, _HEIGHT, _WIDTH, _SIZE, _FLAG = map(int, list(Field)[6:])
@@ -113,7 +113,7 @@ def blend_backward(
                 grad[m, b] -= grad_seed[m, b]
 
 
-@kernel
+@entry_kernel
 def forward(
     lines: Array, order: Array, params: Array, mode: Array, alpha: Array, arena: Array
 ) -> None:
@@ -211,7 +211,7 @@ def forward(
             blend(out, x, other, mean, mode[flag], alpha[flag])
 
 
-@kernel
+@entry_kernel
 def backward(
     lines: Array,
     order: Array,

@@ -12,10 +12,23 @@ from typing import Any
 import numba
 import numpy as np
 
-# Sums may be reordered, so that they are vectorised; NaN and infinity keep their meaning.
-kernel = numba.njit(
-    nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"}
-)
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    # Sums may be reordered, so that they are vectorised; NaN and infinity keep their meaning.
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+}
+
+_INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+kernel: Any = numba.njit(**_OPTIONS, **_INNER)
+"""Decorator of functions that only other kernels call, which saves a quarter of compiling."""
+
+entry_kernel: Any = numba.njit(**_OPTIONS)
+"""Decorator of functions that Python calls."""
+
+cached_kernel: Any = numba.njit(**_OPTIONS, cache=True)
+"""The same, kept on disk."""
 
 Array = Any
 """A NumPy array, in types that Numba infers."""

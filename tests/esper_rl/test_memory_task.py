@@ -20,7 +20,7 @@ def success_rate(config: ActorCriticConfig, iterations: int) -> float:
     env = MemoryTask(num_envs=64)
     ac = make_actor_critic(config, env)
     loss = FactoredClipPPOLoss(
-        ac.actor, ac.critic, heads=ac.heads, relevance=RELEVANCE, entropy_coeff=0.0
+        ac.actor, ac.critic, heads=ac.heads, relevance=RELEVANCE, entropy_coeff=0.02
     )
     optimizer = torch.optim.Adam(ac.network.parameters(), lr=3e-3)
     frames = 64 * (DELAY + 1)
