@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import product
+from threading import Timer
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from envs.batched.workers import run_chunks
 from envs.populations.base import ablations
 from envs.populations.data import Data, LabelledData
 from envs.populations.networks import Networks, Work
+
+_LOGGER = logging.getLogger(__name__)
 
 _PIECE = 125
 """Validation examples that go through a network at once: its features then fit the cache."""
@@ -45,6 +49,27 @@ class CompiledPasses:
             raise NotCompiledError(f"{type(optimizer).__name__} is not SGD")
         self.networks, self.data, self.optimizer = networks, data, optimizer
         self.network = assemble(networks, data.validation_inputs().shape[1])
+
+    def prepare(self, matrices: Sequence[Tensor]) -> None:
+        """Compile, or load what was compiled before, with a word to the user if it takes long.
+
+        Args:
+            matrices: as for :meth:`train`; nothing in them changes.
+        """
+        params, slots = matrices[0], self.networks.num_slots
+        free = torch.zeros(len(params), slots)
+        work = Work((free - 1).long(), free.long(), free)
+        examples = torch.zeros(len(params), 1, 1, dtype=torch.int64)
+        no_rows, places = examples[:0, 0, 0], torch.zeros(1 << slots, dtype=torch.int64)
+        told = "compiling the networks' layers, once on this machine: half a minute or so"
+        notice = Timer(2.0, _LOGGER.warning, [told])
+        notice.daemon = True
+        notice.start()
+        try:
+            self.train(matrices, work, (free.sum(1), free), examples, no_rows)
+            self.validate(params, work, no_rows, places, ablate=False)
+        finally:
+            notice.cancel()
 
     def train(
         self,
@@ -120,7 +145,7 @@ def _rows(params: Tensor, work: Work) -> Rows:
 
 def _shares(rows: Tensor) -> list[np.ndarray]:
     """Every thread's share of the rows, in several parts; like rows are far apart."""
-    count = min(len(rows), _SHARES * torch.get_num_threads())
+    count = max(1, min(len(rows), _SHARES * torch.get_num_threads()))
     return [np.ascontiguousarray(rows.numpy()[i::count]) for i in range(count)]
 
 

@@ -68,6 +68,9 @@ class PlainPasses:
     def __init__(self, networks: Networks, data: Data, optimizer: Optimizer) -> None:
         self.networks, self.data, self.optimizer = networks, data, optimizer
 
+    def prepare(self, matrices: Sequence[Tensor]) -> None:
+        """Nothing to prepare."""
+
     # -- forward ----------------------------------------------------------------------------
 
     def _segment(self, i: int, params: Tensor, h: Tensor) -> Tensor:

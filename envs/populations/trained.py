@@ -82,6 +82,7 @@ class TrainedPopulation:
             setattr(self, name, getattr(self, name).to(device))
         self.buffers = [buffer.to(device) for buffer in self.buffers]
         self.passes = make_passes(self.networks, self.data, self.optimizer, device)
+        self.passes.prepare([self.params, *self.buffers])
 
     @property
     def host_params(self) -> Tensor:

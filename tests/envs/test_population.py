@@ -178,6 +178,14 @@ def test_validation_changes_nothing():
     assert all(mine.equal(old) for mine, old in zip(state(population), before, strict=True))
 
 
+@both_passes
+def test_preparing_changes_nothing(plain):
+    population, _ = make_every_population(plain=plain)
+    before = state(population)
+    population.passes.prepare([population.params, *population.buffers])
+    assert all(mine.equal(old) for mine, old in zip(state(population), before, strict=True))
+
+
 # -- rows -------------------------------------------------------------------------------------
 
 
