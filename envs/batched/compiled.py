@@ -155,8 +155,8 @@ def train_rows(
     targets: Array,
     examples: Array,
     velocity: Array,
-    host_rate: Array,
-    seed_rate: Array,
+    host_lr: Array,
+    seed_lr: Array,
     momentum: float,
     host_norm: Array,
     seed_norm: Array,
@@ -172,7 +172,7 @@ def train_rows(
         targets: int64 ``[M]``, their classes.
         examples: int64 ``[N, batches, B]``, the minibatches.
         velocity: floats like the parameters.
-        host_rate, seed_rate: learning rates ``[N]`` and ``[N, S]``.
+        host_lr, seed_lr: learning rates ``[N]`` and ``[N, S]``.
         momentum: of SGD.
         host_norm, seed_norm: mean gradient norms ``[N]`` and ``[N, S]``, written.
     """
@@ -208,7 +208,7 @@ def train_rows(
             backward(lines, order, params, mode, alpha, arena, grads, grad_params)
             host_norm[row] += _step(
                 params, velocity[row], grad_params, 0, network.host_columns,
-                host_rate[row], momentum,
+                host_lr[row], momentum,
             ) / batches  # fmt: skip
             for s in range(slots):
                 if kind[s] >= 0:
@@ -216,7 +216,7 @@ def train_rows(
                     last = first + network.seeds[s, kind[s], 3]
                     seed_norm[row, s] += _step(
                         params, velocity[row], grad_params, first, last,
-                        seed_rate[row, s], momentum,
+                        seed_lr[row, s], momentum,
                     ) / batches  # fmt: skip
 
 

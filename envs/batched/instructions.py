@@ -115,7 +115,7 @@ class Assembler:
         Args:
             opcode: what to do.
             x: what is read.
-            out: what is written; the same as ``other`` if that is to be changed in place.
+            out: what is written.
             other: what is read too.
             scratch: what the layer keeps for the backward pass.
             parameters: first column of the layer's parameters.

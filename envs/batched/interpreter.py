@@ -58,16 +58,16 @@ def blend(out: Array, h: Array, seed: Array, openness: Array, mode: int, alpha: 
     Args:
         out: features ``[≥ rows, B]``, ``h`` before.
         h: ``[rows, B]``.
-        seed: what it gives, ``[≥ rows, B]``; MULTIPLY leaves the hyperbolic tangent there.
+        seed: what it gives, ``[≥ rows, B]``.
         openness: of its gate, ``[B]``.
     """
     rows, batch = h.shape
     weight = h.dtype.type(alpha)
     for m in range(rows if mode != _INCUBATE else 0):
         if mode == _MULTIPLY:
-            tanh_difference(seed[m], h[m], seed[m])
+            tanh_difference(seed[m], h[m], out[m])
             for b in range(batch):
-                out[m, b] = h[m, b] * (1 + weight * seed[m, b])
+                out[m, b] = h[m, b] * (1 + weight * out[m, b])
         elif mode == _GATE:
             for b in range(batch):
                 out[m, b] = h[m, b] + weight * openness[b] * (seed[m, b] - h[m, b])
@@ -98,8 +98,9 @@ def blend_backward(
             for b in range(batch):
                 grad_seed[m, b] = grad[m, b]
         elif mode == _MULTIPLY:
+            tanh_difference(seed[m], h[m], grad_seed[m])
             for b in range(batch):
-                moved, g = seed[m, b], weight * grad[m, b]
+                moved, g = grad_seed[m, b], weight * grad[m, b]
                 grad_seed[m, b] = g * h[m, b] * (1 - moved * moved)
                 grad[m, b] += g * moved - grad_seed[m, b]
         elif mode == _GATE:
@@ -190,10 +191,10 @@ def forward(
             for m in range(rows):
                 for b in range(batch):
                     out[m, b] = flag / (1 + np.exp(-x[m, b]))
-        elif opcode == _ADD:  # in place
+        elif opcode == _ADD:
             for m in range(rows):
                 for b in range(batch):
-                    out[m, b] += x[m, b]
+                    out[m, b] = x[m, b] + other[m, b]
         elif opcode == _SCALE:
             for m in range(rows):
                 for b in range(batch):
@@ -302,6 +303,7 @@ def backward(
         elif opcode == _ADD:
             for m in range(rows):
                 for b in range(batch):
+                    grad_other[m, b] += grad[m, b]
                     grad_x[m, b] += grad[m, b]
         elif opcode == _SCALE:
             for m in range(rows):

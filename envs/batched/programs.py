@@ -108,7 +108,8 @@ class Residual(Program):
 
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
         inner = super().emit(code, x)
-        return code.line(Opcode.ADD, x, inner, other=inner)
+        out = code.buffer(x.channels, x.height, x.width)
+        return code.line(Opcode.ADD, x, out, other=inner)
 
 
 class ScaleChannels(Program):

@@ -83,8 +83,8 @@ def as_usual(function: Callable[Given, Result]) -> Callable[Given, Result]:
 def keep_freed_memory() -> None:
     """Make glibc hand out freed memory again instead of returning it to the system.
 
-    Activations of some MB are allocated and freed at every layer; fresh pages for each of them
-    cost a third of validation. glibc raises its limits for this to the largest mapped block that
-    was freed, 32 MB at most. Does nothing elsewhere.
+    Features of some MB are allocated and freed in every pass; fresh pages for each of them cost a
+    third of validation in PyTorch. glibc raises its limits for this to the largest mapped block
+    that was freed, 32 MB at most. Does nothing elsewhere.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -49,6 +49,10 @@ class CompiledPasses:
             raise NotCompiledError(f"{type(optimizer).__name__} is not SGD")
         self.networks, self.data, self.optimizer = networks, data, optimizer
         self.network = assemble(networks, data.validation_inputs().shape[1])
+        slots, left_out = torch.arange(networks.num_slots), ablations(networks.num_slots)
+        digits = left_out[:, None] >> slots & 1
+        order = (digits << slots.flip(0)).sum(1).argsort()  # that of envs.batched.compiled
+        self._left_out, self._sets = left_out[order], digits[order].bool().numpy()
 
     def prepare(self, matrices: Sequence[Tensor]) -> None:
         """Compile, or load what was compiled before, with a word to the user if it takes long.
@@ -58,7 +62,7 @@ class CompiledPasses:
         """
         params, slots = matrices[0], self.networks.num_slots
         free = torch.zeros(len(params), slots)
-        work = Work((free - 1).long(), free.long(), free)
+        work = Work((free - 1).long(), free.long(), free, free.sum(1), free)
         examples = torch.zeros(len(params), 1, 1, dtype=torch.int64)
         no_rows, places = examples[:0, 0, 0], torch.zeros(1 << slots, dtype=torch.int64)
         told = "compiling the networks' layers, once on this machine: half a minute or so"
@@ -66,7 +70,7 @@ class CompiledPasses:
         notice.daemon = True
         notice.start()
         try:
-            self.train(matrices, work, (free.sum(1), free), examples, no_rows)
+            self.train(matrices, work, examples, no_rows)
             self.validate(params, work, no_rows, places, ablate=False)
         finally:
             notice.cancel()
@@ -75,7 +79,6 @@ class CompiledPasses:
         self,
         matrices: Sequence[Tensor],
         work: Work,
-        rates: tuple[Tensor, Tensor],
         examples: Tensor,
         rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -84,7 +87,8 @@ class CompiledPasses:
         host_norm = params.new_zeros(len(params))
         seed_norm = params.new_zeros(len(params), self.networks.num_slots)
         inputs, targets = self.data.inputs.to(params.dtype).numpy(), self.data.targets.numpy()
-        host_rate, seed_rate = (rate.to(params.dtype).numpy() for rate in rates)
+        minibatches = examples.contiguous().numpy()
+        host_lr, seed_lr = (rate.to(params.dtype).numpy() for rate in (work.host_lr, work.seed_lr))
         state = _rows(params, work)
 
         def train(chunk: np.ndarray) -> None:
@@ -94,10 +98,10 @@ class CompiledPasses:
                 chunk,
                 inputs,
                 targets,
-                examples.contiguous().numpy(),
+                minibatches,
                 velocity.numpy(),
-                host_rate,
-                seed_rate,
+                host_lr,
+                seed_lr,
                 self.optimizer.momentum,
                 host_norm.numpy(),
                 seed_norm.numpy(),
@@ -110,31 +114,28 @@ class CompiledPasses:
         self, params: Tensor, work: Work, rows: Tensor, places: Tensor, *, ablate: bool
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`envs.populations.plain.PlainPasses.validate`."""
-        slots = torch.arange(self.networks.num_slots)
-        left_out = ablations(len(slots)) if ablate else ablations(len(slots))[:1]
-        digits = left_out[:, None] >> slots & 1
-        order = (digits << slots.flip(0)).sum(1).argsort()
-        sets = digits[order].bool().numpy()
-
+        number = len(self._left_out) if ablate else 1
+        left_out, sets = self._left_out[:number], self._sets[:number]
         state = _rows(params, work)
         inputs, targets = self.data.validation_inputs()[0], self.data.validation_targets()[0]
-        pieces = list(zip(inputs.split(_PIECE, dim=1), targets.split(_PIECE), strict=True))
+        pieces = [
+            (x.to(params.dtype).contiguous().numpy(), answers.numpy())
+            for x, answers in zip(inputs.split(_PIECE, 1), targets.split(_PIECE), strict=True)
+        ]
         loss = np.zeros((len(pieces), len(params)))
-        correct = np.zeros((len(pieces), len(params), len(order)), np.int64)
+        correct = np.zeros((len(pieces), len(params), number), np.int64)
 
         def measure(share: tuple[int, np.ndarray]) -> None:
             piece, chunk = share
-            x, answers = pieces[piece]
-            examples, answers = x.to(params.dtype).contiguous().numpy(), answers.numpy()
             validate_rows(
-                self.network, state, chunk, examples, answers, sets, loss[piece], correct[piece]
+                self.network, state, chunk, *pieces[piece], sets, loss[piece], correct[piece]
             )
 
         run_chunks(measure, product(range(len(pieces)), _shares(rows)))
         sizes = np.array([[len(answers)] for _, answers in pieces])
         mean_loss = torch.from_numpy((loss * sizes).sum(0) / len(targets))
         counted = params.new_zeros(len(params), int(places.max()) + 1)
-        counted[:, places[left_out[order]]] = torch.from_numpy(correct.sum(0)).to(params.dtype)
+        counted[:, places[left_out]] = torch.from_numpy(correct.sum(0)).to(params.dtype)
         return mean_loss.to(params.dtype), counted
 
 
@@ -176,7 +177,7 @@ def assemble(networks: Networks, features: int) -> Network:
         seen = code.buffer(out.channels, out.height, out.width)
         code.line(Opcode.SHOW, out, seen, flag=s)
         shown = len(code.lines)
-        openness = emit(next(iter(choices.values())).gate, code, seen)
+        openness = emit(networks.gates[s], code, seen)
         steps = (first, shown, shown, len(code.lines))
         slots.append((out.start, seen.start, seen.size, *steps, columns.start))
         column, place = code.column, code.place

@@ -22,19 +22,12 @@ class Seed:
     """One of the seeds that a slot can hold.
 
     Attributes:
-        gate: how far it is open, ``[n, 1, B]``; it counts only while the seed is gated.
         module: the seed itself.
-        layout: parameters of both, the gate's first.
+        layout: parameters of its slot's gate, then its own.
     """
 
-    gate: Program
     module: Segment
     layout: ParameterLayout
-
-    @property
-    def gate_size(self) -> int:
-        """Parameters of the gate."""
-        return self.gate.layout.size
 
 
 class Networks:
@@ -50,6 +43,8 @@ class Networks:
     Attributes:
         host, num_slots: as given.
         blueprints: names of the choices of head ``blueprint``.
+        gates: for every slot, how far its seed's gate is open, ``[n, 1, B]``; it counts only while
+            the seed is gated.
         seeds: for every slot, what it can hold by choice.
         segments: columns of every segment of the host.
         slots: columns of every slot.
@@ -60,12 +55,16 @@ class Networks:
     def __init__(self, host: Host, num_slots: int) -> None:
         self.host, self.num_slots = host, num_slots
         self.blueprints = blueprint_choices(tuple(host.blueprints))
+        channels = host.slot_channels[:num_slots]
+        self.gates = [
+            Program(host.pool, Linear("gate", count, 1, zero=True), Sigmoid()) for count in channels
+        ]
         self.seeds = [
             {
-                self.blueprints.index(name): _seed(host, blueprint(channels), channels)
+                self.blueprints.index(name): _seed(gate, blueprint(count))
                 for name, blueprint in host.blueprints.items()
             }
-            for channels in host.slot_channels[:num_slots]
+            for gate, count in zip(self.gates, channels, strict=True)
         ]
         sizes = [segment.layout.size for segment in host.segments]
         self.host_size = sum(sizes)
@@ -77,9 +76,8 @@ class Networks:
         self.segments, self.slots = columns[: len(host.segments)], columns[len(host.segments) :]
 
 
-def _seed(host: Host, module: Segment, channels: int) -> Seed:
-    gate = Program(host.pool, Linear("gate", channels, 1, zero=True), Sigmoid())
-    return Seed(gate, module, ParameterLayout([*gate.layout.entries, *module.layout.entries]))
+def _seed(gate: Program, module: Segment) -> Seed:
+    return Seed(module, ParameterLayout([*gate.layout.entries, *module.layout.entries]))
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,14 @@ class Work:
         kind: int64 ``[N, S]``, which seed runs, −1 for none.
         mode: int64 ``[N, S]``, a :class:`~envs.batched.modes.Mode`.
         alpha: floats ``[N, S]``.
+        host_lr, seed_lr: learning rates, floats ``[N]`` and ``[N, S]``.
     """
 
     kind: Tensor
     mode: Tensor
     alpha: Tensor
+    host_lr: Tensor
+    seed_lr: Tensor
 
 
 def slot_work(inputs: SlotInputs, *, training: bool) -> Work:
@@ -102,4 +103,5 @@ def slot_work(inputs: SlotInputs, *, training: bool) -> Work:
     mixed = inputs.mixed
     runs = mixed | (inputs.stage == Stage.TRAINING) if training else mixed
     mode = torch.where(mixed, inputs.algorithm - Algorithm.ADD + Mode.ADD, Mode.INCUBATE)
-    return Work(torch.where(runs, inputs.blueprint, -1), mode, inputs.alpha)
+    kind = torch.where(runs, inputs.blueprint, -1)
+    return Work(kind, mode, inputs.alpha, inputs.host_lr, inputs.seed_lr)

@@ -88,7 +88,7 @@ class PlainPasses:
             given = seed.module(named, features.detach() if mode is Mode.INCUBATE else features)
             weight = lanes.alpha[here, slot].view(-1, *[1] * (h.dim() - 1))
             if mode is Mode.GATE:
-                openness = seed.gate(named, features)
+                openness = self.networks.gates[slot](named, features)
                 weight = weight * openness.view(len(here), *[1] * (h.dim() - 2), -1)
             h = h.index_copy(0, here, mix(mode, features, given, weight))
         return h
@@ -108,7 +108,6 @@ class PlainPasses:
         self,
         matrices: Sequence[Tensor],
         work: Work,
-        rates: tuple[Tensor, Tensor],
         examples: Tensor,
         rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -118,7 +117,6 @@ class PlainPasses:
             matrices: floats ``[N, columns]``, changed in place: the parameters, then the
                 optimizer's buffers.
             work: what the slots do.
-            rates: learning rates of hosts ``[N]`` and seeds ``[N, S]``.
             examples: int64 ``[N, batches, B]``.
             rows: int64 ``[n]``, without repetition; the others stay as they are.
 
@@ -128,7 +126,7 @@ class PlainPasses:
         norms = matrices[0].new_zeros(len(matrices[0]), 1 + self.networks.num_slots)
 
         def train(chunk: Tensor) -> None:
-            self._train_chunk(matrices, work, rates, examples[chunk], chunk, norms)
+            self._train_chunk(matrices, work, examples[chunk], chunk, norms)
 
         run_chunks(train, self._chunks(rows, examples.shape[2]))
         return norms[:, 0], norms[:, 1:]
@@ -137,7 +135,6 @@ class PlainPasses:
         self,
         matrices: Sequence[Tensor],
         work: Work,
-        rates: tuple[Tensor, Tensor],
         examples: Tensor,
         rows: Tensor,
         norms: Tensor,
@@ -150,7 +147,7 @@ class PlainPasses:
             (columns, (lanes.kind[:, slot] >= 0).nonzero().squeeze(1))
             for slot, columns in enumerate(self.networks.slots)
         ]
-        part_rates = [rates[0][rows], *rates[1][rows].unbind(1)]
+        rates = [lanes.host_lr, *lanes.seed_lr.unbind(1)]
         for chosen in examples.unbind(1):
             h = self.data.train_inputs(chosen)
             for i in range(len(self.networks.host.segments)):
@@ -162,7 +159,7 @@ class PlainPasses:
             with torch.no_grad():
                 for i, (columns, here) in enumerate(parts):
                     part = [x[here, columns] for x in (params, *buffers, gradient)]
-                    self.optimizer.step(part[0], part[1:-1], part[-1], part_rates[i][here, None])
+                    self.optimizer.step(part[0], part[1:-1], part[-1], rates[i][here, None])
                     for matrix, changed in zip((params, *buffers), part, strict=False):
                         matrix[here, columns] = changed
                     norm = torch.linalg.vector_norm(part[-1], dim=1)
@@ -220,7 +217,7 @@ class PlainPasses:
 
 
 def _take(work: Work, rows: Tensor) -> Work:
-    return Work(work.kind[rows], work.mode[rows], work.alpha[rows])
+    return Work(**{name: values[rows] for name, values in vars(work).items()})
 
 
 def _groups(kind: Tensor, mode: Tensor) -> Iterator[tuple[int, Mode, Tensor]]:

@@ -63,9 +63,9 @@ class TrainedPopulation:
         self._module_sizes = torch.zeros(num_slots, len(self.blueprints), dtype=torch.float32)
         self._gate_sizes = torch.zeros(num_slots, dtype=torch.float32)
         for slot, seeds in enumerate(networks.seeds):
+            self._gate_sizes[slot] = networks.gates[slot].layout.size
             for kind, seed in seeds.items():
                 self._module_sizes[slot, kind] = seed.module.layout.size
-                self._gate_sizes[slot] = seed.gate_size
         self._ablations = ablations(num_slots)
         self._places = torch.zeros(1 << num_slots, dtype=torch.int64)
         self._places[self._ablations] = torch.arange(len(self._ablations))
@@ -126,8 +126,9 @@ class TrainedPopulation:
         for slot in where.any(0).nonzero().squeeze(1).tolist():
             rows = where[:, slot].nonzero().squeeze(1)
             start = self.networks.slots[slot].start
+            stop = start + self.networks.gates[slot].layout.size
             for matrix in (self.params, *self.buffers):
-                matrix[rows, start : start + int(self._gate_sizes[slot])] = 0.0
+                matrix[rows, start:stop] = 0.0
 
     # -- passes -----------------------------------------------------------------------------
 
@@ -150,8 +151,8 @@ class TrainedPopulation:
         """
         if rows is None:
             rows = torch.arange(self.num_rows, device=self.device)
-        work, rates = slot_work(inputs, training=True), (inputs.host_lr, inputs.seed_lr)
-        return self.passes.train([self.params, *self.buffers], work, rates, examples, rows)
+        work = slot_work(inputs, training=True)
+        return self.passes.train([self.params, *self.buffers], work, examples, rows)
 
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
         work = slot_work(inputs, training=False)

@@ -100,6 +100,7 @@ LAYERS: dict[str, tuple[Layer, Callable[..., Tensor], tuple[int, ...]]] = {
         lambda x, kernel: 2 * x + pointwise(x, kernel),
         FEATURES,
     ),
+    "residual of nothing": (Residual(), lambda x: 2 * x, FEATURES),
     "scaled channels": (
         ScaleChannels(GlobalAverage(), Linear("w", IN, IN), Sigmoid()),
         attention,
