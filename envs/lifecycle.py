@@ -7,7 +7,7 @@ tensors instead of writing into them, so a tensor handed out once never changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,12 +32,28 @@ from envs.actions import (
 )
 from envs.batched.workers import one_thread
 from envs.state import Slots
+from envs.tables import look_up
 
 GATES: tuple[str, ...] = ("permissive", "strict", "hidden")
 """Values of the environment's ``gates``."""
 
 COOL_DOWN_EPOCHS: dict[Stage, int] = {Stage.PRUNED: 1, Stage.EMBARGOED: 5, Stage.RESETTING: 1}
 """Length of each cool-down stage, in observations."""
+
+FOLLOWING: dict[Stage, Stage] = {
+    Stage.GERMINATED: Stage.TRAINING,
+    Stage.TRAINING: Stage.BLENDING,
+    Stage.BLENDING: Stage.HOLDING,
+    Stage.PRUNED: Stage.EMBARGOED,
+    Stage.EMBARGOED: Stage.RESETTING,
+    Stage.RESETTING: Stage.DORMANT,
+}
+"""Stage after an ADVANCE, or after a cool-down."""
+
+_FOLLOWING = [FOLLOWING.get(stage, stage) for stage in Stage]
+_STEEPNESS = [SIGMOID_STEEPNESS.get(curve, 0.0) for curve in AlphaCurve]
+_SIGMOID_START = [1 / (1 + math.exp(steepness / 2)) for steepness in _STEEPNESS]
+_COOL_DOWN_EPOCHS = [COOL_DOWN_EPOCHS.get(stage, math.inf) for stage in Stage]
 
 STRICT_GRADIENT_RATIO = 0.10
 """Strict gate 2: the seed's gradient norm over the host's."""
@@ -100,8 +116,8 @@ def check_action(action: object, num_rows: int, sizes: Mapping[str, int]) -> dic
             )
         checked[head] = index
     indices = torch.stack(list(checked.values()))
-    limits = torch.tensor([sizes[head] for head in HEADS], device=indices.device)[:, None]
-    outside = (indices < 0) | (indices >= limits)
+    places = torch.arange(len(HEADS), device=indices.device)[:, None]
+    outside = (indices < 0) | (indices >= look_up([sizes[head] for head in HEADS], places))
     if outside.any():
         place, row = outside.nonzero()[0].tolist()
         head = HEADS[place]
@@ -122,10 +138,11 @@ def legal_slots(slots: Slots, host_gradient: Tensor, *, strict: bool) -> Tensor:
     """
     stage = slots.stage
     holds = slots.alpha_mode == AlphaMode.HOLD
-    unmixed = (stage == Stage.GERMINATED) | (stage == Stage.TRAINING)
-    mixed = ((stage == Stage.BLENDING) | (stage == Stage.HOLDING)) & holds
-    trained = (stage == Stage.TRAINING) & (slots.clock >= 1)
-    finished = (stage == Stage.HOLDING) & holds & (slots.alpha > 0)
+    germinated, training = stage == Stage.GERMINATED, stage == Stage.TRAINING
+    blended, holding = (stage == Stage.BLENDING) & holds, (stage == Stage.HOLDING) & holds
+    mixed = blended | holding
+    trained = training & (slots.clock >= 1)
+    finished = holding & (slots.alpha > 0)
     if strict:
         trained &= slots.gradient_norm >= STRICT_GRADIENT_RATIO * host_gradient[:, None]
         finished &= (slots.contribution_age >= 0) & (slots.contribution >= STRICT_CONTRIBUTION)
@@ -133,9 +150,9 @@ def legal_slots(slots: Slots, host_gradient: Tensor, *, strict: bool) -> Tensor:
         Op.WAIT: torch.ones_like(holds),
         Op.GERMINATE: stage == Stage.DORMANT,
         Op.SET_ALPHA_TARGET: mixed,
-        Op.PRUNE: unmixed | mixed,
+        Op.PRUNE: germinated | training | mixed,
         Op.FOSSILIZE: finished,
-        Op.ADVANCE: (stage == Stage.GERMINATED) | trained | ((stage == Stage.BLENDING) & holds),
+        Op.ADVANCE: germinated | trained | blended,
     }
     return torch.stack([by_op[op] for op in Op], dim=1)
 
@@ -180,50 +197,47 @@ def apply_action(
     success &= offered[action["blueprint"]] | (op != Op.GERMINATE)
     op = torch.where(success, op, Op.WAIT)
     here = torch.arange(num_slots, device=device) == action["slot"][:, None]
-    does = {each: here & (op == each)[:, None] for each in Op}
+    carried_out = torch.where(here, op[:, None], Op.WAIT)
 
-    def choice(table: tuple, head: str) -> Tensor:
+    def choice(table: Sequence[float], head: str) -> Tensor:
         """Look up the meaning of the head's choice, as a column ``[N, 1]``."""
-        meaning = torch.tensor(table, device=device)
-        if meaning.is_floating_point():
-            meaning = meaning.float()  # whatever the default is
-        return meaning[action[head]][:, None]
+        return look_up(table, action[head])[:, None]
 
     style = action["style"][:, None]
-    algorithm = choice(STYLE_ALGORITHM, "style")
     target = choice(ALPHA_TARGETS, "alpha_target")
     speed = choice(ALPHA_SPEED_EPOCHS, "alpha_speed")
-    curve = action["alpha_curve"][:, None]
 
-    germinated = does[Op.GERMINATE]
+    germinated = carried_out == Op.GERMINATE
     slots.enter(germinated, Stage.GERMINATED)
     slots.blueprint = torch.where(germinated, action["blueprint"][:, None], slots.blueprint)
     slots.ramp_target = torch.where(germinated, target, slots.ramp_target)
     slots.ramp_epochs = torch.where(germinated, choice(TEMPO_EPOCHS, "tempo"), slots.ramp_epochs)
     slots.ramp_curve = torch.where(germinated, choice(STYLE_CURVE, "style"), slots.ramp_curve)
 
-    advanced, stage = does[Op.ADVANCE], slots.stage
-    slots.enter(advanced & (stage == Stage.GERMINATED), Stage.TRAINING)
-    blending = advanced & (stage == Stage.TRAINING)
-    slots.enter(blending, Stage.BLENDING)
-    slots.ramp(blending, slots.ramp_target, slots.ramp_epochs, slots.ramp_curve)
-    slots.enter(advanced & (stage == Stage.BLENDING), Stage.HOLDING)
+    advanced = carried_out == Op.ADVANCE
+    blending = advanced & (slots.stage == Stage.TRAINING)
+    slots.enter(advanced, look_up(_FOLLOWING, slots.stage))
 
-    retargeted = does[Op.SET_ALPHA_TARGET]
-    slots.ramp(retargeted, target, speed, curve)
-
+    retargeted = carried_out == Op.SET_ALPHA_TARGET
     styled = germinated | retargeted
     gated = styled & (style == Style.GATED_GATE)
     gated &= germinated | (slots.algorithm != Algorithm.GATE)
-    slots.algorithm = torch.where(styled, algorithm, slots.algorithm)
+    slots.algorithm = torch.where(styled, choice(STYLE_ALGORITHM, "style"), slots.algorithm)
 
-    fossilized = does[Op.FOSSILIZE]
+    fossilized = carried_out == Op.FOSSILIZE
     slots.enter(fossilized, Stage.FOSSILIZED)
 
-    pruned = does[Op.PRUNE]
+    pruned = carried_out == Op.PRUNE
     fades = pruned & (slots.alpha > 0) & (speed > 0)
     slots.enter(fades & (slots.stage == Stage.HOLDING), Stage.BLENDING)
-    slots.ramp(fades, torch.zeros_like(target), speed, curve, removing=True)
+
+    slots.ramp(
+        blending | retargeted | fades,
+        torch.where(blending, slots.ramp_target, torch.where(fades, 0.0, target)),
+        torch.where(blending, slots.ramp_epochs, speed),
+        torch.where(blending, slots.ramp_curve, action["alpha_curve"][:, None]),
+        removing=fades,
+    )
     slots.empty(pruned & ~fades, Stage.PRUNED)
 
     return Applied(success, op, germinated, gated, fossilized, pruned)
@@ -259,23 +273,14 @@ def alpha_curve(curve: Tensor, t: Tensor) -> Tensor:
         tensor([0.5000, 0.5000, 1.0000])
     """
     progress = torch.where(curve == AlphaCurve.COSINE, (1 - torch.cos(math.pi * t)) / 2, t)
-    for each, steepness in SIGMOID_STEEPNESS.items():
-        low = 1 / (1 + math.exp(steepness / 2))
-        rescaled = (torch.sigmoid(steepness * (t - 0.5)) - low) / (1 - 2 * low)
-        progress = torch.where(curve == each, rescaled, progress)
-    return progress.clamp(0.0, 1.0)
+    steepness, low = look_up(_STEEPNESS, curve), look_up(_SIGMOID_START, curve)
+    rescaled = (torch.sigmoid(steepness * (t - 0.5)) - low) / (1 - 2 * low)
+    return torch.where(steepness > 0, rescaled, progress).clamp(0.0, 1.0)
 
 
 def advance_clocks(slots: Slots) -> None:
     """Cool-downs that have run their length move on; then every busy slot counts an epoch."""
-    stage = slots.stage
-    following = {
-        Stage.PRUNED: Stage.EMBARGOED,
-        Stage.EMBARGOED: Stage.RESETTING,
-        Stage.RESETTING: Stage.DORMANT,
-    }
-    for cooling, after in following.items():
-        over = (stage == cooling) & (slots.clock >= COOL_DOWN_EPOCHS[cooling])
-        slots.enter(over, after)
+    over = slots.clock >= look_up(_COOL_DOWN_EPOCHS, slots.stage)
+    slots.enter(over, look_up(_FOLLOWING, slots.stage))
     slots.clock = slots.clock + (slots.stage != Stage.DORMANT)
     slots.age = slots.age + slots.has_module

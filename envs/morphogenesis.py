@@ -27,6 +27,7 @@ from envs.observation import compute_observation
 from envs.populations.base import MOST_SLOTS, Population, SlotInputs, Validation
 from envs.registration import make_task
 from envs.reward import REWARD_TERMS, RewardConfig, Transition, compute_terms
+from envs.rows import cloned
 from envs.specs import SpecMaker
 from envs.state import History, Slots, State
 from envs.tasks.base import Task
@@ -284,8 +285,10 @@ class MorphogenesisEnv(EnvBase):
         )
         state.success, state.executed_op = applied.success, applied.op
         state.chosen_op = action["op"].clone()
-        keys = fold(state.key[:, None], Stream.SEED, state.epoch[:, None], self._slot_numbers)
-        population.plant(applied.germinated, state.slots.blueprint, keys)
+        if applied.germinated.any():
+            epoch = state.epoch[:, None]
+            keys = fold(state.key[:, None], Stream.SEED, epoch, self._slot_numbers)
+            population.plant(applied.germinated, state.slots.blueprint, keys)
         population.reset_gates(applied.gated)
         return applied
 
@@ -380,19 +383,17 @@ class MorphogenesisEnv(EnvBase):
         observation = compute_observation(
             state, max_epochs=self.max_epochs, parameter_budget=self.task.parameter_budget
         )
-        return TensorDict(
-            {
-                "observation": observation,
-                "blueprint_indices": slots.blueprint,
-                "last_action_success": state.success[:, None],
-                "last_action_op": state.chosen_op,
-                "action_mask": action_masks(legal, self.population.offered),
-                "metrics": compute_metrics(state),
-                "reward_terms": {name: term[:, None] for name, term in state.terms.items()},
-                "done": state.done[:, None],
-                "terminated": state.terminated[:, None],
-                "truncated": state.truncated[:, None],
-            },
-            batch_size=self.batch_size,
-            device=self.device,
-        ).clone()  # what others do to it in place must not reach the environment's state
+        shown = {
+            "observation": observation,
+            "blueprint_indices": slots.blueprint,
+            "last_action_success": state.success[:, None],
+            "last_action_op": state.chosen_op,
+            "action_mask": action_masks(legal, self.population.offered),
+            "metrics": compute_metrics(state),
+            "reward_terms": {name: term[:, None] for name, term in state.terms.items()},
+            "done": state.done[:, None],
+            "terminated": state.terminated[:, None],
+            "truncated": state.truncated[:, None],
+        }
+        # What others do to it in place must not reach the environment's state.
+        return TensorDict(cloned(shown), batch_size=self.batch_size, device=self.device)

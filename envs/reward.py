@@ -16,6 +16,7 @@ from envs.actions import Op, Stage
 from envs.errors import check_choice, check_number
 from envs.lifecycle import Applied
 from envs.state import State
+from envs.tables import look_up
 
 STAGE_POTENTIAL: dict[Stage, float] = {
     Stage.GERMINATED: 1.0,
@@ -284,5 +285,4 @@ def compute_terms(step: Transition, formulas: Mapping[str, RewardTerm]) -> dict[
 
 def _by_index(values: Mapping[Any, float], size: int, index: Tensor) -> Tensor:
     """``values[index]``, 0 where there is none."""
-    table = [values.get(place, 0.0) for place in range(size)]
-    return torch.tensor(table, dtype=torch.float32, device=index.device)[index]
+    return look_up([float(values.get(place, 0.0)) for place in range(size)], index)

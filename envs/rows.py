@@ -78,6 +78,14 @@ class Rows:
         return made
 
 
+def cloned(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Clone all tensors of a dict, also those of dicts in it."""
+    return {
+        name: cloned(value) if isinstance(value, dict) else value.clone()
+        for name, value in tensors.items()
+    }
+
+
 def _map(function: Callable[[Tensor], Tensor], rows: Rows) -> dict[str, Any]:
     """The fields after ``function`` was called on every tensor in them."""
     return _map2(lambda tensor, _: function(tensor), rows, rows)

@@ -123,6 +123,8 @@ class Slots(Rows):
 
     def empty(self, where: Tensor, stage: Stage) -> None:
         """Take the module out of the slots ``where [N, S]`` and set their stage, clock 0."""
+        if not where.any():  # as in most steps
+            return
         num_rows, num_slots = self.stage.shape
         fresh = Slots.dormant(num_rows, num_slots, self.stage.device)
         fresh.stage = torch.full_like(self.stage, stage)
@@ -132,13 +134,13 @@ class Slots(Rows):
         left = gone & (self.peak > 0) & (self.helper_gone < 0)
         self.helper_gone = torch.where(left, 0, self.helper_gone)
 
-    def enter(self, where: Tensor, stage: Stage) -> None:
+    def enter(self, where: Tensor, stage: Stage | Tensor) -> None:
         """Set the stage of the slots ``where [N, S]``, clock 0."""
         self.stage = torch.where(where, stage, self.stage)
         self.clock = torch.where(where, 0, self.clock)
 
     def ramp(
-        self, where: Tensor, target: Tensor, epochs: Tensor, curve: Tensor, removing: bool = False
+        self, where: Tensor, target: Tensor, epochs: Tensor, curve: Tensor, removing: Tensor
     ) -> None:
         """Aim α of the slots ``where [N, S]`` at ``target``.
 
@@ -147,7 +149,7 @@ class Slots(Rows):
         Args:
             where: bool ``[N, S]``.
             target, epochs, curve: broadcast with ``where``.
-            removing: the module goes on arrival.
+            removing: bool, broadcasts with ``where``: the module goes on arrival.
         """
         aimed = where & (target != self.alpha)
         moves = aimed & (epochs > 0)
