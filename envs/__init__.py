@@ -9,6 +9,7 @@ from envs.hosts import ConvHost
 from envs.morphogenesis import MorphogenesisEnv
 from envs.observation import feature_names
 from envs.registration import list_tasks, make_task, register_task
+from envs.resuming import ResumableEnv
 from envs.reward import RewardConfig
 from envs.tasks import ArrayTask, Task
 
@@ -16,6 +17,7 @@ __all__ = [
     "ArrayTask",
     "ConvHost",
     "MorphogenesisEnv",
+    "ResumableEnv",
     "RewardConfig",
     "Task",
     "feature_names",

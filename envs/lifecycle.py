@@ -69,6 +69,7 @@ class Applied:
     Attributes:
         success: bool ``[N]``; False where it was refused and the step runs as WAIT.
         op: int64 ``[N]``, the op that was carried out.
+        acted: bool ``[N, S]``, slots on which an op was carried out.
         germinated: bool ``[N, S]``, slots where a seed was planted.
         gated: bool ``[N, S]``, slots whose algorithm became GATE.
         fossilized: bool ``[N, S]``.
@@ -77,6 +78,7 @@ class Applied:
 
     success: Tensor
     op: Tensor
+    acted: Tensor
     germinated: Tensor
     gated: Tensor
     fossilized: Tensor
@@ -240,7 +242,8 @@ def apply_action(
     )
     slots.empty(pruned & ~fades, Stage.PRUNED)
 
-    return Applied(success, op, germinated, gated, fossilized, pruned)
+    acted = carried_out != Op.WAIT
+    return Applied(success, op, acted, germinated, gated, fossilized, pruned)
 
 
 @one_thread

@@ -15,14 +15,14 @@ def compute_metrics(state: State) -> dict[str, Tensor]:
     """Compute the metrics by name.
 
     Each is ``[N, 1]``, ``[N, S]``, ``[N, S, S]`` for pairs of slots or ``[N]`` for choices.
-    All are finite, so that a mean over rows survives one that has diverged.
+    All are finite, so that a mean over rows survives one whose gradients aren't.
     """
     slots, history = state.slots, state.history
     return {
         "epoch": state.epoch[:, None],
         "val_accuracy": history.accuracy[:, None],
         "val_loss": history.loss[:, None],
-        "diverged": state.diverged[:, None],
+        "rollback": state.rolled_back[:, None],
         "seed_params": state.seed_params.sum(1, keepdim=True),
         "host_gradient_norm": _finite(state.host_gradient_norm)[:, None],
         "executed_op": state.executed_op,

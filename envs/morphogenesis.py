@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -12,6 +15,7 @@ from envs.attribution import age_measurements, credit_helpers, record_measuremen
 from envs.batched.randomness import Stream, fold
 from envs.batched.workers import as_usual
 from envs.errors import check_choice, check_device, check_integer, check_seed
+from envs.governor import Governor
 from envs.lifecycle import (
     GATES,
     Applied,
@@ -22,13 +26,13 @@ from envs.lifecycle import (
     check_action,
     legal_slots,
 )
-from envs.metrics import compute_metrics
 from envs.observation import compute_observation
-from envs.populations.base import MOST_SLOTS, Population, SlotInputs, Validation
+from envs.populations.base import MOST_SLOTS, Population, SlotInputs
 from envs.registration import make_task
+from envs.resuming import load_tensors, save_tensors
 from envs.reward import REWARD_TERMS, RewardConfig, Transition, compute_terms
 from envs.rows import cloned
-from envs.specs import SpecMaker
+from envs.specs import SpecMaker, show
 from envs.state import History, Slots, State
 from envs.tasks.base import Task
 
@@ -65,8 +69,9 @@ class MorphogenesisEnv(EnvBase):
     Reward: the sum of :data:`envs.reward.REWARD_TERMS` and the task's own terms. End: after
     ``max_epochs`` steps the episode is terminated, or truncated if ``time_limit`` says so.
 
-    A row whose validation loss is not finite is shown with accuracy 0 and the task's loss limit,
-    and ``("metrics", "diverged")``; the rows beside it and the reward's finiteness are unharmed.
+    A network that fails, one whose loss or weights aren't finite for example, is taken back to
+    when it was well (:mod:`envs.governor`): ``("metrics", "rollback")``. The rows beside it go on
+    as if nothing had happened.
 
     Args:
         task: name of the task, one of :func:`envs.list_tasks`; or a :class:`envs.Task`.
@@ -159,6 +164,7 @@ class MorphogenesisEnv(EnvBase):
         self.counterfactual_every = counterfactual_every
         self.time_limit = time_limit
         self.population: Population = task.make_population(num_envs, num_slots, self.device)
+        self.governor = Governor(self.population, task.loss_limit, task.guessing_loss)
         self.head_sizes = head_sizes(num_slots, len(self.population.blueprints))
         self.batches_per_epoch = getattr(task, "batches_per_epoch", None)
         self.minibatch_size = getattr(task, "minibatch_size", None)
@@ -182,14 +188,10 @@ class MorphogenesisEnv(EnvBase):
     def _fresh(self) -> State:
         """Rows at the beginning of an episode, but for their seeds and validation."""
         blank = torch.zeros(self.num_envs, dtype=torch.float32, device=self.device)
+        unknown, key = torch.full_like(self._rows, -1), torch.zeros_like(self._rows)
+        terms = self._reward_formulas
         return State.fresh(
-            self.num_slots,
-            self._reward_formulas,
-            episode=torch.full_like(self._rows, -1),
-            key=torch.zeros_like(self._rows),
-            loss=blank,
-            accuracy=blank,
-            diverged=blank.bool(),
+            self.num_slots, terms, episode=unknown, key=key, loss=blank, accuracy=blank
         )
 
     def to(self, device: torch.device | str) -> MorphogenesisEnv:
@@ -201,10 +203,29 @@ class MorphogenesisEnv(EnvBase):
         moved = super().to(check_device("device", device))
         self.state = self.state.to(self.device)
         self.population.to(self.device)
+        self.governor.to(self.device)
         self._rows, self._slot_numbers = (
             numbers.to(self.device) for numbers in (self._rows, self._slot_numbers)
         )
         return moved
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """All that decides how it goes on, copied: ``state_dict()`` holds it."""
+        tensors = save_tensors(self.state, self.population, self.governor)
+        return {"task": self.task.name, "seed": self._seed, **tensors}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from there, bitwise; ``load_state_dict`` calls it.
+
+        Raises:
+            ValueError: if it is of another task or of other sizes; nothing is changed then.
+        """
+        if state["task"] != self.task.name:
+            raise ValueError(
+                f"state must be of the task {self.task.name!r}, got one of {state['task']!r}"
+            )
+        load_tensors(state, self.state, self.population, self.governor)
+        self._seed = state["seed"]
 
     def __repr__(self) -> str:
         return (
@@ -227,9 +248,10 @@ class MorphogenesisEnv(EnvBase):
         fresh.key = fold(torch.full_like(self._rows, self._seed), self._rows, fresh.episode)
         self.population.reset_hosts(rows, fold(fresh.key[rows], Stream.HOST))
         validation = self.population.validate(self.slot_inputs(fresh.slots), rows, ablate=False)
-        loss, accuracy, fresh.diverged = self._shown(self._spread(validation, rows))
-        fresh.history = History.starting(loss, accuracy)
+        validation = validation.spread(rows, self.num_envs)
+        fresh.history = History.starting(self._shown(validation.loss), validation.accuracy)
         self.state.replace(mask, fresh)
+        self.governor.save(self.state, mask)
         return self.observe()
 
     # -- step -------------------------------------------------------------------------------
@@ -248,7 +270,7 @@ class MorphogenesisEnv(EnvBase):
         self._move_alpha(before.slots)
         self._train(rows)
         advance_clocks(self.state.slots)
-        self._validate(rows, applied)
+        self._validate(rows, applied, stepping)
         reward = self._reward(before, applied)
         if len(rows) < self.num_envs:
             self.state.replace(~stepping, before)
@@ -311,14 +333,14 @@ class MorphogenesisEnv(EnvBase):
         slots = self.state.slots
         chosen = self._slot_numbers == action["slot"][:, None]
         old = (chosen & (slots.alpha > 0) & (slots.contribution_age != 0)).any(1)
-        pruning = stepping & (action["op"] == Op.PRUNE) & ~self.state.diverged
+        pruning = stepping & (action["op"] == Op.PRUNE)
         rows = (pruning & old).nonzero().squeeze(1)
         if len(rows):
             validation = self.population.validate(self.slot_inputs(slots), rows, ablate=True)
-            record_measurements(slots, self._spread(validation, rows), pruning & old)
+            record_measurements(slots, validation.spread(rows, self.num_envs), pruning & old)
 
-    def _validate(self, rows: Tensor, applied: Applied) -> None:
-        """Count the epoch, validate rows, and record history and contributions."""
+    def _validate(self, rows: Tensor, applied: Applied, stepping: Tensor) -> None:
+        """Count the epoch, validate rows, record what was measured, and take back what failed."""
         state = self.state
         state.epoch = state.epoch + 1
         over = state.epoch >= self.max_epochs
@@ -328,30 +350,19 @@ class MorphogenesisEnv(EnvBase):
         due = due | applied.fossilized.any(1) | over  # the reward asks for them then
         inputs = self.slot_inputs(state.slots)
         validation = self.population.validate(inputs, rows, ablate=bool(due.any()))
-        validation = self._spread(validation, rows)
-        loss, validation.accuracy, state.diverged = self._shown(validation)
+        validation = validation.spread(rows, self.num_envs)
+        failed = self.governor.find_failures(state, validation.loss) & stepping
         age_measurements(state.slots)
-        # Against an answer that is nan, every seed would seem to hurt.
-        record_measurements(state.slots, validation, due & ~state.diverged)
-        credit_helpers(state, applied.fossilized)
+        record_measurements(state.slots, validation, due & ~failed)
+        loss = self._shown(validation.loss)
         state.history = state.history.recorded(loss, validation.accuracy)
+        self.governor.roll_back(state, failed, applied)
+        credit_helpers(state, applied.fossilized)
+        self.governor.save_healthy(state, stepping)
 
-    def _spread(self, validation: Validation, rows: Tensor) -> Validation:
-        """A validation of ``rows`` as one of all rows, the others 0."""
-        if len(rows) == self.num_envs:
-            return validation
-        fields = {}
-        for name, values in vars(validation).items():
-            fields[name] = values.new_zeros(self.num_envs, *values.shape[1:])
-            fields[name][rows] = values
-        return Validation(**fields)
-
-    def _shown(self, validation: Validation) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and accuracy as the agent sees them, and whether the row has diverged."""
-        limit = self.task.loss_limit
-        diverged = ~validation.loss.isfinite()
-        loss = torch.where(diverged, limit, validation.loss).clamp(max=limit)
-        return loss, torch.where(diverged, 0.0, validation.accuracy), diverged
+    def _shown(self, loss: Tensor) -> Tensor:
+        """Losses as the agent sees them."""
+        return loss.nan_to_num(nan=math.inf).clamp(max=self.task.loss_limit)
 
     def _reward(self, before: State, applied: Applied) -> Tensor:
         """Compute the reward of a step, ``[N, 1]``, and remember its terms."""
@@ -383,17 +394,6 @@ class MorphogenesisEnv(EnvBase):
         observation = compute_observation(
             state, max_epochs=self.max_epochs, parameter_budget=self.task.parameter_budget
         )
-        shown = {
-            "observation": observation,
-            "blueprint_indices": slots.blueprint,
-            "last_action_success": state.success[:, None],
-            "last_action_op": state.chosen_op,
-            "action_mask": action_masks(legal, self.population.offered),
-            "metrics": compute_metrics(state),
-            "reward_terms": {name: term[:, None] for name, term in state.terms.items()},
-            "done": state.done[:, None],
-            "terminated": state.terminated[:, None],
-            "truncated": state.truncated[:, None],
-        }
+        shown = show(state, observation, action_masks(legal, self.population.offered))
         # What others do to it in place must not reach the environment's state.
         return TensorDict(cloned(shown), batch_size=self.batch_size, device=self.device)

@@ -72,6 +72,7 @@ class RewardConfig:
         size: weight of the seeds' share of the parameter budget in ``outcome``, which is paid at
             the last epoch: best accuracy less that.
         hasty_prune: cost of pruning a seed younger than 5 epochs, in mode ``"minimal"``.
+        governor: cost of a rollback, see :mod:`envs.governor`.
 
     Raises:
         TypeError: if a weight isn't a number.
@@ -104,6 +105,7 @@ class RewardConfig:
     bonus: float = 0.2
     size: float = 0.1
     hasty_prune: float = 0.1
+    governor: float = 10.0
 
     def __post_init__(self) -> None:
         check_choice("reward mode", self.mode, MODES)
@@ -247,6 +249,10 @@ def _hasty_prune(t: Transition) -> Tensor:
     return -t.weights.hasty_prune * hasty.float().sum(1)
 
 
+def _governor(t: Transition) -> Tensor:
+    return -t.weights.governor * t.after.rolled_back.float()
+
+
 REWARD_TERMS: dict[str, RewardTerm] = {
     "progress": _progress,
     "stage": _stage,
@@ -261,13 +267,14 @@ REWARD_TERMS: dict[str, RewardTerm] = {
     "terminal": _terminal,
     "outcome": _outcome,
     "hasty_prune": _hasty_prune,
+    "governor": _governor,
 }
 """The terms, which sum to the reward, by name; :class:`RewardConfig` says what each pays."""
 
 
 MODES: dict[str, frozenset[str]] = {
     "shaped": frozenset(REWARD_TERMS) - {"outcome", "hasty_prune"},
-    "simplified": frozenset({"progress", "stage", "intervention", "rent", "terminal"}),
+    "simplified": frozenset({"progress", "stage", "intervention", "rent", "terminal", "governor"}),
     "sparse": frozenset({"outcome"}),
     "minimal": frozenset({"outcome", "hasty_prune"}),
 }

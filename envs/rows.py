@@ -69,7 +69,7 @@ class Rows:
                 vars(part).update(part._checked(state[name], f"{place}."))
                 checked[name] = part
             else:
-                checked[name] = _like(place, value, state[name])
+                checked[name] = like(place, value, state[name])
         return checked
 
     def _made(self, values: dict[str, Any]) -> Self:
@@ -108,12 +108,16 @@ def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask.reshape(*mask.shape, *[1] * (old.dim() - mask.dim())), new, old)
 
 
-def _like(place: str, mine: Any, given: Any) -> Any:
-    """``given`` on the device of ``mine``, if it is a tensor, or a dict, like it."""
+def like(place: str, mine: Any, given: Any) -> Any:
+    """``given`` on the device of ``mine``, if it is a tensor, or a dict, like it.
+
+    Raises:
+        ValueError: if it isn't; the message calls it ``place``.
+    """
     if isinstance(mine, dict):
         if not isinstance(given, Mapping) or set(given) != set(mine):
             raise ValueError(f"state entry {place} must have the entries {sorted(mine)}")
-        return {key: _like(f"{place}.{key}", value, given[key]) for key, value in mine.items()}
+        return {key: like(f"{place}.{key}", value, given[key]) for key, value in mine.items()}
     if not isinstance(given, Tensor) or (given.shape, given.dtype) != (mine.shape, mine.dtype):
         got = (
             f"{given.dtype} of shape {list(given.shape)}"

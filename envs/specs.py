@@ -1,15 +1,41 @@
-"""Specs of the environment: names, shapes, dtypes and ranges of all that it takes and shows."""
+"""All that the environment takes and shows: names, shapes, dtypes and ranges; and the values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 
 from envs.actions import Op, Stage
+from envs.metrics import compute_metrics
 from envs.observation import HIGH, LOW, feature_names
 from envs.populations.base import ALL_SUBSETS
+from envs.state import State
+
+
+def show(state: State, observation: Tensor, action_mask: dict[str, Tensor]) -> dict[str, Any]:
+    """All that a reset or a step shows, but for the reward; for its specs see :class:`SpecMaker`.
+
+    Args:
+        state: of all rows.
+        observation: the features.
+        action_mask: legal choices of every head.
+    """
+    return {
+        "observation": observation,
+        "blueprint_indices": state.slots.blueprint,
+        "last_action_success": state.success[:, None],
+        "last_action_op": state.chosen_op,
+        "action_mask": action_mask,
+        "metrics": compute_metrics(state),
+        "reward_terms": {name: term[:, None] for name, term in state.terms.items()},
+        "done": state.done[:, None],
+        "terminated": state.terminated[:, None],
+        "truncated": state.truncated[:, None],
+    }
 
 
 class SpecMaker:
@@ -39,7 +65,7 @@ class SpecMaker:
             "epoch": whole(0, max_epochs, 1),
             "val_accuracy": real(1),
             "val_loss": real(1),
-            "diverged": flag(1),
+            "rollback": flag(1),
             "seed_params": real(1),
             "host_gradient_norm": real(1),
             "executed_op": self._choice(len(Op)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -229,6 +230,44 @@ class History(Rows):
 
 
 @dataclass
+class Snapshot(Rows):
+    """A row when it was last saved, apart from its network's weights.
+
+    Attributes:
+        slots: what sat in them.
+        history: of validations.
+        host_gradient_norm: float32 ``[N]``.
+    """
+
+    slots: Slots
+    history: History
+    host_gradient_norm: Tensor
+
+
+WATCHED = 20
+"""Healthy epochs that a row's present loss is compared with."""
+
+
+@dataclass
+class Watch(Rows):
+    """The governor's notes.
+
+    Attributes:
+        losses: float32 ``[N, 20]``, of the latest healthy epochs, newest last, nan for none.
+        over: int64 ``[N]``, epochs in a row over all limits.
+        age: int64 ``[N]``, healthy epochs since the snapshot.
+        rollbacks: int64 ``[N]``, in this episode.
+        snapshot: the row when it was last saved.
+    """
+
+    losses: Tensor
+    over: Tensor
+    age: Tensor
+    rollbacks: Tensor
+    snapshot: Snapshot
+
+
+@dataclass
 class State(Rows):
     """A row at the end of a step, or after its reset.
 
@@ -240,7 +279,7 @@ class State(Rows):
         key: int64 ``[N]``, from which all random numbers of the episode follow.
         chosen_op, executed_op: int64 ``[N]``, the last action's op and what was carried out.
         success: bool ``[N]``, False where the last action was refused.
-        diverged: bool ``[N]``: the last validation loss wasn't finite.
+        rolled_back: bool ``[N]``: the governor has taken the row back in the last step.
         terminated, truncated: bool ``[N]``.
         host_gradient_norm: float32 ``[N]``, mean over the last epoch's minibatches.
         seed_params: float32 ``[N, S]``, parameters in the slots.
@@ -248,6 +287,7 @@ class State(Rows):
             them, have earned by helping one that was fossilized in the last step.
         hindsight_delay: int64 ``[N, S]``, epochs between a helper's end and that; 0 if it lives.
         terms: the last reward, by term, float32 ``[N]``.
+        watch: the governor's notes.
     """
 
     slots: Slots
@@ -258,7 +298,7 @@ class State(Rows):
     chosen_op: Tensor
     executed_op: Tensor
     success: Tensor
-    diverged: Tensor
+    rolled_back: Tensor
     terminated: Tensor
     truncated: Tensor
     host_gradient_norm: Tensor
@@ -266,6 +306,7 @@ class State(Rows):
     pending_hindsight_credit: Tensor
     hindsight_delay: Tensor
     terms: dict[str, Tensor]
+    watch: Watch
 
     @classmethod
     def fresh(
@@ -277,7 +318,6 @@ class State(Rows):
         key: Tensor,
         loss: Tensor,
         accuracy: Tensor,
-        diverged: Tensor,
     ) -> State:
         """Rows at the beginning of an episode.
 
@@ -285,21 +325,24 @@ class State(Rows):
             num_slots: S.
             terms: names of the reward's terms.
             episode, key: int64 ``[N]``.
-            loss, accuracy, diverged: of the untrained networks, ``[N]``.
+            loss, accuracy: of the untrained networks, ``[N]``.
         """
         slots = Slots.dormant(len(episode), num_slots, episode.device)
         wait = torch.full_like(episode, Op.WAIT)
-        no, blank = torch.zeros_like(diverged), torch.zeros_like(loss)
+        none, blank = torch.zeros_like(episode), torch.zeros_like(loss)
+        no, history = none.bool(), History.starting(loss, accuracy)
+        unseen = torch.full_like(loss, math.nan)[:, None].repeat(1, WATCHED)
+        snapshot = Snapshot(slots.copy(), history.copy(), blank)
         return cls(
             slots=slots,
-            history=History.starting(loss, accuracy),
+            history=history,
             episode=episode,
-            epoch=torch.zeros_like(episode),
+            epoch=none,
             key=key,
             chosen_op=wait,
             executed_op=wait,
             success=~no,
-            diverged=diverged,
+            rolled_back=no,
             terminated=no,
             truncated=no,
             host_gradient_norm=blank,
@@ -307,6 +350,7 @@ class State(Rows):
             pending_hindsight_credit=slots.alpha,
             hindsight_delay=slots.clock,
             terms=dict.fromkeys(terms, blank),
+            watch=Watch(unseen, over=none, age=none, rollbacks=none, snapshot=snapshot),
         )
 
     @property

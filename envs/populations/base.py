@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +56,16 @@ class Validation:
     lost: Tensor
     ablated: Tensor
 
+    def spread(self, rows: Tensor, num_rows: int) -> Validation:
+        """A validation of ``rows [n]`` as one of all N rows, the others 0."""
+        if len(rows) == num_rows:
+            return self
+        fields = {}
+        for name, values in vars(self).items():
+            fields[name] = values.new_zeros(num_rows, *values.shape[1:])
+            fields[name][rows] = values
+        return Validation(**fields)
+
 
 ALL_SUBSETS = 3
 """Up to so many slots, seeds are left out in all combinations; above, one or two at a time."""
@@ -94,6 +105,19 @@ class Population(Protocol):
     host_size: int
     blueprints: tuple[str, ...]
     offered: Tensor
+
+    @property
+    def weights(self) -> Sequence[Tensor]:
+        """All that the networks have learned: tensors with a row for each, ``[N, …]``.
+
+        They are the population's own: writing into a row changes that network.
+        """
+        ...
+
+    @property
+    def optimizer_state(self) -> Sequence[Tensor]:
+        """The optimizer's memory, in the same way; 0 before the first step."""
+        ...
 
     def reset_hosts(self, rows: Tensor, keys: Tensor) -> None:
         """Put fresh hosts, without seeds, into ``rows [n]``, drawn from int64 ``keys [n]``."""

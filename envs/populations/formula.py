@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,6 +127,16 @@ class FormulaPopulation:
         self.helper = self._candidates[:1].repeat(num_rows)
         self._age = torch.zeros(num_rows, dtype=torch.float32, device=device)
         self._learned = torch.zeros_like(self._age)[:, None].repeat(1, num_slots)
+
+    @property
+    def weights(self) -> Sequence[Tensor]:
+        """Helpers, epochs trained and what the seeds have learned."""
+        return [self.helper, self._age, self._learned]
+
+    @property
+    def optimizer_state(self) -> Sequence[Tensor]:
+        """None."""
+        return []
 
     def reset_hosts(self, rows: Tensor, keys: Tensor) -> None:
         """Untrained hosts in ``rows [n]``; which candidate helps is drawn from ``keys [n]``."""

@@ -8,6 +8,7 @@ time (:mod:`envs.populations.compiled`); all others run in PyTorch, many rows at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,6 +84,16 @@ class TrainedPopulation:
         self.buffers = [buffer.to(device) for buffer in self.buffers]
         self.passes = make_passes(self.networks, self.data, self.optimizer, device)
         self.passes.prepare([self.params, *self.buffers])
+
+    @property
+    def weights(self) -> Sequence[Tensor]:
+        """The parameters, ``[N, columns]``."""
+        return [self.params]
+
+    @property
+    def optimizer_state(self) -> Sequence[Tensor]:
+        """The optimizer's buffers, each ``[N, columns]``."""
+        return self.buffers
 
     @property
     def host_params(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -45,6 +46,7 @@ class ArrayTask(Task):
         optimizer: how parameters follow their gradients.
         topology, num_slots: default: the host's.
         parameter_budget: default: 8 times the host's parameters.
+        guessing_loss: default: ln C for the host's C classes.
         description, max_epochs, host_lr, seed_lr, loss_limit, reward, reward_terms: see
             :class:`Task`.
 
@@ -75,6 +77,7 @@ class ArrayTask(Task):
     topology: Any = None
     num_slots: Any = None
     parameter_budget: Any = None
+    guessing_loss: Any = None
 
     def __post_init__(self) -> None:
         train, validation = _examples("train", self.train), self.validation
@@ -95,6 +98,7 @@ class ArrayTask(Task):
             "parameter_budget": 8 * size,
             "minibatch_size": min(64, max(1, most_examples)),
             "validation_size": len(validation.targets),
+            "guessing_loss": math.log(self.host.num_classes) or None,
         }
         values = {name: _given(getattr(self, name), default) for name, default in defaults.items()}
         for name, value in {"train": train, "validation": validation, **values}.items():

@@ -27,8 +27,10 @@ class Task(ABC):
         host_lr: learning rate of hosts and fossilized seeds.
         seed_lr: learning rate of live seeds.
         parameter_budget: seed parameters at which ``params_utilization`` is 1.
-        loss_limit: the largest validation loss that is shown, also in place of one that isn't
-            finite.
+        loss_limit: the largest validation loss that is shown; a network above it may be failing,
+            see :mod:`envs.governor`.
+        guessing_loss: loss of a network that knows nothing, ln C for C classes; None where the
+            loss isn't one of answers.
         reward: weights of the reward's terms, where a run doesn't say otherwise.
         reward_terms: further terms by name, each a function of an
             :class:`envs.reward.Transition` that gives float32 ``[N]``.
@@ -50,6 +52,7 @@ class Task(ABC):
     seed_lr: float = 0.05
     parameter_budget: int
     loss_limit: float = 10.0
+    guessing_loss: float | None = None
     reward: RewardConfig = field(default_factory=RewardConfig)
     reward_terms: Mapping[str, RewardTerm] = field(default_factory=dict)
     training: Mapping[str, float | int | str] = field(default_factory=dict)
@@ -61,6 +64,8 @@ class Task(ABC):
         check_number("host_lr", self.host_lr, least=0)
         check_number("seed_lr", self.seed_lr, least=0)
         check_number("loss_limit", self.loss_limit, above=0)
+        if self.guessing_loss is not None:
+            check_number("guessing_loss", self.guessing_loss, above=0)
         taken = sorted(set(self.reward_terms) & set(REWARD_TERMS))
         if taken:
             raise ValueError(f"reward_terms must have names of their own, got {taken}")

@@ -48,8 +48,8 @@ def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
     Returns:
         Number of episodes that ended in the batch and the means over them of return, final
         accuracy (percent) and seed parameters (nan when none ended); over all steps, the
-        fraction of refused actions and of each op; and the fraction of WAIT over the steps with
-        a choice (nan without any).
+        fraction of refused actions and of each op, and the number of networks that failed and
+        were taken back; and the fraction of WAIT over the steps with a choice (nan without any).
     """
     outcome = batch["next"]
     done = outcome["done"].squeeze(-1)
@@ -66,6 +66,7 @@ def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
         "return": at_the_end(outcome["episode_reward"]),
         "final_accuracy": at_the_end(outcome["metrics", "val_accuracy"]),
         "seed_params": at_the_end(outcome["metrics", "seed_params"]),
+        "rollbacks": int(outcome["metrics", "rollback"].sum()),
         "refused_rate": refused.float().mean().item(),
         "wait_rate": waits[choice].float().mean().item(),
         **{f"op/{op.name}": chosen[op].item() for op in Op},

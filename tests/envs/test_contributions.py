@@ -191,21 +191,6 @@ def test_rewards_are_paid_by_what_holds_when_they_are_paid(every):
     assert not seldom.state.slots.contribution_age[:, 0].any()  # measured for the bonus at the end
 
 
-def test_no_contribution_is_measured_in_a_row_that_has_diverged():
-    env = small_env(num_envs=2, max_epochs=12, validation_size=200)
-    state = play(env, [*GROW, {}])[-1]
-    before = state["metrics", "contribution"].clone()
-    env.population.host_params[1] = math.nan
-    state = act(env, state)
-    assert state["metrics", "diverged"].squeeze(1).tolist() == [False, True]
-    assert state["metrics", "contribution"][1].equal(before[1])
-    assert env.state.slots.contribution_age[:, 0].tolist() == [0, 1]
-    assert all(value.isfinite().all() for value in state["metrics"].values())
-    pruned = act(env, state, op=Op.PRUNE)["reward_terms", "prune"]
-    expected = env.reward_config.prune * (-before[1, 0] / 100).clamp(-0.2, 0.2)
-    torch.testing.assert_close(pruned[1, 0], expected)
-
-
 def test_parameters_are_shown_against_the_tasks_budget():
     env = small_env()
     state = play(env, GROW[:1])[-1]

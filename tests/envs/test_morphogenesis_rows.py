@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,6 @@ from envs.actions import Op
 from envs.registration import make_task
 from tests.support.environments import (
     CONV_HEAVY,
-    CONV_LIGHT,
     act,
     differences,
     fully_live,
@@ -174,52 +172,3 @@ def test_a_new_seed_takes_effect_at_each_rows_next_reset():
     state, untouched = act(env, state), act(twin, untouched)
     same = state["metrics", "val_loss"] == untouched["metrics", "val_loss"]
     assert same.squeeze(1).tolist() == [True, False, True]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_diverged_row_harms_no_other_and_heals_at_reset(value):
-    env, twin = small_env(num_envs=6, max_epochs=12), small_env(num_envs=6, max_epochs=12)
-    state, healthy = fully_live(env)[-1], fully_live(twin)[-1]
-    env.population.host_params[2] = value
-    others = [0, 1, 3, 4, 5]
-    for _ in range(3):
-        state, healthy = act(env, state), act(twin, healthy)
-        assert state["metrics", "diverged"].squeeze(1).tolist() == [row == 2 for row in range(6)]
-        assert state["observation"].isfinite().all()
-        assert env.observation_spec["observation"].is_in(state["observation"])
-        assert state["reward"].isfinite().all()
-        assert all(term.isfinite().all() for term in state["reward_terms"].values())
-        assert not any(metric.isnan().any() for metric in state["metrics"].values())
-        assert state["metrics", "val_accuracy"][2] == 0
-        for key in ("observation", "reward", ("metrics", "val_loss"), ("metrics", "alpha")):
-            torch.testing.assert_close(
-                state[key][others], healthy[key][others], rtol=1e-5, atol=1e-5
-            )
-    state = reset_rows(env, state, [2])
-    assert not state["metrics", "diverged"].any()
-    state = act(env, state)
-    assert not state["metrics", "diverged"].any()
-    assert state["metrics", "val_loss"][2] < 10
-    assert env.population.host_params.isfinite().all()
-
-
-@pytest.mark.parametrize("steps", [0, 1, 2])
-def test_a_diverged_seed_harms_no_other_row_and_no_host_while_incubating(steps):
-    env, twin = small_env(num_envs=4, max_epochs=12), small_env(num_envs=4, max_epochs=12)
-    plant = {"op": Op.GERMINATE, "blueprint": CONV_LIGHT}
-    plan = [plant, *[{"op": Op.ADVANCE}] * steps]
-    state, healthy = play(env, plan)[-1], play(twin, plan)[-1]
-    env.population.seed_params[0][1] = math.nan
-    for _ in range(2):
-        state, healthy = act(env, state), act(twin, healthy)
-        others = [0, 2, 3]
-        for key in ("observation", "reward"):
-            assert state[key].isfinite().all()
-            torch.testing.assert_close(
-                state[key][others], healthy[key][others], rtol=1e-5, atol=1e-5
-            )
-    mixed_in = steps == 2
-    assert state["metrics", "diverged"].squeeze(1).tolist() == [False, mixed_in, False, False]
-    if not mixed_in:
-        for name in ("val_loss", "host_gradient_norm"):
-            assert state["metrics", name].equal(healthy["metrics", name])

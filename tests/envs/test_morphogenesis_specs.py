@@ -29,7 +29,7 @@ def expected_keys(num_slots: int) -> dict:
         ("metrics", "epoch"): (whole, (1,)),
         ("metrics", "val_accuracy"): (real, (1,)),
         ("metrics", "val_loss"): (real, (1,)),
-        ("metrics", "diverged"): (flag, (1,)),
+        ("metrics", "rollback"): (flag, (1,)),
         ("metrics", "seed_params"): (real, (1,)),
         ("metrics", "host_gradient_norm"): (real, (1,)),
         ("metrics", "executed_op"): (whole, ()),

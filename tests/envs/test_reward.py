@@ -25,7 +25,7 @@ def transition(config: RewardConfig, **changes) -> Transition:
     ``NAME_before`` and ``NAME`` are of the state around the step; ``accuracy`` in percent,
     ``params_share`` what the seeds' α-weighted parameters are of the host's.
     """
-    states = []
+    states, rolled_back = [], changes.pop("rolled_back", [False])
     for suffix in ("_before", ""):
 
         def of(name: str, still: object, suffix: str = suffix) -> object:
@@ -49,6 +49,7 @@ def transition(config: RewardConfig, **changes) -> Transition:
         set_fields(history, {"best_accuracy": of("best_accuracy", accuracy)})
         states.append(make_state(slots, history, pending_hindsight_credit=credit))
     before, after = states
+    after.rolled_back = torch.tensor(rolled_back)
     if "params_share" in changes:
         after.slots.alpha = torch.tensor([[0.5, 0.0]])
         set_fields(after, {"seed_params": [[2 * HOST_SIZE * changes.pop("params_share")[0], 7.0]]})
@@ -59,7 +60,8 @@ def transition(config: RewardConfig, **changes) -> Transition:
     assert not set(changes) - set(still)
     done = {name: torch.tensor(value) for name, value in {**still, **changes}.items()}
     nowhere = torch.zeros(1, SLOTS, dtype=torch.bool)
-    applied = Applied(torch.tensor([True]), germinated=nowhere, gated=nowhere, **done)
+    none = dict.fromkeys(("acted", "germinated", "gated"), nowhere)
+    applied = Applied(torch.tensor([True]), **none, **done)
     return Transition(before, after, applied, config, HOST_SIZE, BUDGET)
 
 
@@ -326,6 +328,7 @@ def test_weight_of_zero_drops_out(name):
         "interaction": torch.tensor([[0.0, 4.0], [4.0, 0.0]]),
         "credit_before": [[0.1, 0.0]],
         "best_accuracy": [0.0],
+        "rolled_back": [True],
     }
     beside = {"fossilize_cost": "fossilize", "bonus": "terminal", "terminal": "bonus"}
     others = {beside[name]: 0.0} if name in beside else {}

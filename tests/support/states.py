@@ -20,7 +20,6 @@ def make_state(slots: Slots | None = None, history: History | None = None, **val
         key=torch.zeros(1, dtype=torch.int64),
         loss=torch.ones(1),
         accuracy=torch.full((1,), 10.0),
-        diverged=torch.zeros(1, dtype=torch.bool),
     )
     state.slots = slots
     state.history = state.history if history is None else history

@@ -1,0 +1,130 @@
+"""Carrying on where something stopped: environments as dicts of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase, Transform, TransformedEnv
+
+from envs.governor import Governor
+from envs.populations.base import Population
+from envs.rows import cloned, like
+from envs.state import State
+
+
+def save_tensors(state: State, population: Population, governor: Governor) -> dict[str, Any]:
+    """Copy all tensors that decide how rows go on, in nested dicts."""
+    networks = _networks(population, governor)
+    return cloned({"state": state.state_dict(), "networks": networks})
+
+
+def load_tensors(
+    saved: Mapping[str, Any], state: State, population: Population, governor: Governor
+) -> None:
+    """Take over what :func:`save_tensors` gave for as many rows of the same kind.
+
+    Raises:
+        ValueError: if a tensor is missing or has another shape; nothing is changed then.
+    """
+    networks = _networks(population, governor)
+    theirs = like("networks", networks, saved["networks"])
+    state.load_state_dict(saved["state"])
+    for name, tensor in networks.items():
+        tensor.copy_(theirs[name])
+
+
+def _networks(population: Population, governor: Governor) -> dict[str, Tensor]:
+    """The population's own tensors, and the governor's."""
+    kinds: dict[str, Sequence[Tensor]] = {
+        "weights": population.weights,
+        "optimizer_state": population.optimizer_state,
+        "saved": governor.saved,
+    }
+    return {f"{kind}.{i}": x for kind, tensors in kinds.items() for i, x in enumerate(tensors)}
+
+
+class _Keeper(Transform):
+    """Puts an environment, and where it stands, into the state of the transforms around it.
+
+    TorchRL's collectors save and load the transforms of an environment, and nothing else of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root: Callable[[], TensorDictBase] | None = None  # from which the next step starts
+        self.loaded: TensorDictBase | None = None
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return tensordict
+
+    def get_extra_state(self) -> dict[str, Any]:
+        root = {} if self.root is None else self.root().clone().flatten_keys("/").to_dict()
+        return {"env": self.parent.base_env.state_dict(), "root": root}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        base_env = self.parent.base_env
+        base_env.load_state_dict(state["env"])
+        if state["root"]:
+            root = TensorDict(state["root"], base_env.batch_size, device=base_env.device)
+            self.loaded = root.clone().unflatten_keys("/")
+
+
+class ResumableEnv(TransformedEnv):
+    """A :class:`~torchrl.envs.TransformedEnv` whose ``state_dict`` is all that carries on.
+
+    TorchRL's own keeps transforms only. This one also keeps the environment inside, if that has
+    a ``state_dict`` as :class:`envs.MorphogenesisEnv` does, and the TensorDict from which the next
+    step starts, with whatever policies and transforms carry on in it, such as recurrent states.
+    Collectors keep it with theirs, in one process or in several.
+
+    After ``load_state_dict``, the first reset of all rows resets nothing: it gives that TensorDict.
+    So a loop or a collector goes on where the saved one stood::
+
+        collector.load_state_dict(saved)
+        collector.reset()
+
+    What policies draw at random is of their process's generator, which isn't part of it.
+
+    Args:
+        env: the environment.
+        transform: what is around it, if anything.
+
+    Examples:
+        >>> from envs import MorphogenesisEnv
+        >>> from torchrl.envs import StepCounter
+        >>> make = lambda: ResumableEnv(MorphogenesisEnv(num_envs=2), StepCounter())
+        >>> one, other = make(), make()
+        >>> data = one.rollout(5, break_when_any_done=False)
+        >>> other.load_state_dict(one.state_dict())
+        >>> other.reset()["step_count"].flatten()
+        tensor([5, 5])
+    """
+
+    def __init__(self, env: EnvBase, transform: Transform | None = None) -> None:
+        super().__init__(env, transform)
+        self._keeper = [_Keeper()]  # in a list, so that it isn't a second submodule
+        self.append_transform(self._keeper[0])
+
+    def reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        keeper = self._keeper[0]
+        loaded, keeper.loaded = keeper.loaded, None
+        some = tensordict is not None and tensordict.get("_reset", None) is not None
+        root = super().reset(tensordict, **kwargs) if loaded is None or some else loaded
+        keeper.root = lambda: root
+        return root
+
+    def step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        stepped = super().step(tensordict)
+        self._keeper[0].loaded = None
+        self._keeper[0].root = lambda: self.step_mdp(stepped)
+        return stepped
+
+    def step_and_maybe_reset(
+        self, tensordict: TensorDictBase
+    ) -> tuple[TensorDictBase, TensorDictBase]:
+        stepped, root = super().step_and_maybe_reset(tensordict)
+        self._keeper[0].root = lambda: root
+        return stepped, root
