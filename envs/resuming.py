@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, Transform, TransformedEnv
@@ -62,7 +63,8 @@ class _Keeper(Transform):
 
     def get_extra_state(self) -> dict[str, Any]:
         root = {} if self.root is None else self.root().clone().flatten_keys("/").to_dict()
-        return {"env": self.parent.base_env.state_dict(), "root": root}
+        generator = torch.get_rng_state()
+        return {"env": self.parent.base_env.state_dict(), "root": root, "generator": generator}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         base_env = self.parent.base_env
@@ -70,6 +72,7 @@ class _Keeper(Transform):
         if state["root"]:
             root = TensorDict(state["root"], base_env.batch_size, device=base_env.device)
             self.loaded = root.clone().unflatten_keys("/")
+        torch.set_rng_state(state["generator"].cpu())
 
 
 class ResumableEnv(TransformedEnv):
@@ -86,7 +89,8 @@ class ResumableEnv(TransformedEnv):
         collector.load_state_dict(saved)
         collector.reset()
 
-    What policies draw at random is of their process's generator, which isn't part of it.
+    The state of PyTorch's CPU generator belongs to it, since policies draw from that: loading
+    changes the generator of the process that the environment is in.
 
     Args:
         env: the environment.
@@ -113,6 +117,8 @@ class ResumableEnv(TransformedEnv):
         loaded, keeper.loaded = keeper.loaded, None
         some = tensordict is not None and tensordict.get("_reset", None) is not None
         root = super().reset(tensordict, **kwargs) if loaded is None or some else loaded
+        # Some transforms give one number for all rows, into which collectors can't write.
+        root = root.contiguous()
         keeper.root = lambda: root
         return root
 

@@ -6,7 +6,7 @@ from esper_rl.policy import make_actor_critic
 from esper_rl.training.callbacks import Callback
 from esper_rl.training.config import PPOConfig, TrainConfig
 from esper_rl.training.loading import load_policy
-from esper_rl.training.trainer import train
+from esper_rl.training.trainer import resume, train
 
 __all__ = [
     "Callback",
@@ -16,5 +16,6 @@ __all__ = [
     "TrainConfig",
     "load_policy",
     "make_actor_critic",
+    "resume",
     "train",
 ]

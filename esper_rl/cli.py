@@ -13,9 +13,10 @@ from envs import list_tasks
 from esper_rl.errors import ConfigError
 from esper_rl.evaluation import evaluate_run
 from esper_rl.report.tables import format_evaluations
-from esper_rl.runs import CheckpointError
-from esper_rl.training.config import describe_options, parse_overrides
-from esper_rl.training.trainer import TrainingInterrupted, train
+from esper_rl.runs import CheckpointError, RunFolder
+from esper_rl.training.config import TrainConfig, describe_options, parse_overrides
+from esper_rl.training.loading import read_config
+from esper_rl.training.trainer import TrainingInterrupted, resume, train
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingInterrupted as interrupt:
         return _fail(
             f"interrupted; the policy so far is in {interrupt.run}: "
+            f"`esper-rl train --resume {interrupt.run}` goes on, "
             f"`esper-rl evaluate {interrupt.run}` plays it",
             EXIT_INTERRUPTED,
         )
@@ -66,13 +68,20 @@ def _build_parser() -> argparse.ArgumentParser:
         description=(
             "Train a policy with PPO, then play it beside the baselines. A run\n"
             "leaves config.yaml, metrics.csv, checkpoint.pt, learning_curve.png and\n"
-            "evaluation.json in its folder. Ctrl-C ends it early; its policy is kept."
+            "evaluation.json in its folder, and in resume/ what --resume needs. Ctrl-C\n"
+            "ends it early; its policy is kept, and --resume goes on."
         ),
         epilog=_describe_fields(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     training.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="fields that differ from the defaults"
+    )
+    training.add_argument(
+        "--resume",
+        metavar="RUN",
+        type=Path,
+        help="go on with the run in this folder, whatever has ended it",
     )
     training.set_defaults(run_command=_train)
 
@@ -101,8 +110,26 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    config = parse_overrides(arguments.overrides)
-    keys = [override.partition("=")[0] for override in arguments.overrides]
+    if arguments.resume is not None:
+        if arguments.overrides:
+            raise ConfigError(
+                "--resume goes on with the configuration that it has; leave out "
+                f"{' '.join(arguments.overrides)}"
+            )
+        config = read_config(RunFolder.open(arguments.resume, begun=True))
+        run = resume(arguments.resume)
+    else:
+        config = _parse(arguments.overrides)
+        run = train(config)
+    print(f"run folder: {run}")
+    if config.eval_episodes:
+        _print_evaluation(run, config.eval_episodes)
+
+
+def _parse(overrides: Sequence[str]) -> TrainConfig:
+    """The configuration of a new run; what isn't quite as it was said is said."""
+    config = parse_overrides(overrides)
+    keys = [override.partition("=")[0] for override in overrides]
     for key in sorted({key for key in keys if keys.count(key) > 1}):
         print(f"esper-rl: {key} is given more than once; the last one counts", file=sys.stderr)
     steps = config.iterations * config.rollout_steps
@@ -112,10 +139,7 @@ def _train(arguments: argparse.Namespace) -> None:
             f"iterations of {config.rollout_steps} steps",
             file=sys.stderr,
         )
-    run = train(config)
-    print(f"run folder: {run}")
-    if config.eval_episodes:
-        _print_evaluation(run, config.eval_episodes)
+    return config
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

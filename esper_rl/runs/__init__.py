@@ -2,5 +2,6 @@
 
 from esper_rl.runs.checkpoint import Checkpoint, CheckpointError
 from esper_rl.runs.folder import RunFolder
+from esper_rl.runs.resume import ResumePoints
 
-__all__ = ["Checkpoint", "CheckpointError", "RunFolder"]
+__all__ = ["Checkpoint", "CheckpointError", "ResumePoints", "RunFolder"]

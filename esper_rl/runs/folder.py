@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from errno import EEXIST, ENOTDIR, ENOTEMPTY
 from itertools import count
 from pathlib import Path
+from shutil import rmtree
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,38 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
     @property
+    def resume(self) -> Path:
+        """Folder of the points from which the run can go on."""
+        return self.path / "resume"
+
+    @property
     def learning_curve(self) -> Path:
         return self.path / "learning_curve.png"
 
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder.
+
+        Raises:
+            BlockingIOError: when one does.
+        """
+        self.resume.mkdir(exist_ok=True)
+        lock = FileLock(self.resume / ".lock")  # the system unlocks it when the process ends
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise BlockingIOError(
+                f"run: got {str(self.path)!r}, which another process is training in; wait for it, "
+                "or end it"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @classmethod
     def create(cls, path: str | None, name: str, config: str) -> RunFolder:
@@ -46,19 +79,21 @@ class RunFolder:
         Raises:
             FileExistsError: when ``path`` exists already: a run is never overwritten.
         """
-        folder = cls(_make_named(Path(path)) if path else _make_unused(name))
-        folder.config.write_text(config)
-        return folder
+        return cls(_make_named(Path(path), config) if path else _make_unused(name, config))
 
     @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
+    def open(cls, path: str | Path, *, begun: bool = False) -> RunFolder:
         """The folder of a run that has been started.
+
+        Args:
+            path: where.
+            begun: it may have been ended before there was a policy.
 
         Raises:
             FileNotFoundError: when ``path`` isn't the folder of a run.
         """
         folder = cls(Path(path))
-        for needed in (folder.config, folder.checkpoint):
+        for needed in (folder.config, *([] if begun else [folder.checkpoint])):
             if not needed.is_file():
                 raise FileNotFoundError(
                     f"run: got {str(path)!r}, which has no {needed.name}; "
@@ -67,25 +102,38 @@ class RunFolder:
         return folder
 
 
-def _make_named(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError as error:
+def _make_named(path: Path, config: str) -> Path:
+    if not _make(path, config):
         raise FileExistsError(
             f"run_dir: got {str(path)!r}, which exists already and is never overwritten; "
             "name a new folder, or leave run_dir out to have one named by the time"
-        ) from error
+        )
     return path
 
 
-def _make_unused(about: str) -> Path:
+def _make_unused(about: str, config: str) -> Path:
     """runs/ABOUT-TIME, with a number behind it if another run took the name in that second."""
     name = f"{about}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):
         path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
+        if _make(path, config):
+            return path
     raise AssertionError("unreachable: the numbers never end")
+
+
+def _make(path: Path, config: str) -> bool:
+    """Make a folder with its configuration in it, at once; False if there is something."""
+    if path.exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}-{uuid4().hex}")
+    unfinished.mkdir()
+    try:
+        RunFolder(unfinished).config.write_text(config, encoding="utf-8")
+        unfinished.rename(path)  # fails if there is a folder with something in it
+    except OSError as error:
+        rmtree(unfinished)
+        if error.errno in (ENOTEMPTY, EEXIST, ENOTDIR):
+            return False
+        raise
+    return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,3 +20,38 @@ def append_row(file: Path, row: Mapping[str, float]) -> None:
         if new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def count_rows(file: Path) -> int:
+    """Number of whole lines below the header, 0 if there is no file."""
+    return max(0, len(_whole_lines(file)) - 1)
+
+
+def keep_rows(file: Path, count: int) -> int:
+    """Drop what comes behind the first ``count`` lines below the header.
+
+    Returns:
+        The number of lines that are there now; fewer if there were fewer.
+    """
+    lines = _whole_lines(file)[: count + 1]
+    if lines:
+        unfinished = file.with_suffix(".tmp")
+        unfinished.write_text("".join(lines), newline="")
+        os.replace(unfinished, file)
+    return max(0, len(lines) - 1)
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """Lines with as many fields as the header has, up to the first one that was cut off."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as opened:
+        lines = opened.readlines()
+    whole: list[str] = []
+    for line in lines:
+        fields = next(csv.reader(io.StringIO(line)), [])
+        width = len(next(csv.reader(io.StringIO(lines[0]))))
+        if not line.endswith("\n") or len(fields) != width:
+            break
+        whole.append(line)
+    return whole

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from esper_rl.growing.monitors import find_warnings
 from esper_rl.report.curves import plot_learning_curve
 from esper_rl.runs import RunFolder
-from esper_rl.runs.metrics import append_row
+from esper_rl.runs.metrics import append_row, count_rows
 from esper_rl.training.config import TrainConfig
 
 
@@ -70,7 +70,9 @@ class Progress(Callback):
     """A bar with steps, steps per second, time left and the headline numbers."""
 
     def on_start(self, config: TrainConfig, run: RunFolder) -> None:
-        self.bar = tqdm(total=config.iterations * config.rollout_steps, unit="step")
+        done = count_rows(run.metrics) * config.rollout_steps  # of a run that goes on
+        total = config.iterations * config.rollout_steps
+        self.bar = tqdm(initial=done, total=total, unit="step")
 
     def on_iteration(self, metrics: Mapping[str, float]) -> None:
         headline = {

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
-from torchrl.envs import Compose, RewardSum, Timer, Transform, TransformedEnv
+from torchrl.envs import Compose, RewardSum, Timer, Transform
 from torchrl.envs.utils import ExplorationType
 
+from envs import ResumableEnv
 from envs.registration import TaskFactory, adopt_tasks, registered_tasks
 from esper_rl.policy import ActorCritic
 from esper_rl.training.config import TrainConfig
@@ -64,12 +65,12 @@ def _make_world(
     seed: int,
     transforms: Sequence[Transform],
     tasks: Mapping[str, TaskFactory],
-) -> TransformedEnv:
+) -> ResumableEnv:
     """A worker's share of the rows; its own seed makes the policy's draws its own too."""
     adopt_tasks(tasks)
     torch.manual_seed(seed)
     env = make_env(config, seed=seed, num_envs=config.env.num_envs // config.workers)
-    return TransformedEnv(env, Compose(*transforms, RewardSum(), Timer()))
+    return ResumableEnv(env, Compose(*transforms, RewardSum(), Timer()))
 
 
 def collection_seconds(batch: TensorDictBase) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from time import perf_counter
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.checkpoint import GlobalRNGState
 
 from envs.actions import CAUSAL_RELEVANCE
 from esper_rl.growing.monitors import (
@@ -23,12 +25,15 @@ from esper_rl.growing.monitors import (
 )
 from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages, final_value_loss
 from esper_rl.policy import make_actor_critic
-from esper_rl.runs import RunFolder
+from esper_rl.runs import ResumePoints, RunFolder
+from esper_rl.runs.metrics import keep_rows
 from esper_rl.training.callbacks import Callback, MetricsFile, Progress, Warnings
 from esper_rl.training.collection import collection_seconds, make_collector
 from esper_rl.training.config import TrainConfig, dump_config
 from esper_rl.training.environment import make_env
-from esper_rl.training.loading import make_checkpoint
+from esper_rl.training.loading import make_checkpoint, read_config
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -52,7 +57,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
 
     Returns:
         The run folder, with ``config.yaml``, ``metrics.csv`` (one line an iteration),
-        ``checkpoint.pt`` and ``learning_curve.png``. See :func:`esper_rl.load_policy`.
+        ``checkpoint.pt`` and ``learning_curve.png``. See :func:`esper_rl.load_policy`. What
+        :func:`resume` needs is in ``resume/``.
 
     Raises:
         ConfigError: when the world refuses a value.
@@ -64,6 +70,35 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
     Examples:
         >>> run = train(TrainConfig(total_steps=1600, run_dir="runs/first"))  # doctest: +SKIP
     """
+
+    def make_folder() -> RunFolder:
+        return RunFolder.create(config.run_dir, config.env.task, dump_config(config))
+
+    return _run(config, make_folder, callbacks)
+
+
+def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
+    """Go on with a run that has been ended, by whatever, after the last iteration it has finished.
+
+    On CPUs it becomes bitwise what it would have been without that, but for its timings.
+
+    Args:
+        run: folder of the run.
+        callbacks: as for :func:`train`, which also says what is returned and raised.
+
+    Raises:
+        FileNotFoundError: when there is no such run.
+        BlockingIOError: when another process is training in it.
+        CheckpointError: when nothing can be read of what the run has saved.
+    """
+    folder = RunFolder.open(run, begun=True)
+    return _run(read_config(folder), lambda: folder, callbacks)
+
+
+def _run(
+    config: TrainConfig, folder: Callable[[], RunFolder], callbacks: Sequence[Callback]
+) -> Path:
+    """Train in a folder, asked for when nothing is wrong, from its latest point on."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -83,8 +118,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
     autocast = partial(torch.autocast, env.device.type, torch.bfloat16, enabled=config.bf16)
 
     iterations = config.iterations  # makes the task: once, not in every iteration
-    run = RunFolder.create(config.run_dir, config.env.task, dump_config(config))
-    steps = 0
+    run = folder()
 
     def save() -> None:
         make_checkpoint(actor_critic, config.policy, env.topology, steps).write(run.checkpoint)
@@ -105,13 +139,28 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
         optimizer.step()
         return losses.detach().set("grad_norm", grad_norm)
 
-    save()
-    collector = make_collector(config, actor_critic)
-    if config.compile:
-        actor_critic.network.compile_parts()
     try:
         with ExitStack() as ends:  # undone in reverse order, whatever ends the run
+            ends.enter_context(run.locked())
+            collector = make_collector(config, actor_critic)
             ends.callback(collector.shutdown)
+            points = ResumePoints(
+                run.resume,
+                network=actor_critic.network,
+                optimizer=optimizer,
+                collector=collector,
+                generators=GlobalRNGState(),
+            )
+            done = points.load()
+            if done:
+                collector.reset()
+                collector.update_policy_weights_()
+            if keep_rows(run.metrics, done) < done:
+                _LOGGER.warning("%s has lost lines; the run goes on after %d", run.metrics, done)
+            steps = done * config.rollout_steps
+            if config.compile:
+                actor_critic.network.compile_parts()
+            save()
             ends.callback(save)
             callbacks = [MetricsFile(), Warnings(), Progress(), *callbacks]
             for callback in callbacks:
@@ -119,7 +168,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
                 ends.callback(callback.on_end)
 
             batches = iter(collector)
-            for iteration in range(iterations):
+            for iteration in range(done, iterations):
                 start = perf_counter()
                 batch = next(batches)  # [N, T]
                 collect_seconds = perf_counter() - start
@@ -160,6 +209,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
                 save()
                 for callback in callbacks:
                     callback.on_iteration(row)
+                points.save(iteration + 1, row["return"])
     except KeyboardInterrupt as interrupt:
         raise TrainingInterrupted(run.path) from interrupt
     return run.path

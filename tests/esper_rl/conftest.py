@@ -12,20 +12,7 @@ from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
 from esper_rl.training.config import TrainConfig, parse_overrides
 from tests.support.fake_world import FakeWorld, collect, small_actor_critic
-
-TINY = (
-    "env.num_envs=4",
-    "env.max_epochs=5",
-    "env.batches_per_epoch=1",
-    "env.minibatch_size=8",
-    "env.validation_size=20",
-    "ppo.epochs=1",
-    "ppo.minibatches=2",
-    "steps_per_iteration=20",
-    "total_steps=40",
-    "eval_episodes=3",
-    "workers=1",
-)
+from tests.support.runs import TINY
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "env.task=digit"], "digits_full"),
         (["train", "total_steps=lots"], "'lots'"),
         (["train", "run_dir=/"], "exists already"),
-        (["train", f"run_dir={__file__}/run"], "Not a directory"),
+        (["train", f"run_dir={__file__}/run"], "File exists"),
         (["train", "device=abacus"], "such as cpu, got 'abacus'"),
         (["evaluate", "nowhere"], "nowhere"),
     ],

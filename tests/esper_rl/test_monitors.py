@@ -115,6 +115,7 @@ def outcome(ops: list[Op], forced: int = 0) -> TensorDictBase:
         "last_action_success": torch.ones_like(done),
         "metrics": {
             "val_accuracy": torch.full((1, steps, 1), 42.0),
+            "rollback": ~done,
             "seed_params": torch.full((1, steps, 1), 7.0),
         },
     }

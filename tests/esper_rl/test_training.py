@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from esper_rl.errors import ConfigError
 from esper_rl.growing import PRESETS
 from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.training.config import TrainConfig, load_config
+from tests.support.runs import read_metrics
 
 Configure = Callable[..., TrainConfig]
 
@@ -32,13 +32,6 @@ SCAFFOLD = (
     "env.validation_size=null",
 )
 """The scaffold task, which has no data."""
-
-
-def read_metrics(run: Path) -> list[dict[str, float]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return [
-            {name: float(value) for name, value in line.items()} for line in csv.DictReader(file)
-        ]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -52,6 +45,7 @@ def test_a_run_leaves_config_metrics_checkpoint_and_picture(tiny_config: Configu
         "config.yaml",
         "metrics.csv",
         "checkpoint.pt",
+        "resume",
         "learning_curve.png",
     }
     assert load_config((run / "config.yaml").read_text()) == config

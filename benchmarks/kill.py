@@ -1,0 +1,125 @@
+"""Kills a training run over and over, and looks whether anything was lost.
+
+    python -m benchmarks.kill [--kills 1000]
+
+A small run in two worlds, one process and several, is killed (SIGKILL) at a random moment, goes on
+with ``--resume``, is killed again, and so on until it is over; then it is compared with the same
+run that nothing has ended: metrics (but for timings) and final weights, bitwise. A lost step is
+one that is missing in the metrics, or there twice. This is repeated until there were enough kills.
+The counts are in benchmarks/results/kill.json after every run; it starts again from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from esper_rl import load_policy
+
+RESULTS = Path(__file__).parent / "results"
+
+RUN = (
+    "env.num_envs=4",
+    "env.max_epochs=7",
+    "env.batches_per_epoch=1",
+    "env.minibatch_size=8",
+    "env.validation_size=20",
+    "policy.hidden_size=32",
+    "ppo.epochs=1",
+    "steps_per_iteration=20",
+    "total_steps=400",
+    "eval_episodes=0",
+    "threads=1",
+)
+"""Twenty iterations of some tenths of a second; episodes end in the middle of them."""
+
+WORKERS = (1, 2)
+LONGEST_SECONDS = 12.0
+"""Kills come up to so long after the start: while it loads, starts, trains, saves."""
+
+
+def train(*words: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "esper_rl", "train", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def numbers(run: Path) -> list[dict[str, str]]:
+    """Lines of the metrics without timings."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [
+            {name: value for name, value in line.items() if "second" not in name}
+            for line in csv.DictReader(file)
+        ]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    weights = [load_policy(run).network.state_dict() for run in (a, b)]
+    return all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=1000, help="how many (default 1000)")
+    args = parser.parse_args()
+    path = RESULTS / "kill.json"
+    counts = dict.fromkeys(("kills", "runs", "lost_steps", "differing_runs"), 0)
+    if path.exists():
+        counts |= json.loads(path.read_text())
+    chance = random.Random(counts["kills"])
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=args.kills, unit="kill") as bar:
+        whole = {}
+        for workers in WORKERS:
+            whole[workers] = Path(folder) / f"whole-{workers}"
+            if train(*RUN, f"workers={workers}", f"run_dir={whole[workers]}").wait():
+                raise SystemExit("the run that nothing ends has failed")
+        bar.update(counts["kills"])
+        while counts["kills"] < args.kills:
+            workers = WORKERS[counts["runs"] % len(WORKERS)]
+            run = Path(folder) / f"run-{counts['runs']}"
+            words: tuple[str, ...] = (*RUN, f"workers={workers}", f"run_dir={run}")
+            while True:
+                process = train(*words)
+                try:
+                    code = process.wait(timeout=chance.uniform(0, LONGEST_SECONDS))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    code = process.wait()
+                if code == -signal.SIGKILL:
+                    counts["kills"] += 1
+                    bar.update()
+                elif code == 0:
+                    break
+                else:
+                    raise SystemExit(f"a run ended with code {code}; it is in {run}")
+                if run.exists():
+                    words = ("--resume", str(run))
+            steps, expected = (
+                [line["steps"] for line in numbers(r)] for r in (run, whole[workers])
+            )
+            counts["runs"] += 1
+            counts["lost_steps"] += 20 * len(set(expected) ^ set(steps))
+            counts["lost_steps"] += 20 * (len(steps) - len(set(steps)))
+            same = numbers(run) == numbers(whole[workers]) and same_weights(run, whole[workers])
+            counts["differing_runs"] += not same
+            path.write_text(json.dumps(counts, indent=2) + "\n")
+    print(json.dumps(counts, indent=2))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    main()
+    print(f"{time.perf_counter() - start:.0f} s")

@@ -1,0 +1,243 @@
+"""Runs that were ended and go on."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from esper_rl import Callback, load_policy, resume, train
+from esper_rl.cli import main
+from esper_rl.runs import CheckpointError, RunFolder
+from esper_rl.training.config import TrainConfig, parse_overrides
+from tests.support.runs import TINY, read_metrics
+
+Configure = Callable[..., TrainConfig]
+LONG = ("env.max_epochs=7", "total_steps=80", "eval_episodes=0")
+"""Four iterations; episodes end in the middle of them."""
+
+
+class Copies(Callback):
+    """Copies of the run's folder in every iteration before that is saved, as if it ended there."""
+
+    def on_start(self, config: TrainConfig, run: RunFolder) -> None:
+        self.run, self.iterations = run.path, 0
+
+    def on_iteration(self, metrics: Mapping[str, float]) -> None:
+        self.iterations += 1
+        shutil.copytree(self.run, ended_in(self.run, self.iterations))
+
+
+def ended_in(run: Path, iteration: int) -> Path:
+    return run.with_name(f"ended in {iteration}")
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same metrics, timings aside, and the same weights, bitwise."""
+    lines = [
+        [
+            {key: value for key, value in line.items() if "second" not in key}
+            for line in read_metrics(run)
+        ]
+        for run in (a, b)
+    ]
+    assert repr(lines[0]) == repr(lines[1])  # nan is like nan
+    weights = [load_policy(run).network.state_dict() for run in (a, b)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing has ended, with copies beside it."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return train(parse_overrides([*TINY, *LONG, f"run_dir={folder}"]), [Copies()])
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """One that was ended in its third iteration, to go on with or to damage."""
+    return Path(shutil.copytree(ended_in(whole, 3), tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("iteration", [1, 2, 3, 4])
+def test_a_run_goes_on_bitwise(iteration: int, whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(ended_in(whole, iteration), tmp_path / "copy"))
+    assert resume(run) == run
+    assert_same_run(run, whole)
+
+
+def test_with_several_processes_it_does_too(tiny_config: Configure) -> None:
+    whole = train(tiny_config("env.max_epochs=7", "total_steps=40", "workers=2"), [Copies()])
+    assert_same_run(resume(ended_in(whole, 2)), whole)
+
+
+def test_a_run_that_is_over_stays_as_it_is(tiny_config: Configure) -> None:
+    run = train(tiny_config())
+    before = (run / "metrics.csv").read_bytes()
+    resume(run)
+    assert (run / "metrics.csv").read_bytes() == before
+
+
+# -- what is on disk -------------------------------------------------------------------------
+
+
+def points(run: Path) -> list[Path]:
+    return sorted((run / "resume").glob("iteration-*"))
+
+
+def test_the_latest_points_and_the_best_one_are_kept(tiny_config: Configure) -> None:
+    run = train(tiny_config("total_steps=160"))
+    returns = [line["return"] for line in read_metrics(run)]
+    best = 1 + max(range(8), key=lambda i: returns[i])
+    kept = [int(file.stem.split("-")[1]) for file in points(run)]
+    assert kept == sorted({best, 6, 7, 8})
+
+
+@pytest.mark.parametrize("damage", ["cut off", "emptied", "a bit flipped", "another file"])
+def test_a_damaged_point_is_named_and_the_one_before_used(
+    damage: str, run: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    latest = points(run)[-1]
+    content = bytearray(latest.read_bytes())
+    content[len(content) // 2] ^= 4
+    half = content[: len(content) // 2]
+    new = {"cut off": half, "emptied": b"", "a bit flipped": content, "another file": b"hello"}
+    latest.write_bytes(new[damage])
+    resume(run)
+    assert str(latest) in caplog.text
+    assert_same_run(run, whole)
+
+
+def test_nothing_but_damaged_points_is_an_error(run: Path) -> None:
+    for file in points(run):
+        file.write_bytes(b"")
+    metrics = (run / "metrics.csv").read_bytes()
+    with pytest.raises(CheckpointError, match="no point that can be read"):
+        resume(run)
+    assert (run / "metrics.csv").read_bytes() == metrics
+
+
+def test_what_a_killed_process_has_begun_is_removed(run: Path, whole: Path) -> None:
+    begun = run / "resume" / ".iteration-000000000002.torchrl.stage-0a"
+    shutil.copytree(run / "resume", begun)
+    resume(run)
+    assert not begun.exists()
+    assert_same_run(run, whole)
+
+
+class Evil:
+    """Makes a folder as soon as it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+def with_payload(file: Path, evil: Evil) -> None:
+    """Put a pickle in the place of every file of tensors in a point."""
+    with zipfile.ZipFile(file) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(file, "w") as new:
+        for name, content in members.items():
+            new.writestr(name, pickle.dumps(evil) if name.endswith(".pt") else content)
+
+
+def test_a_crafted_point_is_refused_and_runs_nothing(run: Path, tmp_path: Path) -> None:
+    evil = Evil(tmp_path / "it ran")
+    for file in points(run):
+        with_payload(file, evil)
+    with pytest.raises(CheckpointError, match="no point that can be read"):
+        resume(run)
+    assert not evil.folder.exists()
+    pickle.loads(pickle.dumps(evil))
+    assert evil.folder.exists()  # it would have
+
+
+def test_lines_of_metrics_that_were_cut_off_are_written_again(run: Path, whole: Path) -> None:
+    with (run / "metrics.csv").open("a") as file:
+        file.write("80,4,1.2")
+    resume(run)
+    assert_same_run(run, whole)
+
+
+def test_metrics_that_are_lost_are_said_and_the_run_goes_on(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(lines[:2]) + lines[2][:9])
+    resume(run)
+    assert "has lost lines" in caplog.text
+    assert [line["steps"] for line in read_metrics(run)] == [20, 60, 80]
+
+
+# -- from a terminal -------------------------------------------------------------------------
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "esper_rl", *words]
+
+
+def test_a_killed_run_goes_on_bitwise(
+    tiny_config: Configure, tiny_overrides: list[str], whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ["train", *tiny_overrides, *LONG]
+    killed = 0
+    for after in (0.0, 0.1, 0.3):
+        process = subprocess.Popen(command(*words), stderr=subprocess.DEVNULL)
+        before = len(points(run))
+        while process.poll() is None and len(points(run)) <= min(before, 3):
+            time.sleep(0.005)
+        time.sleep(after)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        words = ["train", "--resume", str(run)]
+    assert killed
+    assert main(words) == 0
+    assert_same_run(run, whole)
+
+
+def test_two_processes_never_train_in_one_folder(tiny_config: Configure, capsys) -> None:
+    codes = []
+
+    class Meanwhile(Callback):
+        def on_iteration(self, metrics) -> None:
+            run = tiny_config().run_dir
+            done = subprocess.run(
+                command("train", "--resume", run), capture_output=True, text=True, check=False
+            )
+            assert "which another process is training in" in done.stderr
+            codes.append(done.returncode)
+
+    train(tiny_config("total_steps=20"), [Meanwhile()])
+    assert codes == [2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume", "{}/nothing"], "has no config.yaml"),
+        (["--resume", "{}", "ppo.lr=1"], "goes on with the configuration that it has"),
+    ],
+)
+def test_bad_input(words, message, tmp_path: Path, capsys) -> None:
+    assert main(["train", *(word.format(tmp_path) for word in words)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_was_drawn_before_a_run_goes_on_changes_nothing(run: Path, whole: Path) -> None:
+    torch.manual_seed(123)
+    resume(run)
+    assert_same_run(run, whole)
