@@ -40,6 +40,7 @@ RUN = (
     "steps_per_iteration=20",
     "total_steps=400",
     "eval_episodes=0",
+    "save_seconds=0",
     "threads=1",
 )
 """Twenty iterations of some tenths of a second; episodes end in the middle of them."""

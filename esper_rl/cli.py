@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from errno import EDQUOT, EIO, ENOSPC
+from io import TextIOWrapper
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
+from threading import current_thread, main_thread
+from typing import Any, TextIO, cast
 
 from envs import list_tasks
 from esper_rl.errors import ConfigError
@@ -28,13 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``esper-rl``; by default those of the command line.
 
     Returns:
-        The exit code: 0, 1 when training failed, 2 for bad input, 130 after Ctrl-C.
+        The exit code: 0, 1 when training failed or the disk is full, 2 for bad input, 130 after
+        Ctrl-C, SIGTERM or SIGHUP.
     """
+    _write_anywhere()
     arguments = _build_parser().parse_args(argv)
     try:
-        arguments.run_command(arguments)
-    except (ConfigError, CheckpointError, OSError) as error:
+        with _ended_by_signals():
+            arguments.run_command(arguments)
+    except (ConfigError, CheckpointError) as error:
         return _fail(str(error), EXIT_BAD_INPUT)
+    except OSError as error:
+        full = error.errno in (ENOSPC, EDQUOT, EIO)
+        return _fail(str(error), EXIT_FAILED if full else EXIT_BAD_INPUT)
     except FloatingPointError as error:
         return _fail(str(error), EXIT_FAILED)
     except TrainingInterrupted as interrupt:
@@ -52,6 +65,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(message: str, code: int) -> int:
     print(f"esper-rl: {message}", file=sys.stderr)
     return code
+
+
+def _write_anywhere() -> None:
+    """Let output to a closed terminal, or one that knows no "±", be no reason to fail."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as we live
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if sys.stderr is not None and sys.stderr is sys.__stderr__:
+        sys.stderr = cast(TextIO, _Forgiving(sys.stderr))
+
+
+class _Forgiving:
+    """A stream that goes on when its terminal has gone, or its disk is full."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what is done inside as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if current_thread() is main_thread():  # nothing else may catch signals
+        kinds = [kind for kind in ("SIGTERM", "SIGHUP") if hasattr(signal, kind)]
+        before = {kind: signal.signal(getattr(signal, kind), interrupt) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(getattr(signal, kind), handler)
 
 
 def _build_parser() -> argparse.ArgumentParser:

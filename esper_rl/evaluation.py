@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cloudpickle
 import torch
@@ -36,6 +37,8 @@ from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.runs import RunFolder
 from esper_rl.training.environment import make_env
 from esper_rl.training.loading import load_policy, read_config
+
+_LOGGER = logging.getLogger(__name__)
 
 EVALUATION_SEED = 20_000_003
 """Episodes of an evaluation are the same for every policy and differ from those of training."""
@@ -202,8 +205,32 @@ def evaluate_run(
         "policies": summaries,
         "drop_in_return_with_feedback": drops,
     }
-    folder.evaluation.write_text(json.dumps(content, indent=2) + "\n")
+    _write(folder.evaluation, content)
     return results
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    """Write an evaluation, unless a longer one is there; what can't be written is said."""
+    try:
+        before = json.loads(file.read_text())["episodes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = 0
+    if before > content["episodes"]:
+        _LOGGER.warning("%s holds %d episodes a policy and stays as it is", file, before)
+        return
+    try:
+        unfinished = file.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+        unfinished.replace(file)
+    except OSError as error:
+        _LOGGER.warning("the evaluation can't be written: %s", error)
+
+
+def _plain(content: Any) -> Any:
+    """The same with None for nan, which JSON doesn't know."""
+    if isinstance(content, dict):
+        return {name: _plain(value) for name, value in content.items()}
+    return None if content != content else content
 
 
 def _start_worker(tasks: bytes) -> None:

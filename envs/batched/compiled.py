@@ -224,15 +224,14 @@ def train_rows(
 def _count_correct(logits: Array, targets: Array) -> int:
     """Examples whose largest logit is the target's; NaN counts as the largest, as in torch."""
     classes, batch = logits.shape
-    correct = 0
+    most, best, correct = logits[0].copy(), np.zeros(batch, np.int32), 0
+    for c in range(1, classes):
+        for b in range(batch):  # without branches, so that it is vectorised
+            larger = (most[b] == most[b]) & (not logits[c, b] <= most[b])
+            most[b] = logits[c, b] if larger else most[b]
+            best[b] = c if larger else best[b]
     for b in range(batch):
-        best = 0
-        for c in range(1, classes):
-            if logits[best, b] != logits[best, b]:
-                break
-            if not logits[c, b] <= logits[best, b]:
-                best = c
-        correct += best == targets[b]
+        correct += best[b] == targets[b]
     return correct
 
 

@@ -22,10 +22,11 @@ from envs.populations.networks import Networks, Work
 
 _LOGGER = logging.getLogger(__name__)
 
-_PIECE = 125
-"""Validation examples that go through a network at once: its features then fit the cache."""
+_PIECE = 128
+"""Validation examples that go through a network at once: its features then fit the cache, and
+there are as many as vector units like."""
 
-_SHARES = 4
+_SHARES = 2
 """Parts into which a thread's work is divided, so that all threads end at about the same time."""
 
 

@@ -30,6 +30,10 @@ DRIFT_WARNING = 2.0
 FEEDBACK_WARNING = 0.5
 """Share of the op's probability that moves when the feedback columns are hidden."""
 
+EXPLODED = {"kl_approx": 1.0, "loss_critic": 1e3}
+"""Values above which an update has destroyed a policy: nats, and squared discounted return. In a
+run that learns they are a few hundredths, and about one."""
+
 QUANTILES = (10, 50, 90)
 """Percentages at which a distribution is looked at."""
 
@@ -210,7 +214,8 @@ def find_warnings(row: Mapping[str, float]) -> dict[str, str]:
     """Find what is remarkable in an iteration's metrics.
 
     Args:
-        row: all metrics of the iteration, by name; missing ones and nan raise no warning.
+        row: all metrics of the iteration, by name; missing ones raise no warning, and nan does
+            for :data:`EXPLODED` only.
 
     Returns:
         A sentence for each warning, by the name of the metric that it is about.
@@ -223,6 +228,11 @@ def find_warnings(row: Mapping[str, float]) -> dict[str, str]:
             found[name] = (
                 f"{level}: head {about!r} has {value:.0%} of its largest entropy where it matters; "
                 "it hardly explores (see ppo.entropy_coeff)"
+            )
+        elif name in EXPLODED and not value <= EXPLODED[name]:
+            found[name] = (
+                f"alert: {name} is {value:.2g}: the updates have exploded (see ppo.lr); the policy "
+                "before them is kept in checkpoint.good.pt"
             )
         elif name == "wait_rate" and value > WAIT_ALERT:
             found[name] = (

@@ -16,6 +16,12 @@ Summary = Mapping[str, Mapping[str, float]]
 """Of every measure its ``mean`` and ``ci95``."""
 
 
+def _cell(mean: float, ci95: float, digits: int) -> str:
+    """Mean and interval; of one episode there is none."""
+    interval = "" if ci95 != ci95 else f" ± {ci95:,.{digits}f}"
+    return f"{mean:,.{digits}f}{interval}"
+
+
 def format_evaluations(summaries: Mapping[str, Summary], episodes: int) -> str:
     """Write a line a policy: mean and half width of the 95 % confidence interval of each measure.
 
@@ -25,10 +31,7 @@ def format_evaluations(summaries: Mapping[str, Summary], episodes: int) -> str:
     """
     rows = [["policy", *(title for title, _ in _COLUMNS.values())]]
     for name, summary in summaries.items():
-        cells = [
-            f"{summary[key]['mean']:,.{digits}f} ± {summary[key]['ci95']:,.{digits}f}"
-            for key, (_, digits) in _COLUMNS.items()
-        ]
+        cells = [_cell(**summary[key], digits=digits) for key, (_, digits) in _COLUMNS.items()]
         rows.append([name, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from dataclasses import dataclass, fields
@@ -33,11 +34,20 @@ class Checkpoint:
     weights: dict[str, Tensor]
 
     def write(self, file: Path) -> None:
-        """Write it so that ``file`` is whole at every moment, also when interrupted."""
+        """Write it so that ``file`` is whole at every moment, also when interrupted.
+
+        Raises:
+            OSError: when it can't be written; ``file`` stays as it was.
+        """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        unfinished = file.with_suffix(".tmp")
-        torch.save(content, unfinished)
-        os.replace(unfinished, file)
+        buffer, unfinished = io.BytesIO(), file.with_suffix(".tmp")
+        torch.save(content, buffer)  # PyTorch's own errors don't say that a disk is full
+        try:
+            unfinished.write_bytes(buffer.getbuffer())
+            os.replace(unfinished, file)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def read(cls, file: Path, device: str) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from datetime import datetime
 from errno import EEXIST, ENOTDIR, ENOTEMPTY
 from itertools import count
 from pathlib import Path
-from shutil import rmtree
+from shutil import copyfile, rmtree
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -32,6 +33,18 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.pt"
+
+    @property
+    def good_checkpoint(self) -> Path:
+        """The policy before the updates exploded, if they did."""
+        return self.path / "checkpoint.good.pt"
+
+    def keep_checkpoint(self) -> None:
+        """Copy the checkpoint to :attr:`good_checkpoint`, if there is none yet."""
+        if self.checkpoint.exists() and not self.good_checkpoint.exists():
+            unfinished = self.good_checkpoint.with_suffix(".tmp")
+            copyfile(self.checkpoint, unfinished)
+            os.replace(unfinished, self.good_checkpoint)
 
     @property
     def resume(self) -> Path:

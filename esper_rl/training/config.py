@@ -135,6 +135,7 @@ class TrainConfig:
     bf16: bool = option(False, "updates under bf16 autocast")
     threads: int | None = option(None, "CPU threads of PyTorch; null leaves its own choice")
     run_dir: str | None = option(None, "run folder, new; null makes runs/<task>-<time>")
+    save_seconds: float = option(30.0, "seconds between two points from which a run can go on")
     eval_episodes: int = option(64, "episodes a policy at the end; 0 leaves the evaluation out")
 
     @config_errors()
@@ -145,6 +146,7 @@ class TrainConfig:
             check_integer("steps_per_iteration", self.steps_per_iteration)
         for name in ("seed", "eval_episodes"):
             check_integer(name, getattr(self, name), least=0)
+        check_number("save_seconds", self.save_seconds, least=0)
         if self.threads is not None:
             check_integer("threads", self.threads)
         rows = self.env.num_envs

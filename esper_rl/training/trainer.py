@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -16,9 +16,11 @@ from torchrl.checkpoint import GlobalRNGState
 
 from envs.actions import CAUSAL_RELEVANCE
 from esper_rl.growing.monitors import (
+    EXPLODED,
     cell_metrics,
     credit_metrics,
     feedback_metrics,
+    find_warnings,
     gradient_metrics,
     rollout_metrics,
     update_metrics,
@@ -63,8 +65,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
     Raises:
         ConfigError: when the world refuses a value.
         FileExistsError: when ``config.run_dir`` exists.
-        FloatingPointError: when a loss or gradient isn't finite. The step isn't taken: the
-            checkpoint holds the weights before it.
+        FloatingPointError: when a loss or gradient isn't finite. The step isn't taken, and the
+            checkpoint holds the policy of the iteration before.
         TrainingInterrupted: on Ctrl-C, after checkpoint and picture have been written.
 
     Examples:
@@ -78,9 +80,10 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
 
 
 def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
-    """Go on with a run that has been ended, by whatever, after the last iteration it has finished.
+    """Go on with a run that has been ended, by whatever, from the last point that it has saved.
 
-    On CPUs it becomes bitwise what it would have been without that, but for its timings.
+    On CPUs it becomes bitwise what it would have been without that, but for its timings; what it
+    had done after that point (``save_seconds``) is done again.
 
     Args:
         run: folder of the run.
@@ -117,11 +120,16 @@ def _run(
 
     autocast = partial(torch.autocast, env.device.type, torch.bfloat16, enabled=config.bf16)
 
+    advantage_options = config.ppo.advantage_options()
     iterations = config.iterations  # makes the task: once, not in every iteration
     run = folder()
 
     def save() -> None:
         make_checkpoint(actor_critic, config.policy, env.topology, steps).write(run.checkpoint)
+
+    def save_unless_failed(error: type[BaseException] | None, *_: object) -> None:
+        if error is None or not issubclass(error, FloatingPointError):
+            save()
 
     def update(minibatch: TensorDictBase) -> TensorDictBase:
         """One step of the optimizer; gives what the loss has written, and gradient norms."""
@@ -135,7 +143,8 @@ def _run(
         loss.backward()
         losses.update(gradient_metrics(actor_critic))
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.ppo.max_grad_norm)
-        _require_finite(loss, grad_norm, steps)
+        _require_finite("loss", loss, steps)
+        _require_finite("gradient norm", grad_norm, steps)
         optimizer.step()
         return losses.detach().set("grad_norm", grad_norm)
 
@@ -161,13 +170,13 @@ def _run(
             if config.compile:
                 actor_critic.network.compile_parts()
             save()
-            ends.callback(save)
+            ends.push(save_unless_failed)
             callbacks = [MetricsFile(), Warnings(), Progress(), *callbacks]
             for callback in callbacks:
                 callback.on_start(config, run)
                 ends.callback(callback.on_end)
 
-            batches = iter(collector)
+            batches, saved_at = iter(collector), perf_counter()
             for iteration in range(done, iterations):
                 start = perf_counter()
                 batch = next(batches)  # [N, T]
@@ -175,20 +184,21 @@ def _run(
                 env_seconds, policy_seconds = collection_seconds(batch)
 
                 start = perf_counter()
-                batch = compute_advantages(batch, actor_critic, **config.ppo.advantage_options())
-                entropy_coeff = config.ppo.entropy_coeff
-                if config.ppo.anneal_entropy:
-                    # Heads that few ops need get little from the advantages beside the bonus, which
-                    # counts at every step: they make up their minds when it has become small.
-                    entropy_coeff *= (1 - iteration / iterations) ** 2
-                loss_module.entropy_coeff.fill_(entropy_coeff)
-                with torch.no_grad(), autocast():
-                    before = loss_module(batch)
-                updates = []
-                for _ in range(config.ppo.epochs):
-                    order = torch.randperm(config.env.num_envs)
-                    for rows in order.tensor_split(config.ppo.minibatches):
-                        updates.append(update(batch[rows]))
+                with _broken_numbers(steps):
+                    batch = compute_advantages(batch, actor_critic, **advantage_options)
+                    entropy_coeff = config.ppo.entropy_coeff
+                    if config.ppo.anneal_entropy:
+                        # Heads that few ops need get little from the advantages beside the bonus,
+                        # which counts at every step: they make up their minds when it is small.
+                        entropy_coeff *= (1 - iteration / iterations) ** 2
+                    loss_module.entropy_coeff.fill_(entropy_coeff)
+                    with torch.no_grad(), autocast():
+                        before = loss_module(batch)
+                    updates = []
+                    for _ in range(config.ppo.epochs):
+                        order = torch.randperm(config.env.num_envs)
+                        for rows in order.tensor_split(config.ppo.minibatches):
+                            updates.append(update(batch[rows]))
                 collector.update_policy_weights_()
                 update_seconds = perf_counter() - start
 
@@ -206,19 +216,36 @@ def _run(
                     "seconds/update": update_seconds,
                     "steps_per_second": batch.numel() / (collect_seconds + update_seconds),
                 }
+                if EXPLODED.keys() & find_warnings(row).keys():
+                    run.keep_checkpoint()
                 save()
                 for callback in callbacks:
                     callback.on_iteration(row)
-                points.save(iteration + 1, row["return"])
+                last = iteration + 1 == iterations
+                if last or perf_counter() - saved_at >= config.save_seconds:
+                    points.save(iteration + 1, row["return"])
+                    saved_at = perf_counter()
     except KeyboardInterrupt as interrupt:
         raise TrainingInterrupted(run.path) from interrupt
     return run.path
 
 
-def _require_finite(loss: Tensor, grad_norm: Tensor, steps: int) -> None:
-    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
-        if not torch.isfinite(value):
-            raise FloatingPointError(
-                f"the {name} became {value.item()} after {steps} steps; this update wasn't made, "
-                "the checkpoint holds the weights before it; a smaller ppo.lr may help"
-            )
+def _require_finite(name: str, value: Tensor, steps: int) -> None:
+    if not torch.isfinite(value):
+        raise _broken(f"the {name} became {value.item()}", steps)
+
+
+@contextmanager
+def _broken_numbers(steps: int) -> Iterator[None]:
+    """In a run, a batch that the loss refuses comes from a policy whose numbers are broken."""
+    try:
+        yield
+    except ValueError as error:
+        raise _broken(str(error), steps) from error
+
+
+def _broken(reason: str, steps: int) -> FloatingPointError:
+    return FloatingPointError(
+        f"{reason}, after {steps} steps; the last good policy is in checkpoint.pt, or in "
+        "checkpoint.good.pt if that is there; a smaller ppo.lr may help"
+    )

@@ -17,6 +17,7 @@ TINY = (
     "total_steps=40",
     "eval_episodes=3",
     "workers=1",
+    "save_seconds=0",
 )
 """Two iterations of one episode on each of four rows."""
 

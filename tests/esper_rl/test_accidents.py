@@ -1,0 +1,178 @@
+"""What happens to a run when disk, terminal, parent or numbers fail it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from esper_rl import load_policy, resume, train
+from esper_rl.cli import main
+from esper_rl.evaluation import evaluate_run
+from esper_rl.training.config import TrainConfig
+from tests.support.runs import read_metrics
+
+Configure = Callable[..., TrainConfig]
+
+
+# -- numbers ---------------------------------------------------------------------------------
+
+
+def largest_weight(run: Path) -> float:
+    return max(w.abs().max().item() for w in load_policy(run).network.state_dict().values())
+
+
+def test_updates_that_explode_are_said_and_the_policy_before_is_kept(
+    tiny_config: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tiny_config("ppo.lr=10", "total_steps=60"))
+    assert "the updates have exploded" in capsys.readouterr().err
+    assert largest_weight(run) > 5
+    (run / "checkpoint.pt").unlink()
+    (run / "checkpoint.good.pt").rename(run / "checkpoint.pt")
+    assert largest_weight(run) < 5
+
+
+def test_a_run_without_accidents_keeps_one_policy(tiny_config: Configure) -> None:
+    assert not (train(tiny_config()) / "checkpoint.good.pt").exists()
+
+
+def test_a_run_that_fails_keeps_the_policy_of_the_iteration_before(
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *tiny_overrides, "ppo.lr=1e30"]) == 1
+    assert "the last good policy is in" in capsys.readouterr().err
+    run = tmp_path / "run"
+    if (run / "checkpoint.good.pt").exists():  # the first update was finite, but too large
+        (run / "checkpoint.good.pt").replace(run / "checkpoint.pt")
+    assert largest_weight(run) < 5
+
+
+# -- the disk --------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, write = tmp_path / "run", Path.write_bytes
+    writes = []
+
+    def fails_at_last(file: Path, content: bytes) -> int:
+        writes.append(file)
+        if len(writes) > 8:  # of the second iteration
+            write(file, content[:100])
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        return write(file, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fails_at_last)
+    assert main(["train", *tiny_overrides, "total_steps=60"]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left on device" in message
+    assert not list(run.rglob("*.tmp"))
+    assert load_policy(run)
+    monkeypatch.setattr(Path, "write_bytes", write)
+    resume(run)
+    assert [line["steps"] for line in read_metrics(run)] == [20, 40, 60]
+
+
+def test_an_evaluation_that_cannot_be_written_is_shown(
+    tiny_config: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(tiny_config())
+    (run / "evaluation.json").mkdir()
+    assert len(evaluate_run(run, episodes=2)["greedy"].returns) == 2
+    assert "can't be written" in caplog.text
+
+
+def test_a_shorter_evaluation_does_not_replace_a_longer_one(
+    tiny_config: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(tiny_config())
+    evaluate_run(run, episodes=3)
+    before = (run / "evaluation.json").read_text()
+    evaluate_run(run, episodes=1)
+    assert (run / "evaluation.json").read_text() == before
+    assert "holds 3 episodes" in caplog.text
+    evaluate_run(run, episodes=3)
+
+
+def test_one_episode_has_no_interval(
+    tiny_config: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tiny_config())
+    assert main(["evaluate", str(run), "--episodes", "1"]) == 0
+    table = capsys.readouterr().out
+    assert "nan" not in table
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    written = json.loads((run / "evaluation.json").read_text(), parse_constant=refuse)
+    assert written["policies"]["greedy"]["returns"]["ci95"] is None
+
+
+# -- the terminal ----------------------------------------------------------------------------
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "esper_rl", *words]
+
+
+def test_a_terminal_without_greek_letters() -> None:
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command("train", "--help"), env=ascii_only, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("ending", ["2>/dev/full", "2>&-"])
+def test_a_terminal_that_is_gone(ending: str, tiny_overrides: list[str], tmp_path: Path) -> None:
+    words = " ".join([*command("train", *tiny_overrides), "eval_episodes=0", ending])
+    assert subprocess.run(words, shell=True).returncode == 0
+    assert len(read_metrics(tmp_path / "run")) == 2
+
+
+# -- other processes -------------------------------------------------------------------------
+
+
+def children(process: int) -> list[int]:
+    """Processes whose parent it is."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(fields[1]) == process:
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_run_leaves_no_processes(tiny_overrides: list[str], tmp_path: Path) -> None:
+    words = command("train", *tiny_overrides, "workers=2", "total_steps=1000000")
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    patience = time.monotonic() + 90
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        assert process.poll() is None
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+    left = children(process.pid)
+    assert len(left) >= 2
+    process.kill()
+    process.wait()
+    patience = time.monotonic() + 20
+    while any(Path(f"/proc/{number}").exists() for number in left):
+        assert time.monotonic() < patience, "a worker lives on"
+        time.sleep(0.05)
