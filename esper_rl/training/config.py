@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -267,8 +268,18 @@ def _as_integer(text: str) -> str:
     return str(int(number)) if number.is_integer() else text
 
 
-def load_config(text: str) -> TrainConfig:
+def device_of(text: str) -> str | None:
+    """The accelerator that a configuration of :func:`dump_config` names, None for the CPU."""
+    found = re.search(r"^device: *['\"]?((?:cuda|mps|xpu)[:\d]*)['\"]?$", text, re.M)
+    return None if found is None else found[1]
+
+
+def load_config(text: str, **replaced: str) -> TrainConfig:
     """The configuration that :func:`dump_config` has written.
+
+    Args:
+        text: what it has written.
+        **replaced: fields that are others now.
 
     Raises:
         ConfigError: when ``text`` isn't a configuration of this version.
@@ -276,7 +287,8 @@ def load_config(text: str) -> TrainConfig:
     if not text.strip():
         raise ConfigError("not a training configuration: it is empty")
     try:
-        config = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.create(text))
+        said = OmegaConf.create(text)
+        config = OmegaConf.merge(OmegaConf.structured(TrainConfig), said, replaced)
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"not a training configuration: {_first_line(error)}") from error
     return _to_config(config)

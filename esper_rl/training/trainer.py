@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -123,6 +124,7 @@ def _run(
     advantage_options = config.ppo.advantage_options()
     iterations = config.iterations  # makes the task: once, not in every iteration
     run = folder()
+    print(f"training in {run.path}; the processes start", file=sys.stderr, flush=True)
 
     def save() -> None:
         make_checkpoint(actor_critic, config.policy, env.topology, steps).write(run.checkpoint)

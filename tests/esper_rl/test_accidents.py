@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from esper_rl import load_policy, resume, train
 from esper_rl.cli import main
@@ -119,6 +120,19 @@ def test_one_episode_has_no_interval(
 
     written = json.loads((run / "evaluation.json").read_text(), parse_constant=refuse)
     assert written["policies"]["greedy"]["returns"]["ci95"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_run_made_on_a_gpu_plays_and_goes_on_without_one(
+    tiny_config: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(tiny_config())
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda:0"))
+    assert load_policy(run)
+    assert "cuda:0 is not on this machine" in caplog.text
+    assert len(evaluate_run(run, episodes=2)["greedy"].returns) == 2
+    assert resume(run) == run
 
 
 # -- the terminal ----------------------------------------------------------------------------
