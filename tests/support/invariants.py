@@ -195,7 +195,8 @@ class Player:
             if fault == "nan in the host" or not seeds:
                 population.host_params[row, 0] = torch.nan
             else:
-                population.seed_params[seeds[-1]][row, 0] = torch.inf
+                # The last column: the first ones are a gate's, which an action may set anew.
+                population.seed_params[seeds[-1]][row, -1] = torch.inf
         self.broken |= mask
         self.counts["faults"] += int(mask.sum())
 
