@@ -12,12 +12,10 @@ The counts are in benchmarks/results/kill.json after every run; it starts again 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from esper_rl import load_policy
+from tests.support.runs import command, numbers, same_weights
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,22 +49,9 @@ LONGEST_SECONDS = 12.0
 
 
 def train(*words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "esper_rl", "train", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def numbers(run: Path) -> list[dict[str, str]]:
-    """Lines of the metrics without timings."""
-    with (run / "metrics.csv").open(newline="") as file:
-        return [
-            {name: value for name, value in line.items() if "second" not in name}
-            for line in csv.DictReader(file)
-        ]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    weights = [load_policy(run).network.state_dict() for run in (a, b)]
-    return all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    """Start a training run that prints nothing."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command("train", *words), **quiet)
 
 
 def main() -> None:

@@ -23,12 +23,13 @@ from tqdm import tqdm
 
 from envs import MorphogenesisEnv
 from envs.lifecycle import GATES
-from tests.support.invariants import FAULTS, Player, legal_heads, random_heads
+from tests.support.invariants import FAULTS, Player, mixed_heads
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, EPOCHS = 64, 40
-RESET, FAULT, LOAD = 0.002, 0.002, 0.02
-"""Chances of a row in a step to be reset or to fail, and of an environment to be loaded."""
+RESET, FAULT, NONSENSE, LOAD = 0.002, 0.002, 0.1, 0.02
+"""Chances of a row in a step to be reset, to fail and to act at random, legal or not; and of an
+environment to be loaded."""
 
 
 def make(gates: str, seed: int) -> MorphogenesisEnv:
@@ -44,14 +45,7 @@ def play(player: Player, other: MorphogenesisEnv, generator: torch.Generator) ->
 
     player.reset(chance(RESET))
     player.break_rows(chance(FAULT), FAULTS[player.counts["steps"] // ROWS % len(FAULTS)])
-    legal = legal_heads(player.state, generator)
-    any_heads, nonsense = random_heads(player.env, generator), chance(0.1).tolist()
-    player.step(
-        {
-            head: [r if u else m for r, m, u in zip(any_heads[head], masked, nonsense, strict=True)]
-            for head, masked in legal.items()
-        }
-    )
+    player.step(mixed_heads(player.env, player.state, NONSENSE, generator))
     if torch.rand((), generator=generator) < LOAD:
         player.save_and_load(other)
 

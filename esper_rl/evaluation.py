@@ -35,6 +35,7 @@ from esper_rl.growing.baselines import (
 )
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.runs import RunFolder
+from esper_rl.runs.files import write_whole
 from esper_rl.training.environment import make_env
 from esper_rl.training.loading import load_policy, read_config
 
@@ -219,9 +220,8 @@ def _write(file: Path, content: dict[str, Any]) -> None:
         _LOGGER.warning("%s holds %d episodes a policy and stays as it is", file, before)
         return
     try:
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
-        unfinished.replace(file)
+        text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+        write_whole(file, text.encode())
     except OSError as error:
         _LOGGER.warning("the evaluation can't be written: %s", error)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from esper_rl.runs.files import write_whole
 
 
 class CheckpointError(ValueError):
@@ -40,14 +41,9 @@ class Checkpoint:
             OSError: when it can't be written; ``file`` stays as it was.
         """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        buffer, unfinished = io.BytesIO(), file.with_suffix(".tmp")
+        buffer = io.BytesIO()
         torch.save(content, buffer)  # PyTorch's own errors don't say that a disk is full
-        try:
-            unfinished.write_bytes(buffer.getbuffer())
-            os.replace(unfinished, file)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+        write_whole(file, buffer.getvalue())
 
     @classmethod
     def read(cls, file: Path, device: str) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +9,12 @@ from datetime import datetime
 from errno import EEXIST, ENOTDIR, ENOTEMPTY
 from itertools import count
 from pathlib import Path
-from shutil import copyfile, rmtree
+from shutil import rmtree
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+
+from esper_rl.runs.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,7 @@ class RunFolder:
     def keep_checkpoint(self) -> None:
         """Copy the checkpoint to :attr:`good_checkpoint`, if there is none yet."""
         if self.checkpoint.exists() and not self.good_checkpoint.exists():
-            unfinished = self.good_checkpoint.with_suffix(".tmp")
-            copyfile(self.checkpoint, unfinished)
-            os.replace(unfinished, self.good_checkpoint)
+            write_whole(self.good_checkpoint, self.checkpoint.read_bytes())
 
     @property
     def resume(self) -> Path:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from esper_rl.runs.files import write_whole
 
 
 def append_row(file: Path, row: Mapping[str, float]) -> None:
@@ -35,9 +35,7 @@ def keep_rows(file: Path, count: int) -> int:
     """
     lines = _whole_lines(file)[: count + 1]
     if lines:
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text("".join(lines), newline="")
-        os.replace(unfinished, file)
+        write_whole(file, "".join(lines).encode())
     return max(0, len(lines) - 1)
 
 
@@ -47,11 +45,10 @@ def _whole_lines(file: Path) -> list[str]:
         return []
     with file.open(newline="") as opened:
         lines = opened.readlines()
-    whole: list[str] = []
+    header, whole = next(csv.reader(lines[:1]), []), []
     for line in lines:
-        fields = next(csv.reader(io.StringIO(line)), [])
-        width = len(next(csv.reader(io.StringIO(lines[0]))))
-        if not line.endswith("\n") or len(fields) != width:
+        fields = next(csv.reader([line]), [])
+        if not line.endswith("\n") or len(fields) != len(header):
             break
         whole.append(line)
     return whole

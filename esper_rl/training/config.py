@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -189,6 +189,10 @@ class TrainConfig:
         return math.ceil(self.total_steps / self.rollout_steps)
 
 
+_LOGGER = logging.getLogger(__name__)
+
+_ACCELERATORS = ("cuda", "mps", "xpu")
+
 _ANY_KEYS = "{}"
 """Default of an option that is a dictionary: ``OPTION.KEY=VALUE`` sets an entry."""
 
@@ -268,18 +272,12 @@ def _as_integer(text: str) -> str:
     return str(int(number)) if number.is_integer() else text
 
 
-def device_of(text: str) -> str | None:
-    """The accelerator that a configuration of :func:`dump_config` names, None for the CPU."""
-    found = re.search(r"^device: *['\"]?((?:cuda|mps|xpu)[:\d]*)['\"]?$", text, re.M)
-    return None if found is None else found[1]
-
-
-def load_config(text: str, **replaced: str) -> TrainConfig:
+def load_config(text: str, *, anywhere: bool = False) -> TrainConfig:
     """The configuration that :func:`dump_config` has written.
 
     Args:
         text: what it has written.
-        **replaced: fields that are others now.
+        anywhere: take the CPU, with a warning, where this machine lacks the accelerator.
 
     Raises:
         ConfigError: when ``text`` isn't a configuration of this version.
@@ -287,11 +285,21 @@ def load_config(text: str, **replaced: str) -> TrainConfig:
     if not text.strip():
         raise ConfigError("not a training configuration: it is empty")
     try:
-        said = OmegaConf.create(text)
-        config = OmegaConf.merge(OmegaConf.structured(TrainConfig), said, replaced)
+        config = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.create(text))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"not a training configuration: {_first_line(error)}") from error
+    if anywhere and config.device.startswith(_ACCELERATORS) and not _is_here(config.device):
+        _LOGGER.warning("%s is not on this machine, the CPU is used", config.device)
+        config.device = "cpu"
     return _to_config(config)
+
+
+def _is_here(device: str) -> bool:
+    try:
+        check_device("device", device)
+    except ValueError:
+        return False
+    return True
 
 
 def dump_config(config: TrainConfig) -> str:

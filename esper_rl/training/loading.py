@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from torchrl.envs import EnvBase
 
-from esper_rl.errors import check_device, config_errors
+from esper_rl.errors import config_errors
 from esper_rl.growing import PolicyConfig
 from esper_rl.policy import ActorCritic, make_actor_critic
 from esper_rl.runs import Checkpoint, CheckpointError, RunFolder
-from esper_rl.training.config import TrainConfig, device_of, load_config
+from esper_rl.training.config import TrainConfig, load_config
 from esper_rl.training.environment import make_env
-
-_LOGGER = logging.getLogger(__name__)
 
 
 def read_config(run: RunFolder) -> TrainConfig:
@@ -27,20 +24,7 @@ def read_config(run: RunFolder) -> TrainConfig:
         ConfigError: when it isn't one of this version; the message names the file.
     """
     with config_errors(f"{run.config}: "):
-        text = run.config.read_text(encoding="utf-8")
-        device = device_of(text)
-        if device is not None and not _is_here(device):
-            _LOGGER.warning("%s is not on this machine, the CPU is used", device)
-            return load_config(text, device="cpu")
-        return load_config(text)
-
-
-def _is_here(device: str) -> bool:
-    try:
-        check_device("device", device)
-    except ValueError:
-        return False
-    return True
+        return load_config(run.config.read_text(encoding="utf-8"), anywhere=True)
 
 
 def make_checkpoint(

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from envs.actions import Op, Stage
 from envs.lifecycle import GATES
 from tests.support.environments import small_env
-from tests.support.invariants import FAULTS, Player, legal_heads, random_heads
+from tests.support.invariants import FAULTS, Player, legal_heads, mixed_heads
 
 NUM_ENVS, NUM_SLOTS, STEPS = 6, 3, 20
 
@@ -43,15 +43,8 @@ class Machine(RuleBasedStateMachine):
     @rule(steps=st.integers(1, 6), nonsense=st.sampled_from([0.0, 0.0, 0.3, 1.0]))
     def play(self, steps: int, nonsense: float) -> None:
         for _ in range(steps):
-            random = random_heads(self.player.env, self.generator)
-            legal = legal_heads(self.player.state, self.generator)
-            use = (torch.rand(NUM_ENVS, generator=self.generator) < nonsense).tolist()
-            self.player.step(
-                {
-                    head: [r if u else m for r, m, u in zip(random[head], masked, use, strict=True)]
-                    for head, masked in legal.items()
-                }
-            )
+            player = self.player
+            player.step(mixed_heads(player.env, player.state, nonsense, self.generator))
             self.player.reset(torch.zeros(NUM_ENVS, dtype=torch.bool))
 
     @rule(rows=SOME_ROWS)

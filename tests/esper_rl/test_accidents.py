@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from esper_rl import load_policy, resume, train
 from esper_rl.cli import main
 from esper_rl.evaluation import evaluate_run
 from esper_rl.training.config import TrainConfig
-from tests.support.runs import read_metrics
+from tests.support.runs import command, read_metrics
 
 Configure = Callable[..., TrainConfig]
 
@@ -136,10 +135,6 @@ def test_a_run_made_on_a_gpu_plays_and_goes_on_without_one(
 
 
 # -- the terminal ----------------------------------------------------------------------------
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "esper_rl", *words]
 
 
 def test_a_terminal_without_greek_letters() -> None:

@@ -7,7 +7,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -16,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from esper_rl import Callback, load_policy, resume, train
+from esper_rl import Callback, resume, train
 from esper_rl.cli import main
 from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.training.config import TrainConfig, parse_overrides
-from tests.support.runs import TINY, read_metrics
+from tests.support.runs import TINY, command, numbers, read_metrics, same_weights
 
 Configure = Callable[..., TrainConfig]
 LONG = ("env.max_epochs=7", "total_steps=80", "eval_episodes=0")
@@ -44,16 +43,8 @@ def ended_in(run: Path, iteration: int) -> Path:
 
 def assert_same_run(a: Path, b: Path) -> None:
     """The same metrics, timings aside, and the same weights, bitwise."""
-    lines = [
-        [
-            {key: value for key, value in line.items() if "second" not in key}
-            for line in read_metrics(run)
-        ]
-        for run in (a, b)
-    ]
-    assert repr(lines[0]) == repr(lines[1])  # nan is like nan
-    weights = [load_policy(run).network.state_dict() for run in (a, b)]
-    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    assert numbers(a) == numbers(b)
+    assert same_weights(a, b)
 
 
 @pytest.fixture(scope="module")
@@ -183,10 +174,6 @@ def test_metrics_that_are_lost_are_said_and_the_run_goes_on(
 
 
 # -- from a terminal -------------------------------------------------------------------------
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "esper_rl", *words]
 
 
 def test_a_killed_run_goes_on_bitwise(

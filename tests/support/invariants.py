@@ -44,6 +44,18 @@ def legal_heads(state: TensorDictBase, generator: torch.Generator) -> dict[str, 
     return {head: index.tolist() for head, index in chosen.items()}
 
 
+def mixed_heads(
+    env: MorphogenesisEnv, state: TensorDictBase, nonsense: float, generator: torch.Generator
+) -> dict[str, list[int]]:
+    """A legal action of every row, but any well-formed one of a share ``nonsense`` of them."""
+    random, legal = random_heads(env, generator), legal_heads(state, generator)
+    use = (torch.rand(env.num_envs, generator=generator) < nonsense).tolist()
+    return {
+        head: [r if u else m for r, m, u in zip(random[head], masked, use, strict=True)]
+        for head, masked in legal.items()
+    }
+
+
 def check_state(state: TensorDictBase) -> None:
     stage, alpha = state["metrics", "stage"], state["metrics", "alpha"]
     assert ((stage >= Stage.DORMANT) & (stage <= Stage.RESETTING)).all()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
+
+from esper_rl import load_policy
 
 TINY = (
     "env.num_envs=4",
@@ -28,3 +31,23 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         return [
             {name: float(value) for name, value in line.items()} for line in csv.DictReader(file)
         ]
+
+
+def numbers(run: Path) -> list[dict[str, str]]:
+    """The same as they were written, without timings."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [
+            {name: value for name, value in line.items() if "second" not in name}
+            for line in csv.DictReader(file)
+        ]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Are the policies of two runs bitwise the same?"""
+    weights = [load_policy(run).network.state_dict() for run in (a, b)]
+    return all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+def command(*words: str) -> list[str]:
+    """The command of a process that runs ``esper-rl`` with these words."""
+    return [sys.executable, "-m", "esper_rl", *words]
