@@ -16,12 +16,14 @@ from textwrap import fill
 from threading import current_thread, main_thread
 from typing import Any, TextIO, cast
 
+import torch
+
 from envs import list_tasks
 from esper_rl.errors import ConfigError
 from esper_rl.evaluation import evaluate_run
 from esper_rl.report.tables import format_evaluations
 from esper_rl.runs import CheckpointError, RunFolder
-from esper_rl.training.config import TrainConfig, describe_options, parse_overrides
+from esper_rl.training.config import MOST_EPISODES, TrainConfig, describe_options, parse_overrides
 from esper_rl.training.loading import read_config
 from esper_rl.training.trainer import TrainingInterrupted, resume, train
 
@@ -35,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``esper-rl``; by default those of the command line.
 
     Returns:
-        The exit code: 0, 1 when training failed or the disk is full, 2 for bad input, 130 after
-        Ctrl-C, SIGTERM or SIGHUP.
+        The exit code: 0, 1 when training failed or disk or memory is full, 2 for bad input, 130
+        after Ctrl-C, SIGTERM or SIGHUP.
     """
     _write_anywhere()
     arguments = _build_parser().parse_args(argv)
@@ -50,6 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_FAILED if full else EXIT_BAD_INPUT)
     except FloatingPointError as error:
         return _fail(str(error), EXIT_FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail(
+            f"out of memory; fewer rows (env.num_envs), episodes or steps_per_iteration, or a "
+            f"smaller policy.hidden_size, take less: {str(error).splitlines()[0]}",
+            EXIT_FAILED,
+        )
     except TrainingInterrupted as interrupt:
         return _fail(
             f"interrupted; the policy so far is in {interrupt.run}: "
@@ -60,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has an error of its own for accelerators only."""
+    named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return named or "can't allocate memory" in str(error)
 
 
 def _fail(message: str, code: int) -> int:
@@ -160,7 +176,7 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
     evaluation.add_argument(
         "--episodes",
-        type=_positive,
+        type=_episodes,
         default=64,
         help="episodes of each policy (default %(default)s)",
     )
@@ -241,8 +257,10 @@ def _describe_fields() -> str:
     )
 
 
-def _positive(text: str) -> int:
+def _episodes(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {number}, allowed are whole numbers from 1")
+    if not 1 <= number <= MOST_EPISODES:
+        raise argparse.ArgumentTypeError(
+            f"got {number}, allowed are whole numbers from 1 to {MOST_EPISODES}"
+        )
     return number

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing import active_children
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +21,8 @@ from envs.registration import TaskFactory, adopt_tasks, registered_tasks
 from esper_rl.policy import ActorCritic
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
+
+Made = TypeVar("Made")
 
 
 def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollector:
@@ -48,7 +54,8 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
             use_buffers=False,
             track_traj_ids=False,
         )
-    return MultiSyncCollector(
+    return _deaf_to_interrupts(
+        MultiSyncCollector,
         make_worlds,
         actor_critic.actor,
         frames_per_batch=config.rollout_steps,
@@ -58,6 +65,29 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
         cat_results=0,  # rows of the workers below each other, not stacked
         num_threads=torch.get_num_threads(),
     )
+
+
+def _deaf_to_interrupts(start: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
+    """Call what starts processes, so that Ctrl-C reaches this one only, which then ends them.
+
+    Processes inherit the signals that the thread which starts them doesn't take. This one does,
+    and so can be interrupted while it waits for them.
+    """
+
+    def started() -> Made:
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        return start(*args, **kwargs)
+
+    others = set(active_children())
+    with ThreadPoolExecutor(1) as thread:
+        made = thread.submit(started)
+        try:
+            return made.result()
+        except BaseException:
+            for process in set(active_children()) - others:  # for which the thread waits
+                process.kill()
+            raise
 
 
 def _make_world(

@@ -62,6 +62,11 @@ class RewardOptions(_RewardOptions):
         return replace(prices, gamma=gamma, **given)
 
 
+_LARGEST_SEED = 2**63 - 1
+_MOST_THREADS = 1024
+MOST_EPISODES = 2**20
+
+
 @dataclass
 class PPOConfig:
     """Proximal policy optimisation (Schulman et al. 2017) and its value estimation.
@@ -134,7 +139,9 @@ class TrainConfig:
     workers: int = option(2, "processes that collect, each with num_envs / workers rows")
     compile: bool = option(False, "torch.compile the network for updates; needs a C++ compiler")
     bf16: bool = option(False, "updates under bf16 autocast")
-    threads: int | None = option(None, "CPU threads of PyTorch; null leaves its own choice")
+    threads: int | None = option(
+        None, "CPU threads of PyTorch; null: as many as it takes, noted in config.yaml"
+    )
     run_dir: str | None = option(None, "run folder, new; null makes runs/<task>-<time>")
     save_seconds: float = option(30.0, "seconds between two points from which a run can go on")
     eval_episodes: int = option(64, "episodes a policy at the end; 0 leaves the evaluation out")
@@ -145,11 +152,11 @@ class TrainConfig:
             check_integer(name, getattr(self, name))
         if self.steps_per_iteration is not None:
             check_integer("steps_per_iteration", self.steps_per_iteration)
-        for name in ("seed", "eval_episodes"):
-            check_integer(name, getattr(self, name), least=0)
+        check_integer("seed", self.seed, least=0, most=_LARGEST_SEED)
+        check_integer("eval_episodes", self.eval_episodes, least=0, most=MOST_EPISODES)
         check_number("save_seconds", self.save_seconds, least=0)
         if self.threads is not None:
-            check_integer("threads", self.threads)
+            check_integer("threads", self.threads, most=_MOST_THREADS)
         rows = self.env.num_envs
         check_integer("env.num_envs", rows)
         check_integer("env.num_slots", self.env.num_slots)
@@ -171,6 +178,13 @@ class TrainConfig:
                 f"policy.num_slots must be env.num_slots = {self.env.num_slots}, got "
                 f"{self.policy.num_slots}"
             )
+        if self.policy.attention_span:
+            check_integer(
+                "policy.attention_span",
+                self.policy.attention_span,
+                most=self._episode,
+                what="epochs of an episode",
+            )
         check_device("device", self.device)
 
     @property
@@ -178,10 +192,13 @@ class TrainConfig:
         """Steps of an iteration over all rows: ``steps_per_iteration``, or whole episodes."""
         if self.steps_per_iteration is not None:
             return self.steps_per_iteration
+        return self.env.num_envs * self._episode
+
+    @property
+    def _episode(self) -> int:
+        """Epochs of an episode."""
         epochs = self.env.max_epochs
-        return self.env.num_envs * (
-            make_task(self.env.task).max_epochs if epochs is None else epochs
-        )
+        return make_task(self.env.task).max_epochs if epochs is None else epochs
 
     @property
     def iterations(self) -> int:

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +33,7 @@ from esper_rl.runs import ResumePoints, RunFolder
 from esper_rl.runs.metrics import keep_rows
 from esper_rl.training.callbacks import Callback, MetricsFile, Progress, Warnings
 from esper_rl.training.collection import collection_seconds, make_collector
+from esper_rl.training.compiling import remove_broken_libraries
 from esper_rl.training.config import TrainConfig, dump_config
 from esper_rl.training.environment import make_env
 from esper_rl.training.loading import make_checkpoint, read_config
@@ -74,10 +76,14 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
         >>> run = train(TrainConfig(total_steps=1600, run_dir="runs/first"))  # doctest: +SKIP
     """
 
+    if config.threads is None:  # sums are rounded differently with more: a run keeps its number
+        config = replace(config, threads=torch.get_num_threads())
+
     def make_folder() -> RunFolder:
         return RunFolder.create(config.run_dir, config.env.task, dump_config(config))
 
-    return _run(config, make_folder, callbacks)
+    with _computing_with(config.threads):
+        return _run(config, make_folder, callbacks)
 
 
 def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
@@ -96,15 +102,26 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
         CheckpointError: when nothing can be read of what the run has saved.
     """
     folder = RunFolder.open(run, begun=True)
-    return _run(read_config(folder), lambda: folder, callbacks)
+    config = read_config(folder)
+    with _computing_with(config.threads):
+        return _run(config, lambda: folder, callbacks)
+
+
+@contextmanager
+def _computing_with(threads: int | None) -> Iterator[None]:
+    """So many threads inside, and as many as before after it: TorchRL's collectors leave more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run(
     config: TrainConfig, folder: Callable[[], RunFolder], callbacks: Sequence[Callback]
 ) -> Path:
     """Train in a folder, asked for when nothing is wrong, from its latest point on."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
     env = make_env(config, seed=config.seed)
@@ -170,6 +187,7 @@ def _run(
                 _LOGGER.warning("%s has lost lines; the run goes on after %d", run.metrics, done)
             steps = done * config.rollout_steps
             if config.compile:
+                remove_broken_libraries()
                 actor_critic.network.compile_parts()
             save()
             ends.push(save_unless_failed)

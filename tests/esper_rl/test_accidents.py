@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -168,6 +169,29 @@ def children(process: int) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("loading", [True, False], ids=["libraries load", "processes start"])
+def test_ctrl_c_at_the_start_prints_no_trace(
+    loading: bool, tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        command("train", *tiny_overrides, "workers=2"),
+        stderr=subprocess.PIPE,
+        text=True,
+        # A process that is started in the background inherits an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    if not loading:
+        assert any(line.endswith("the processes start\n") for line in process.stderr)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes of the command
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("esper-rl: interrupted")
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_killed_run_leaves_no_processes(tiny_overrides: list[str], tmp_path: Path) -> None:
     words = command("train", *tiny_overrides, "workers=2", "total_steps=1000000")
@@ -185,3 +209,13 @@ def test_a_killed_run_leaves_no_processes(tiny_overrides: list[str], tmp_path: P
     while any(Path(f"/proc/{number}").exists() for number in left):
         assert time.monotonic() < patience, "a worker lives on"
         time.sleep(0.05)
+
+
+# -- memory ----------------------------------------------------------------------------------
+
+
+def test_too_little_memory_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "env.num_envs=1000000000", "workers=1"]) == 1
+    errors = capsys.readouterr().err
+    assert "esper-rl: out of memory" in errors
+    assert "env.num_envs" in errors

@@ -68,8 +68,20 @@ def test_a_run_goes_on_bitwise(iteration: int, whole: Path, tmp_path: Path) -> N
 
 
 def test_with_several_processes_it_does_too(tiny_config: Configure) -> None:
+    threads = torch.get_num_threads()
     whole = train(tiny_config("env.max_epochs=7", "total_steps=40", "workers=2"), [Copies()])
+    assert torch.get_num_threads() == threads
     assert_same_run(resume(ended_in(whole, 2)), whole)
+
+
+def test_with_the_threads_that_it_was_begun_with(whole: Path, run: Path) -> None:
+    """They decide how sums are rounded."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    resume(run)
+    assert torch.get_num_threads() == before + 1
+    torch.set_num_threads(before)
+    assert_same_run(run, whole)
 
 
 def test_a_run_that_is_over_stays_as_it_is(tiny_config: Configure) -> None:
