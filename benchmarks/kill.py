@@ -1,6 +1,6 @@
 """Kills a training run over and over, and looks whether anything was lost.
 
-    python -m benchmarks.kill [--kills 1000]
+    python -m benchmarks.kill [--kills 1000] [--jobs 1]
 
 A small run in two worlds, one process and several, is killed (SIGKILL) at a random moment, goes on
 with ``--resume``, is killed again, and so on until it is over; then it is compared with the same
@@ -18,6 +18,9 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -44,8 +47,8 @@ RUN = (
 """Twenty iterations of some tenths of a second; episodes end in the middle of them."""
 
 WORKERS = (1, 2)
-LONGEST_SECONDS = 12.0
-"""Kills come up to so long after the start: while it loads, starts, trains, saves."""
+MEAN_SECONDS = 6.0
+"""From start to kill, exponentially distributed: while it loads, starts, trains, saves."""
 
 
 def train(*words: str) -> subprocess.Popen:
@@ -54,52 +57,71 @@ def train(*words: str) -> subprocess.Popen:
     return subprocess.Popen(command("train", *words), **quiet)
 
 
+def kill_until_over(run: Path, workers: int, chance: random.Random, killed: Callable) -> None:
+    """Begin a run, and kill it and go on with it until it ends by itself."""
+    words: tuple[str, ...] = (*RUN, f"workers={workers}", f"run_dir={run}")
+    while True:
+        process = train(*words)
+        try:
+            code = process.wait(timeout=chance.expovariate(1 / MEAN_SECONDS))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if code == 0:
+            return
+        if code != -signal.SIGKILL:
+            raise SystemExit(f"a run ended with code {code}; it is in {run}")
+        killed()
+        if run.exists():
+            words = ("--resume", str(run))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=1000, help="how many (default 1000)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs beside each other (default 1)")
     args = parser.parse_args()
     path = RESULTS / "kill.json"
     counts = dict.fromkeys(("kills", "runs", "lost_steps", "differing_runs"), 0)
     if path.exists():
         counts |= json.loads(path.read_text())
-    chance = random.Random(counts["kills"])
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=args.kills, unit="kill") as bar:
-        whole = {}
-        for workers in WORKERS:
-            whole[workers] = Path(folder) / f"whole-{workers}"
-            if train(*RUN, f"workers={workers}", f"run_dir={whole[workers]}").wait():
-                raise SystemExit("the run that nothing ends has failed")
-        bar.update(counts["kills"])
-        while counts["kills"] < args.kills:
-            workers = WORKERS[counts["runs"] % len(WORKERS)]
-            run = Path(folder) / f"run-{counts['runs']}"
-            words: tuple[str, ...] = (*RUN, f"workers={workers}", f"run_dir={run}")
-            while True:
-                process = train(*words)
-                try:
-                    code = process.wait(timeout=chance.uniform(0, LONGEST_SECONDS))
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    code = process.wait()
-                if code == -signal.SIGKILL:
-                    counts["kills"] += 1
-                    bar.update()
-                elif code == 0:
-                    break
-                else:
-                    raise SystemExit(f"a run ended with code {code}; it is in {run}")
-                if run.exists():
-                    words = ("--resume", str(run))
-            steps, expected = (
-                [line["steps"] for line in numbers(r)] for r in (run, whole[workers])
-            )
+    folder = Path(tempfile.mkdtemp())
+    whole = {workers: folder / f"whole-{workers}" for workers in WORKERS}
+    for workers, run in whole.items():
+        if train(*RUN, f"workers={workers}", f"run_dir={run}").wait():
+            raise SystemExit("the run that nothing ends has failed")
+    bar = tqdm(total=args.kills, initial=counts["kills"], unit="kill")
+
+    def play(number: int) -> tuple[int, int, bool, Path]:
+        """Kills, lost steps, whether it is the same run, where it is."""
+        if bar.n >= args.kills:
+            return 0, 0, True, folder
+        workers, kills = WORKERS[number % len(WORKERS)], count()
+        run = folder / f"run-{number}"
+
+        def killed() -> None:
+            next(kills)
+            bar.update()
+
+        kill_until_over(run, workers, random.Random(number), killed)
+        steps, expected = ([line["steps"] for line in numbers(r)] for r in (run, whole[workers]))
+        lost = len(set(expected) ^ set(steps)) + len(steps) - len(set(steps))
+        same = numbers(run) == numbers(whole[workers]) and same_weights(run, whole[workers])
+        return next(kills), 20 * lost, same, run
+
+    first = counts["runs"]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for kills, lost, same, run in pool.map(play, range(first, first + args.kills)):
+            if run == folder:
+                break
+            counts["kills"] += kills
             counts["runs"] += 1
-            counts["lost_steps"] += 20 * len(set(expected) ^ set(steps))
-            counts["lost_steps"] += 20 * (len(steps) - len(set(steps)))
-            same = numbers(run) == numbers(whole[workers]) and same_weights(run, whole[workers])
+            counts["lost_steps"] += lost
             counts["differing_runs"] += not same
+            if not same:
+                print(f"{run} isn't {whole}", flush=True)
             path.write_text(json.dumps(counts, indent=2) + "\n")
     print(json.dumps(counts, indent=2))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from multiprocessing import active_children
 from typing import Any, TypeVar
@@ -54,7 +54,7 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
             use_buffers=False,
             track_traj_ids=False,
         )
-    return _deaf_to_interrupts(
+    return _deaf_to_signals(
         MultiSyncCollector,
         make_worlds,
         actor_critic.actor,
@@ -67,16 +67,17 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
     )
 
 
-def _deaf_to_interrupts(start: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
-    """Call what starts processes, so that Ctrl-C reaches this one only, which then ends them.
+def _deaf_to_signals(start: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
+    """Call what starts processes, so that only this one takes signals to end, and ends the others.
 
     Processes inherit the signals that the thread which starts them doesn't take. This one does,
     and so can be interrupted while it waits for them.
     """
+    kinds = {getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
 
     def started() -> Made:
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_BLOCK, kinds)
         return start(*args, **kwargs)
 
     others = set(active_children())
@@ -85,8 +86,10 @@ def _deaf_to_interrupts(start: Callable[..., Made], *args: Any, **kwargs: Any) -
         try:
             return made.result()
         except BaseException:
-            for process in set(active_children()) - others:  # for which the thread waits
-                process.kill()
+            while not made.done():  # the thread starts all of them, and waits for the first
+                for process in set(active_children()) - others:
+                    process.kill()
+                wait([made], timeout=0.1)
             raise
 
 

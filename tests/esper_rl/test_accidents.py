@@ -169,9 +169,20 @@ def children(process: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("loading", [True, False], ids=["libraries load", "processes start"])
-def test_ctrl_c_at_the_start_prints_no_trace(
-    loading: bool, tiny_overrides: list[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("loading", "seconds", "kind"),
+    [
+        (True, 1, signal.SIGINT),  # while libraries load
+        (False, 1, signal.SIGINT),  # while processes start
+        (False, 0.05, signal.SIGTERM),  # while the first is given what it needs
+    ],
+)
+def test_an_end_at_the_start_prints_no_trace(
+    loading: bool,
+    seconds: float,
+    kind: signal.Signals,
+    tiny_overrides: list[str],
+    tmp_path: Path,
 ) -> None:
     process = subprocess.Popen(
         command("train", *tiny_overrides, "workers=2"),
@@ -184,8 +195,8 @@ def test_ctrl_c_at_the_start_prints_no_trace(
     assert process.stderr is not None
     if not loading:
         assert any(line.endswith("the processes start\n") for line in process.stderr)
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes of the command
+    time.sleep(seconds)
+    os.killpg(process.pid, kind)  # a terminal sends it to all processes of the command
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert len(errors.splitlines()) == 1

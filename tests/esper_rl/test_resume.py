@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -188,24 +191,38 @@ def test_metrics_that_are_lost_are_said_and_the_run_goes_on(
 # -- from a terminal -------------------------------------------------------------------------
 
 
-def test_a_killed_run_goes_on_bitwise(
-    tiny_config: Configure, tiny_overrides: list[str], whole: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    words = ["train", *tiny_overrides, *LONG]
-    killed = 0
-    for after in (0.0, 0.1, 0.3):
-        process = subprocess.Popen(command(*words), stderr=subprocess.DEVNULL)
-        before = len(points(run))
-        while process.poll() is None and len(points(run)) <= min(before, 3):
-            time.sleep(0.005)
-        time.sleep(after)
-        process.kill()
-        killed += process.wait() == -signal.SIGKILL
-        words = ["train", "--resume", str(run)]
-    assert killed
-    assert main(words) == 0
-    assert_same_run(run, whole)
+def quietly(words: list[str]) -> None:
+    """Run a command in a process of its own, which a test kills."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    sys.exit(main(words))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start in no time")
+def test_a_run_that_is_killed_again_and_again_goes_on_bitwise(whole: Path, tmp_path: Path) -> None:
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.support.warm"])
+    chance, kills, runs = random.Random(0), 0, 0
+    while kills < 20:
+        run = tmp_path / f"run {runs}"
+        words = ["train", *TINY, *LONG, f"run_dir={run}"]
+        while True:
+            process = server.Process(target=quietly, args=(words,))
+            process.start()
+            while not run.exists():
+                time.sleep(0.005)
+                assert process.is_alive()
+            process.join(chance.expovariate(1 / 1.5))
+            process.kill()
+            process.join()
+            if process.exitcode == 0:
+                break
+            assert process.exitcode == -signal.SIGKILL
+            kills += 1
+            words = ["train", "--resume", str(run)]
+        assert_same_run(run, whole)
+        runs += 1
 
 
 def test_two_processes_never_train_in_one_folder(tiny_config: Configure, capsys) -> None:

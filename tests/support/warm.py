@@ -1,0 +1,10 @@
+"""Everything that a training run loads; processes that are forked after its import need no time."""
+
+from tempfile import TemporaryDirectory
+
+from esper_rl import train
+from esper_rl.training.config import parse_overrides
+from tests.support.runs import TINY
+
+with TemporaryDirectory() as folder:
+    train(parse_overrides([*TINY, f"run_dir={folder}/run"]))
