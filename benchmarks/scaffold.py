@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import os
 import tempfile
 import time
@@ -28,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import get_args
 
 import matplotlib
@@ -36,10 +35,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from scipy.stats import t
 from torchrl.envs import Compose, TransformedEnv
 from tqdm import tqdm
 
+from benchmarks.intervals import interval
 from benchmarks.scaffold_search import climb
 from envs import MorphogenesisEnv, feature_names
 from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
@@ -112,15 +111,6 @@ def measure(variant: str, seed: int, threads: int) -> dict[str, float]:
 def closed(value: float) -> float:
     """Part of the gap between waiting and the best plan that a return closes."""
     return (value - WAIT_RETURN) / (BEST_PLAN.discounted_return - WAIT_RETURN)
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval over training seeds (Student's t)."""
-    mean = fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    spread = stdev(values) / math.sqrt(len(values))
-    return mean, float(t.ppf(0.975, len(values) - 1)) * spread
 
 
 def study(runs: Runs, wanted: list[tuple[str, int]], at_once: int) -> None:

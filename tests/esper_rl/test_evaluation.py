@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,9 +28,17 @@ from esper_rl.evaluation import (
 from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.report.tables import format_evaluations
-from esper_rl.training.config import TrainConfig
+from esper_rl.training.config import TrainConfig, parse_overrides
+from tests.support.runs import TINY
 
 EPOCHS = 8
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Evaluation]]:
+    """A run and its evaluation over three episodes."""
+    run = train(parse_overrides([*TINY, f"run_dir={tmp_path_factory.mktemp('runs') / 'run'}"]))
+    return run, evaluate_run(run, episodes=3)
 
 
 def make_env(rows: int = 5) -> MorphogenesisEnv:
@@ -102,11 +111,8 @@ def test_bad_arguments_are_named(arguments: dict, says: str) -> None:
         evaluate(WaitPolicy(), make_env(), **arguments)
 
 
-def test_a_run_is_shown_beside_the_baselines(
-    tiny_config: Callable[..., TrainConfig],
-) -> None:
-    run = train(tiny_config())
-    results = evaluate_run(run, episodes=3)
+def test_a_run_is_shown_beside_the_baselines(played: tuple[Path, dict[str, Evaluation]]) -> None:
+    run, results = played
     assert list(results) == list(PLAYERS)
     assert PLAYERS[:2] == ("greedy", "sampled")
     assert PLAYERS[-4:] == ("wait", "random", "fixed-schedule", "heuristic")
@@ -152,7 +158,7 @@ def test_the_best_plan_is_shown_where_it_is_known(
     assert players_of("digits") == PLAYERS
     few = ("greedy", *(f"greedy, feedback {name}" for name in HIDDEN))
     monkeypatch.setattr("esper_rl.evaluation.PLAYERS", few)  # the others take their time
-    results = evaluate_run(run, episodes=16)
+    results = evaluate_run(run, episodes=8)
     assert list(results) == [*few, "best plan"]
     best = results["best plan"].returns
     assert best.mean() > max(results[name].returns.mean() for name in few)
@@ -160,28 +166,23 @@ def test_the_best_plan_is_shown_where_it_is_known(
         play_run(run, "worst plan", 3)
 
 
-def test_an_evaluation_repeats_itself(tiny_config: Callable[..., TrainConfig]) -> None:
-    run = train(tiny_config())
-    first, second = evaluate_run(run, episodes=3), evaluate_run(run, episodes=3)
-    for name in first:
-        assert torch.equal(first[name].returns, second[name].returns), name
-
-
-def test_processes_play_the_same_episodes(tiny_config: Callable[..., TrainConfig]) -> None:
-    run = train(tiny_config())
-    alone = evaluate_run(run, episodes=3)
-    config = run / "config.yaml"
+def test_processes_play_the_same_episodes_again(
+    played: tuple[Path, dict[str, Evaluation]], tmp_path: Path
+) -> None:
+    run, alone = played
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    config = copy / "config.yaml"
     config.write_text(config.read_text().replace("workers: 1", "workers: 2"))
-    together = evaluate_run(run, episodes=3)
+    together = evaluate_run(copy, episodes=3)
     assert list(alone) == list(together)
     for name in alone:
         assert torch.equal(alone[name].returns, together[name].returns), name
 
 
 def test_greedy_and_sampled_are_different_policies(
-    tiny_config: Callable[..., TrainConfig],
+    played: tuple[Path, dict[str, Evaluation]],
 ) -> None:
-    results = evaluate_run(train(tiny_config()), episodes=3)
+    _, results = played
     assert not torch.equal(results["greedy"].returns, results["sampled"].returns)
 
 

@@ -40,7 +40,7 @@ def success_rate(config: ActorCriticConfig, iterations: int, seed: int = 0) -> f
             optimizer.step()
         assert (batch["action", "move"][:, :DELAY] == Move.NOTHING).all()
         rates.append(batch["next", "reward"].sum().item() / 64)
-        if sum(rates[-5:]) > 4.9:
+        if sum(rates[-5:]) > 4:
             break
     return sum(rates[-5:]) / 5
 
@@ -52,7 +52,7 @@ def test_specs() -> None:
 def test_a_policy_with_memory_solves_it() -> None:
     """Some runs stay at half of the cues for long, which ones depends on the machine's rounding."""
     config = ActorCriticConfig(hidden_size=32)
-    assert any(success_rate(config, iterations=250, seed=seed) > 0.7 for seed in range(3))
+    assert any(success_rate(config, iterations=250, seed=seed) > 0.7 for seed in (2, 1, 0))
 
 
 def test_a_policy_without_memory_can_only_guess() -> None:

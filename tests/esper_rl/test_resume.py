@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -22,7 +20,15 @@ from esper_rl import Callback, resume, train
 from esper_rl.cli import main
 from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.training.config import TrainConfig, parse_overrides
-from tests.support.runs import TINY, command, numbers, read_metrics, same_weights
+from tests.support.runs import (
+    TINY,
+    command,
+    numbers,
+    read_metrics,
+    run_quietly,
+    same_weights,
+    starts_at_once,
+)
 
 Configure = Callable[..., TrainConfig]
 LONG = ("env.max_epochs=7", "total_steps=80", "eval_episodes=0")
@@ -191,24 +197,14 @@ def test_metrics_that_are_lost_are_said_and_the_run_goes_on(
 # -- from a terminal -------------------------------------------------------------------------
 
 
-def quietly(words: list[str]) -> None:
-    """Run a command in a process of its own, which a test kills."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-    sys.exit(main(words))
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start in no time")
 def test_a_run_that_is_killed_again_and_again_goes_on_bitwise(whole: Path, tmp_path: Path) -> None:
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.support.warm"])
-    chance, kills, runs = random.Random(0), 0, 0
+    server, chance, kills, runs = starts_at_once(), random.Random(0), 0, 0
     while kills < 20:
         run = tmp_path / f"run {runs}"
         words = ["train", *TINY, *LONG, f"run_dir={run}"]
         while True:
-            process = server.Process(target=quietly, args=(words,))
+            process = server.Process(target=run_quietly, args=words)
             process.start()
             while not run.exists():
                 time.sleep(0.005)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
+import os
 import sys
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import NoReturn
 
 from esper_rl import load_policy
+from esper_rl.cli import main
 
 TINY = (
     "env.num_envs=4",
@@ -51,3 +56,18 @@ def same_weights(a: Path, b: Path) -> bool:
 def command(*words: str) -> list[str]:
     """The command of a process that runs ``esper-rl`` with these words."""
     return [sys.executable, "-m", "esper_rl", *words]
+
+
+def run_quietly(*words: str) -> NoReturn:
+    """Run ``esper-rl`` with these words in a process that was forked, which is to be killed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    sys.exit(main(words))
+
+
+def starts_at_once() -> ForkServerContext:
+    """Processes that are forked from one that has loaded all that a run needs."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.support.warm"])
+    return server

@@ -1,0 +1,137 @@
+"""The main job, ``esper-rl train`` with nothing else said, over training seeds.
+
+    python -m benchmarks.main_job [--seeds 10] [--set KEY=VALUE ...] [--name NAME]
+
+Trains with each seed as a user does, then plays the policy, greedily and sampled, and conv_heavy at
+slot 0 as early as possible, on the same 256 hosts: discounted returns, their differences, final
+accuracies. A run beats the schedule when the mean difference is above zero by more than half of its
+95 % interval's width. Every run that ends is written to benchmarks/results/main_job.json at once
+and is not repeated; the picture is main_job.png. With ``--set`` the same is measured of other
+settings, by ``--name``. Two to five minutes a run, one after the other on all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.intervals import interval
+from esper_rl.evaluation import mean_and_ci, play_run
+
+RESULTS = Path(__file__).parent / "results"
+EPISODES = 256
+SCHEDULE, TRAINED = "fixed-schedule", ("greedy", "sampled")
+
+Run = dict[str, Any]
+Runs = dict[str, dict[str, Run]]
+"""By name of the settings and training seed, what :func:`measure` gives."""
+
+
+def measure(seed: int, settings: Sequence[str]) -> Run:
+    """Train in a process of its own, then play."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        words = ["train", f"seed={seed}", f"run_dir={run}", "eval_episodes=0", *settings]
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "esper_rl", *words]
+        subprocess.run(command, check=True, capture_output=True)
+        found: Run = {"minutes": (time.perf_counter() - start) / 60}
+        with (run / "metrics.csv").open(newline="") as file:
+            found["learning_curve"] = [float(line["return"]) for line in csv.DictReader(file)]
+        played = {name: play_run(run, name, EPISODES) for name in (SCHEDULE, *TRAINED)}
+    for name, evaluation in played.items():
+        found[f"{name}_return"] = evaluation.returns.mean().item()
+        found[f"{name}_accuracy"] = evaluation.final_accuracy.mean().item()
+        found[f"{name}_seed_params"] = evaluation.seed_params.mean().item()
+    for name in TRAINED:
+        difference = mean_and_ci(played[name].returns - played[SCHEDULE].returns)
+        found[f"{name}_gain"], found[f"{name}_gain_ci95"] = difference.values()
+    return found
+
+
+def beats(run: Run, name: str) -> bool:
+    """Does a player earn more than the schedule, beyond chance?"""
+    gain, width = run[f"{name}_gain"], run[f"{name}_gain_ci95"]
+    return gain > width
+
+
+def show(runs: Runs) -> None:
+    for settings, found in runs.items():
+        print(f"{settings}, {len(found)} training seeds")
+        for name in (*TRAINED, SCHEDULE):
+            line = f"  {name:<15}"
+            for key, form in (("return", "5.2f"), ("accuracy", "5.1f"), ("seed_params", "6.0f")):
+                mean, width = interval([run[f"{name}_{key}"] for run in found.values()])
+                line += f"  {key} {mean:{form}} ± {width:{form}}"
+            if name in TRAINED:
+                line += f"  beats it in {sum(beats(run, name) for run in found.values())}"
+            print(line)
+        minutes = [run["minutes"] for run in found.values()]
+        print(f"  minutes: {min(minutes):.1f} to {max(minutes):.1f}")
+
+
+def draw(runs: Runs, path: Path) -> None:
+    """What each run earns more than the schedule; and how all of them learn."""
+    figure, (gains, curves) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    rows = [(settings, name) for settings in runs for name in TRAINED][::-1]
+    for row, (settings, name) in enumerate(rows):
+        for run in runs[settings].values():
+            width, color = run[f"{name}_gain_ci95"], "#0072B2" if beats(run, name) else "#D55E00"
+            gains.errorbar(run[f"{name}_gain"], row, xerr=width, fmt="o", color=color, alpha=0.5)
+    gains.axvline(0, color="black", linewidth=1)
+    gains.set_yticks(range(len(rows)), [f"{settings}\n{name}" for settings, name in rows])
+    gains.set_xlabel(f"return over that of the schedule, on the same {EPISODES} hosts")
+    for settings, found in runs.items():
+        lines = np.array([run["learning_curve"] for run in found.values()])
+        mean, spread = lines.mean(0), lines.std(0)
+        along = np.arange(1, len(mean) + 1)
+        (line,) = curves.plot(along, mean, label=settings)
+        curves.fill_between(along, mean - spread, mean + spread, color=line.get_color(), alpha=0.2)
+    curves.set_xlabel("iteration")
+    curves.set_ylabel("return in training, mean and spread over seeds")
+    curves.legend(frameon=False)
+    for axis in (gains, curves):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=10, help="how many, from 0 (default 10)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings")
+    parser.add_argument("--name", default="defaults", help="of the settings, in table and picture")
+    args = parser.parse_args()
+    if args.set and args.name == "defaults":
+        parser.error("--set needs a --name")
+    path = RESULTS / "main_job.json"
+    runs: Runs = json.loads(path.read_text()) if path.exists() else {}
+    found = runs.setdefault(args.name, {})
+    missing = [seed for seed in range(args.seeds) if str(seed) not in found]
+    for seed in tqdm(missing, "runs", unit="run"):
+        found[str(seed)] = measure(seed, args.set)
+        path.write_text(json.dumps(runs, indent=2) + "\n")
+    show(runs)
+    draw(runs, RESULTS / "main_job.png")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
