@@ -117,6 +117,67 @@ class FixedSchedulePolicy(TensorDictModuleBase):
         return _write_action(tensordict, op=op, **choices)
 
 
+class SchedulePolicy(TensorDictModuleBase):
+    """Grows seeds by a table, a row of it for each row of the world or one for all.
+
+    Each seed is germinated in its epoch, or in one of the next where several are due, and never
+    again; it is advanced and fossilized as soon as the masks allow it. Where several slots could
+    act, those that plant come first, then those that advance, then those nearer to the input.
+
+    Reads ``"observation"`` (its ``epoch_progress``) and ``("action_mask", head)``, writes
+    ``("action", head)``, int64 ``[N]``, for every head.
+
+    Args:
+        blueprints: int64 ``[S]`` or ``[N, S]``, what to grow in each slot, -1 for nothing.
+        epochs: int64, the same shape, when to plant it, from 0.
+        max_epochs: epochs of an episode.
+
+    Raises:
+        ValueError: for shapes that differ; when called on a world that doesn't have the slots or
+            doesn't offer a blueprint.
+
+    Examples:
+        >>> SchedulePolicy(torch.tensor([4, -1, 2]), torch.tensor([0, 0, 10]), 50).max_epochs
+        50
+    """
+
+    in_keys = ("observation", *_MASK_KEYS)
+    out_keys = _ACTION_KEYS
+
+    def __init__(self, blueprints: Tensor, epochs: Tensor, max_epochs: int) -> None:
+        super().__init__()
+        if blueprints.shape != epochs.shape:
+            raise ValueError(
+                f"epochs must have the shape of blueprints, {list(blueprints.shape)}, got "
+                f"{list(epochs.shape)}"
+            )
+        self.blueprints, self.epochs, self.max_epochs = blueprints, epochs, max_epochs
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        masks = tensordict["action_mask"]
+        legal = masks["slot"]  # [N, ops, S]
+        for blueprint in self.blueprints[self.blueprints >= 0].unique().tolist():
+            _check_offer(masks, range(self.blueprints.shape[-1]), blueprint)
+        planned = self.blueprints.to(legal.device).expand(legal[..., 0, :].shape)
+        epoch = (tensordict["observation"][..., _EPOCH, None] * self.max_epochs).round()
+        since = epoch - self.epochs.to(legal.device)
+        at_most = (planned >= 0).sum(-1, keepdim=True)  # epochs that the others may take to plant
+        wanted = {
+            Op.GERMINATE: (planned >= 0) & (since >= 0) & (since < at_most),
+            Op.ADVANCE: planned >= 0,
+            Op.FOSSILIZE: planned >= 0,
+        }
+        op, slot = _constant(tensordict, Op.WAIT), _constant(tensordict, 0)
+        for each, where in wanted.items():
+            possible = legal[..., each, :] & where
+            acts = possible.any(-1) & (op == Op.WAIT)
+            op = op.where(~acts, each)
+            slot = slot.where(~acts, possible.int().argmax(-1))
+        blueprint = planned.gather(-1, slot[..., None])[..., 0].clamp(min=0)
+        full = _constant(tensordict, ALPHA_TARGETS.index(1.0))
+        return _write_action(tensordict, op=op, slot=slot, blueprint=blueprint, alpha_target=full)
+
+
 class HeuristicPolicy(TensorDictModuleBase):
     """Grows one seed after the other by rules of thumb.
 

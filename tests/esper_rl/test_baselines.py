@@ -13,6 +13,7 @@ from esper_rl.growing.baselines import (
     FixedSchedulePolicy,
     HeuristicPolicy,
     RandomPolicy,
+    SchedulePolicy,
     WaitPolicy,
 )
 
@@ -30,7 +31,13 @@ def ops(rollout: TensorDictBase) -> list[list[int]]:
     return rollout["action", "op"].tolist()
 
 
-POLICIES = [WaitPolicy(), RandomPolicy(), FixedSchedulePolicy(), HeuristicPolicy(patience=1)]
+POLICIES = [
+    WaitPolicy(),
+    RandomPolicy(),
+    FixedSchedulePolicy(),
+    SchedulePolicy(torch.tensor([1, 2, 4]), torch.tensor([0, 3, 0]), EPOCHS),
+    HeuristicPolicy(patience=1),
+]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -127,6 +134,43 @@ def test_fixed_schedule_refuses_what_the_world_does_not_have(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         FixedSchedulePolicy(**choice)(env.reset())
+
+
+def test_a_row_of_a_schedule_plants_what_and_when_it_says(env: MorphogenesisEnv) -> None:
+    heavy, norm = BLUEPRINTS.index("conv_heavy"), BLUEPRINTS.index("norm")
+    blueprints = torch.tensor([[heavy, -1, -1], [-1, norm, -1], [norm, heavy, norm]]).repeat(2, 1)
+    epochs = torch.tensor([[0, 0, 0], [9, 5, 0], [0, 0, 3]]).repeat(2, 1)
+    rollout = env.rollout(EPOCHS, SchedulePolicy(blueprints, epochs, EPOCHS))
+    planted = rollout["action", "op"] == Op.GERMINATE
+    slots, kinds = rollout["action", "slot"], rollout["action", "blueprint"]
+    expected = [[(0, 0, heavy)], [(5, 1, norm)], [(0, 0, norm), (1, 1, heavy), (3, 2, norm)]]
+    for row in range(6):
+        when = planted[row].nonzero().flatten().tolist()
+        found = [(t, slots[row, t].item(), kinds[row, t].item()) for t in when]
+        assert found == expected[row % 3]
+    assert (rollout["next", "last_action_success"]).all()
+
+
+def test_a_schedule_of_one_seed_is_the_fixed_one(env: MorphogenesisEnv) -> None:
+    blueprints = torch.tensor([-1, BLUEPRINTS.index("conv_heavy"), -1])
+    schedule = SchedulePolicy(blueprints, torch.zeros_like(blueprints), EPOCHS)
+    played = []
+    for policy in (schedule, FixedSchedulePolicy(slot=1)):
+        env.set_seed(1)
+        played.append(env.rollout(EPOCHS, policy)["next"])
+    for key in ("observation", "reward"):
+        assert played[0][key].equal(played[1][key])
+
+
+def test_schedules_refuse_what_the_world_does_not_have(env: MorphogenesisEnv) -> None:
+    mlp = torch.tensor([BLUEPRINTS.index("mlp"), -1, -1])
+    with pytest.raises(ValueError, match="got 'mlp'"):
+        SchedulePolicy(mlp, torch.zeros_like(mlp), EPOCHS)(env.reset())
+
+
+def test_schedules_refuse_shapes_that_differ() -> None:
+    with pytest.raises(ValueError, match=r"epochs must have the shape of blueprints, \[3\], got"):
+        SchedulePolicy(torch.zeros(3), torch.zeros(2), 50)
 
 
 def test_every_head_is_written(env: MorphogenesisEnv) -> None:

@@ -1,0 +1,77 @@
+"""The search for the best schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from envs import MorphogenesisEnv
+from esper_rl import search
+from esper_rl.search import all_schedules, best_schedule
+from esper_rl.training.config import TrainConfig
+
+Configure = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Environment steps of every call of ``_play``."""
+    taken = []
+    play = search._play
+
+    def counted(config: TrainConfig, schedules, seed):
+        taken.append(len(schedules) * config.env.max_epochs)
+        return play(config, schedules, seed)
+
+    monkeypatch.setattr(search, "_play", counted)
+    return taken
+
+
+def test_steps_stay_within_the_budget(tiny_config: Configure, steps: list[int]) -> None:
+    found = best_schedule(tiny_config(), budget=5 * 40 + 4, episodes=3)
+    *searching, evaluating = steps
+    assert sum(searching) == found.steps
+    assert 5 * 30 <= found.steps <= 5 * 40
+    assert evaluating == 5 * 3
+    assert len(found.evaluation.returns) == 3
+    assert len(searching) == 2
+
+
+def test_it_repeats_itself(tiny_config: Configure) -> None:
+    first, second = (best_schedule(tiny_config(), 100, 3, seed=4) for _ in range(2))
+    assert first.seeds == second.seeds
+    assert first.evaluation.returns.equal(second.evaluation.returns)
+
+
+def test_the_schedule_that_earns_most_wins(
+    tiny_config: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A point for every seed, and noise, which more hosts take away."""
+
+    def play(config: TrainConfig, schedules, seed: int):
+        noise = torch.randn(len(schedules), generator=torch.Generator().manual_seed(seed))
+        returns = torch.tensor([float(len(schedule)) for schedule in schedules]) + 0.5 * noise
+        return search.Evaluation(returns, returns, returns, returns)
+
+    monkeypatch.setattr(search, "_play", play)
+    found = best_schedule(tiny_config(), budget=5 * 400)
+    assert len(found.seeds) == 3
+    assert 100 < found.tried <= 200
+    assert found.evaluation.returns.mean() == pytest.approx(3, abs=0.3)
+
+
+def test_all_are_tried_where_there_are_few() -> None:
+    env = MorphogenesisEnv("scaffold", num_envs=1, max_epochs=10)
+    one_slot = MorphogenesisEnv(num_envs=1, num_slots=1, max_epochs=10)
+    blueprints = int(one_slot.population.offered.sum())
+    found = all_schedules(one_slot, at_most=1000)
+    assert len(found) == len(set(found)) == blueprints * 4
+    assert {epoch for ((_, _, epoch),) in found} == {0, 1, 2, 4}
+    assert all_schedules(env, at_most=1000) == []
+
+
+def test_bad_input(tiny_config: Configure) -> None:
+    with pytest.raises(ValueError, match="budget must be an integer of at least 5, got 4"):
+        best_schedule(tiny_config(), budget=4)
