@@ -119,7 +119,8 @@ def _value_of(after: TensorDictBase, actor_critic: ActorCritic, how: str) -> Ten
             )
     state = after.select(*keys)
     # A last observation goes on with the memory of its episode, whatever comes after it.
-    state["is_init"] = torch.zeros(*state.shape, 1, dtype=torch.bool, device=after.device)
+    device = state[keys[0]].device  # that of a batch may be unknown
+    state["is_init"] = torch.zeros(*state.shape, 1, dtype=torch.bool, device=device)
     with set_recurrent_mode(False), set_exploration_type(ExplorationType.RANDOM):
         if how == "expected":
             return actor_critic.expected_critic(state)[VALUE]

@@ -232,3 +232,14 @@ def test_the_final_value_needs_no_entry_of_its_own(batch: TensorDictBase, ac: Ac
     torch.manual_seed(0)
     assert final_value_loss(batch.exclude(("next", "truncated")), ac).equal(expected)
     assert expected > 0
+
+
+def test_a_batch_that_does_not_say_its_device(batch: TensorDictBase, ac: ActorCritic) -> None:
+    """As collectors on a GPU give it; here what names no device lands where nothing is."""
+    torch.manual_seed(0)
+    expected = compute_advantages(batch, ac)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        found = compute_advantages(batch.clear_device_(), ac)
+        final_value_loss(found, ac)
+    assert found["advantage"].equal(expected["advantage"])
