@@ -101,6 +101,7 @@ def draw(runs: Runs, path: Path) -> None:
             gains.errorbar(run[f"{name}_gain"], row, xerr=width, fmt="o", color=color, alpha=0.5)
     gains.axvline(0, color="black", linewidth=1)
     gains.set_yticks(range(len(rows)), [f"{settings}\n{name}" for settings, name in rows])
+    gains.set_ylim(-0.7, len(rows) - 0.3)
     gains.set_xlabel(f"return over that of the schedule, on the same {EPISODES} hosts")
     for settings, found in runs.items():
         lines = np.array([run["learning_curve"] for run in found.values()])
@@ -109,7 +110,8 @@ def draw(runs: Runs, path: Path) -> None:
         (line,) = curves.plot(along, mean, label=settings)
         curves.fill_between(along, mean - spread, mean + spread, color=line.get_color(), alpha=0.2)
     curves.set_xlabel("iteration")
-    curves.set_ylabel("return in training, mean and spread over seeds")
+    curves.set_ylabel("return in training")
+    curves.set_title("mean and spread over training seeds", fontsize="medium")
     curves.legend(frameon=False)
     for axis in (gains, curves):
         axis.grid(alpha=0.3)
