@@ -14,19 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import signal
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from tests.support.runs import numbers, run_quietly, same_weights, starts_at_once
+from esper_rl.runs.files import write_whole
+from tests.support.runs import (
+    kill_until_over,
+    numbers,
+    run_quietly,
+    same_weights,
+    starts_at_once,
+)
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,32 +54,6 @@ MEAN_SECONDS = {1: 1.5, 2: 15.0}
 """From start to kill, exponentially distributed, by the number of processes that collect, which
 take longer to start: while it starts, trains, saves."""
 
-SERVER = starts_at_once()
-
-
-def train(*words: str) -> ForkServerProcess:
-    """Start a training run that prints nothing."""
-    process = SERVER.Process(target=run_quietly, args=("train", *words))
-    process.start()
-    return process
-
-
-def kill_until_over(run: Path, workers: int, chance: random.Random, killed: Callable) -> None:
-    """Begin a run, and kill it and go on with it until it ends by itself."""
-    words: tuple[str, ...] = (*RUN, f"workers={workers}", f"run_dir={run}")
-    while True:
-        process = train(*words)
-        process.join(chance.expovariate(1 / MEAN_SECONDS[workers]))
-        process.kill()
-        process.join()
-        if process.exitcode == 0:
-            return
-        if process.exitcode != -signal.SIGKILL:
-            raise SystemExit(f"a run ended with code {process.exitcode}; it is in {run}")
-        killed()
-        if run.exists():
-            words = ("--resume", str(run))
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -88,44 +66,44 @@ def main() -> None:
     counts = dict.fromkeys(("kills", "runs", "lost_steps", "differing_runs"), 0)
     if path.exists():
         counts |= json.loads(path.read_text())
-    folder = Path(tempfile.mkdtemp())
+    server, folder = starts_at_once(), Path(tempfile.mkdtemp())
     whole = {workers: folder / f"whole-{workers}" for workers in MEAN_SECONDS}
     for workers, run in whole.items():
-        process = train(*RUN, f"workers={workers}", f"run_dir={run}")
+        words = ("train", *RUN, f"workers={workers}", f"run_dir={run}")
+        process = server.Process(target=run_quietly, args=words)
+        process.start()
         process.join()
         if process.exitcode:
             raise SystemExit("the run that nothing ends has failed")
     bar = tqdm(total=args.kills, initial=counts["kills"], unit="kill")
 
-    def play(number: int) -> tuple[int, int, bool, Path]:
-        """Kills, lost steps, whether it is the same run, where it is."""
+    def play(number: int) -> dict[str, int] | None:
+        """What one run adds to the counts; None when there were enough kills."""
         if bar.n >= args.kills:
-            return 0, 0, True, folder
-        workers, kills = 1 + number % 2, count()
-        run = folder / f"run-{number}"
-
-        def killed() -> None:
-            next(kills)
+            return None
+        workers, kills = 1 + number % 2, 0
+        run, overrides = folder / f"run-{number}", (*RUN, f"workers={workers}")
+        chance = random.Random(number)
+        for _ in kill_until_over(server, run, overrides, MEAN_SECONDS[workers], chance):
+            kills += 1
             bar.update()
-
-        kill_until_over(run, workers, random.Random(number), killed)
         steps, expected = ([line["steps"] for line in numbers(r)] for r in (run, whole[workers]))
         lost = len(set(expected) ^ set(steps)) + len(steps) - len(set(steps))
         same = numbers(run) == numbers(whole[workers]) and same_weights(run, whole[workers])
-        return next(kills), 20 * lost, same, run
+        if not same:
+            print(f"{run} isn't {whole[workers]}", flush=True)
+        return {"kills": kills, "runs": 1, "lost_steps": 20 * lost, "differing_runs": not same}
 
     first = counts["runs"]
     with ThreadPoolExecutor(args.jobs) as pool:
-        for kills, lost, same, run in pool.map(play, range(first, first + args.kills)):
-            if run == folder:
+        for found in pool.map(play, range(first, first + args.kills)):
+            if found is None:
                 break
-            counts["kills"] += kills
-            counts["runs"] += 1
-            counts["lost_steps"] += lost
-            counts["differing_runs"] += not same
-            if not same:
-                print(f"{run} isn't {whole}", flush=True)
-            path.write_text(json.dumps(counts, indent=2) + "\n")
+            for name, number in found.items():
+                counts[name] += number
+            write_whole(path, (json.dumps(counts, indent=2) + "\n").encode())
+    if not counts["differing_runs"]:
+        shutil.rmtree(folder)
     print(json.dumps(counts, indent=2))
 
 

@@ -14,10 +14,8 @@ minutes a run, one after the other on all cores.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -34,8 +32,10 @@ from tqdm import tqdm
 
 from benchmarks.intervals import interval
 from esper_rl.evaluation import mean_and_ci, play_run
+from esper_rl.runs.files import write_whole
 from esper_rl.search import best_schedule
 from esper_rl.training.config import parse_overrides
+from tests.support.runs import command, read_metrics
 
 RESULTS = Path(__file__).parent / "results"
 EPISODES = 256
@@ -52,11 +52,9 @@ def measure(seed: int, settings: Sequence[str]) -> Run:
         run = Path(folder) / "run"
         words = ["train", f"seed={seed}", f"run_dir={run}", "eval_episodes=0", *settings]
         start = time.perf_counter()
-        command = [sys.executable, "-m", "esper_rl", *words]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command(*words), check=True, capture_output=True)
         found: Run = {"minutes": (time.perf_counter() - start) / 60}
-        with (run / "metrics.csv").open(newline="") as file:
-            found["learning_curve"] = [float(line["return"]) for line in csv.DictReader(file)]
+        found["learning_curve"] = [line["return"] for line in read_metrics(run)]
         played = {name: play_run(run, name, EPISODES) for name in (SCHEDULE, *TRAINED)}
     searched = best_schedule(parse_overrides(settings), episodes=EPISODES, seed=seed)
     played[SEARCHED], found[SEARCHED] = searched.evaluation, str(searched)
@@ -134,7 +132,7 @@ def main() -> None:
     missing = [seed for seed in range(args.seeds) if str(seed) not in found]
     for seed in tqdm(missing, "runs", unit="run"):
         found[str(seed)] = measure(seed, args.set)
-        path.write_text(json.dumps(runs, indent=2) + "\n")
+        write_whole(path, (json.dumps(runs, indent=2) + "\n").encode())
     show(runs)
     draw(runs, RESULTS / "main_job.png")
 

@@ -44,6 +44,7 @@ from envs import MorphogenesisEnv, feature_names
 from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
 from esper_rl import load_policy, train
 from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
+from esper_rl.runs.files import write_whole
 from esper_rl.training.config import parse_overrides
 
 RESULTS = Path(__file__).parent / "results"
@@ -128,9 +129,8 @@ def study(runs: Runs, wanted: list[tuple[str, int]], at_once: int) -> None:
 def write(runs: Runs) -> None:
     report = {"best": BEST_PLAN.discounted_return, "wait": WAIT_RETURN, "runs": runs}
     RESULTS.mkdir(exist_ok=True)
-    part = RESULTS / "scaffold.json.part"
-    part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    part.replace(RESULTS / "scaffold.json")
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    write_whole(RESULTS / "scaffold.json", text.encode())
 
 
 def show(runs: Runs) -> None:

@@ -152,11 +152,12 @@ class SchedulePolicy(TensorDictModuleBase):
                 f"{list(epochs.shape)}"
             )
         self.blueprints, self.epochs, self.max_epochs = blueprints, epochs, max_epochs
+        self.planted = blueprints[blueprints >= 0].unique().tolist()
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         masks = tensordict["action_mask"]
         legal = masks["slot"]  # [N, ops, S]
-        for blueprint in self.blueprints[self.blueprints >= 0].unique().tolist():
+        for blueprint in self.planted:
             _check_offer(masks, range(self.blueprints.shape[-1]), blueprint)
         planned = self.blueprints.to(legal.device).expand(legal[..., 0, :].shape)
         epoch = (tensordict["observation"][..., _EPOCH, None] * self.max_epochs).round()

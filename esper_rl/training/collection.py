@@ -73,10 +73,10 @@ def _deaf_to_signals(start: Callable[..., Made], *args: Any, **kwargs: Any) -> M
     Processes inherit the signals that the thread which starts them doesn't take. This one does,
     and so can be interrupted while it waits for them.
     """
-    kinds = {getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
 
     def started() -> Made:
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            kinds = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
             signal.pthread_sigmask(signal.SIG_BLOCK, kinds)
         return start(*args, **kwargs)
 

@@ -158,7 +158,7 @@ def test_the_best_plan_is_shown_where_it_is_known(
     assert players_of("digits") == PLAYERS
     few = ("greedy", *(f"greedy, feedback {name}" for name in HIDDEN))
     monkeypatch.setattr("esper_rl.evaluation.PLAYERS", few)  # the others take their time
-    results = evaluate_run(run, episodes=8)
+    results = evaluate_run(run, episodes=16)
     assert list(results) == [*few, "best plan"]
     best = results["best plan"].returns
     assert best.mean() > max(results[name].returns.mean() for name in few)
@@ -166,7 +166,14 @@ def test_the_best_plan_is_shown_where_it_is_known(
         play_run(run, "worst plan", 3)
 
 
-def test_processes_play_the_same_episodes_again(
+def test_an_evaluation_repeats_itself(played: tuple[Path, dict[str, Evaluation]]) -> None:
+    run, first = played
+    second = evaluate_run(run, episodes=3)
+    for name in first:
+        assert torch.equal(first[name].returns, second[name].returns), name
+
+
+def test_processes_play_the_same_episodes(
     played: tuple[Path, dict[str, Evaluation]], tmp_path: Path
 ) -> None:
     run, alone = played

@@ -6,9 +6,7 @@ import os
 import pickle
 import random
 import shutil
-import signal
 import subprocess
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,9 +21,9 @@ from esper_rl.training.config import TrainConfig, parse_overrides
 from tests.support.runs import (
     TINY,
     command,
+    kill_until_over,
     numbers,
     read_metrics,
-    run_quietly,
     same_weights,
     starts_at_once,
 )
@@ -202,21 +200,7 @@ def test_a_run_that_is_killed_again_and_again_goes_on_bitwise(whole: Path, tmp_p
     server, chance, kills, runs = starts_at_once(), random.Random(0), 0, 0
     while kills < 20:
         run = tmp_path / f"run {runs}"
-        words = ["train", *TINY, *LONG, f"run_dir={run}"]
-        while True:
-            process = server.Process(target=run_quietly, args=words)
-            process.start()
-            while not run.exists():
-                time.sleep(0.005)
-                assert process.is_alive()
-            process.join(chance.expovariate(1 / 1.5))
-            process.kill()
-            process.join()
-            if process.exitcode == 0:
-                break
-            assert process.exitcode == -signal.SIGKILL
-            kills += 1
-            words = ["train", "--resume", str(run)]
+        kills += sum(1 for _ in kill_until_over(server, run, (*TINY, *LONG), 1.5, chance))
         assert_same_run(run, whole)
         runs += 1
 

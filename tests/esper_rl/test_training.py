@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ from esper_rl.errors import ConfigError
 from esper_rl.growing import PRESETS
 from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.training.config import TrainConfig, load_config
-from tests.support.runs import read_metrics
+from tests.support.runs import command, read_metrics
 
 Configure = Callable[..., TrainConfig]
 
@@ -241,7 +240,7 @@ def test_an_end_by_a_signal_leaves_a_policy_and_a_picture(
     run = tmp_path / "run"
     overrides = [*tiny_overrides, "total_steps=1000000", f"workers={workers}"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "esper_rl", "train", *overrides],
+        command("train", *overrides),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

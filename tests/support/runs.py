@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import random
+import signal
 import sys
+from collections.abc import Iterator, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NoReturn
@@ -70,4 +73,38 @@ def starts_at_once() -> ForkServerContext:
     """Processes that are forked from one that has loaded all that a run needs."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["tests.support.warm"])
+    first = server.Process(target=int)  # which waits until everything is loaded
+    first.start()
+    first.join()
     return server
+
+
+def kill_until_over(
+    server: ForkServerContext,
+    run: Path,
+    overrides: Sequence[str],
+    mean_seconds: float,
+    chance: random.Random,
+) -> Iterator[None]:
+    """Begin a run, kill it and go on with it until it ends by itself; yields at every kill.
+
+    Args:
+        server: of :func:`starts_at_once`.
+        run: its folder, new.
+        overrides: its configuration.
+        mean_seconds: from a start to a kill, exponentially distributed.
+        chance: draws them.
+    """
+    words = ["train", *overrides, f"run_dir={run}"]
+    while True:
+        process = server.Process(target=run_quietly, args=words)
+        process.start()
+        process.join(chance.expovariate(1 / mean_seconds))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            return
+        assert process.exitcode == -signal.SIGKILL, f"exit code {process.exitcode} in {run}"
+        yield
+        if run.exists():
+            words = ["train", "--resume", str(run)]
