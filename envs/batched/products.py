@@ -19,16 +19,20 @@ _OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
 
-_INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+kernel: Any = numba.njit(
+    **_OPTIONS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
+"""Decorator of functions that only other kernels call.
 
-kernel: Any = numba.njit(**_OPTIONS, **_INNER)
-"""Decorator of functions that only other kernels call, which saves a quarter of compiling."""
+They become part of whatever calls them. What is called would be compiled several times, each time
+with sums in another order, and which of these a process finds depends on what it has compiled and
+what it has read from disk: the first run on a machine wouldn't be the same as the next."""
 
-entry_kernel: Any = numba.njit(**_OPTIONS)
-"""Decorator of functions that Python calls."""
+entry_kernel: Any = numba.njit(**_OPTIONS, inline="always")
+"""The same for long functions, which Python calls too: fewer of them are compiled."""
 
 cached_kernel: Any = numba.njit(**_OPTIONS, cache=True)
-"""The same, kept on disk."""
+"""Decorator of functions that are kept on disk, with all that they call."""
 
 Array = Any
 """A NumPy array, in types that Numba infers."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -243,9 +247,9 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(before)
 
 
-def an_epoch(**options: bool) -> list[Tensor]:
+def an_epoch(*, plain: bool = False, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """All that training and validation give."""
-    population, growth = make_every_population(dtype=torch.float64, **options)
+    population, growth = make_every_population(dtype=dtype, plain=plain)
     norms = population.train_on(growth, minibatches(28, batches=2, size=16))
     validation = population.validate(growth, all_rows(population), ablate=True)
     return [*state(population), *norms, *vars(validation).values()]
@@ -264,6 +268,29 @@ def test_threads_are_as_many_as_before(threads):
     an_epoch()
     an_epoch(plain=True)
     assert torch.get_num_threads() == threads
+
+
+def test_what_was_just_compiled_and_what_is_read_from_disk_give_the_same(tmp_path):
+    code = (
+        "import hashlib, torch\n"
+        "from tests.envs.test_population import an_epoch\n"
+        "digest = hashlib.sha256()\n"
+        "for tensor in an_epoch(dtype=torch.float32):\n"
+        "    digest.update(tensor.numpy().tobytes())\n"
+        "print(digest.hexdigest())\n"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        )
+        for _ in range(2)
+    ]
+    assert ["compiling" in output.stderr for output in outputs] == [True, False]
+    assert outputs[0].stdout == outputs[1].stdout
 
 
 @pytest.mark.parametrize("piece", [1, 7, 59, 60, 1000])

@@ -29,7 +29,7 @@ from tests.support.runs import (
 )
 
 Configure = Callable[..., TrainConfig]
-LONG = ("env.max_epochs=7", "total_steps=80", "eval_episodes=0")
+LONG = ("env.max_epochs=7", "total_steps=80", "eval_episodes=0", "threads=1")
 """Four iterations; episodes end in the middle of them."""
 
 
