@@ -19,9 +19,13 @@ _OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
 
-kernel: Any = numba.njit(
-    **_OPTIONS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+_INNER: dict[str, Any] = {
+    "forceinline": True,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+
+kernel: Any = numba.njit(**_OPTIONS, **_INNER)
 """Decorator of functions that only other kernels call.
 
 They become part of whatever calls them. What is called would be compiled several times, each time
