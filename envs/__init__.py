@@ -1,8 +1,8 @@
 """The world: neural networks that grow while they train.
 
 >>> from envs import MorphogenesisEnv, list_tasks
->>> list_tasks()[:3]
-['digits', 'digits_full', 'scaffold']
+>>> list_tasks()[:4]
+['digits', 'digits_full', 'digits_varied', 'scaffold']
 """
 
 from envs.hosts import ConvHost

@@ -17,6 +17,7 @@ TaskFactory = Callable[[], Task]
 _BUILT_IN = {
     "digits": "envs.tasks.digits:digits",
     "digits_full": "envs.tasks.digits:digits_full",
+    "digits_varied": "envs.tasks.digits:digits_varied",
     "scaffold": "envs.tasks.scaffold:scaffold",
 }
 

@@ -10,7 +10,7 @@ from random import Random
 import torch
 
 from envs import MorphogenesisEnv
-from esper_rl.errors import check_integer
+from esper_rl.errors import check_choice, check_integer
 from esper_rl.evaluation import EVALUATION_SEED, Evaluation, evaluate
 from esper_rl.growing.baselines import SchedulePolicy
 from esper_rl.training.config import TrainConfig
@@ -22,8 +22,8 @@ PLANTING_TIMES = (0.0, 0.1, 0.2, 0.4)
 KEPT = 4
 """One of so many schedules goes on to the next round."""
 
-Schedule = tuple[tuple[int, int, int], ...]
-"""Slot, index of the blueprint and epoch of planting of every seed."""
+Schedule = tuple[tuple[int, str, int], ...]
+"""Slot, blueprint and epoch of planting of every seed; none: always waiting."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,30 @@ class BestSchedule:
     """Result of :func:`best_schedule`.
 
     Attributes:
-        seeds: slot, blueprint's name and epoch of planting of every seed.
+        seeds: the schedule.
         evaluation: of the schedule, on hosts that the search hasn't seen; discounted returns.
         tried: how many schedules were played.
         steps: environment steps of the search.
     """
 
-    seeds: tuple[tuple[int, str, int], ...]
+    seeds: Schedule
     evaluation: Evaluation
     tried: int
     steps: int
 
     def __str__(self) -> str:
-        return ", ".join(
-            f"{name} at slot {slot} from epoch {epoch}" for slot, name, epoch in self.seeds
-        )
+        return describe(self.seeds)
+
+
+def describe(schedule: Schedule) -> str:
+    """Say a schedule in words.
+
+    Examples:
+        >>> describe(((0, "conv_heavy", 5), (2, "norm", 0)))
+        'conv_heavy at slot 0 from epoch 5, norm at slot 2 from epoch 0'
+    """
+    seeds = [f"{name} at slot {slot} from epoch {epoch}" for slot, name, epoch in schedule]
+    return ", ".join(seeds) or "wait"
 
 
 def best_schedule(
@@ -54,7 +63,8 @@ def best_schedule(
     """Search for the schedule that earns most, with as many steps as a policy learns from.
 
     Schedules of one seed or none in every slot, each planted at one of :data:`PLANTING_TIMES`,
-    play against each other: all of them if the budget allows it, otherwise a random choice. Those
+    play against each other: all of them if the budget allows it, otherwise a random choice, and
+    always the one that waits. Those
     that earn least drop out after one host, the others go on with four times as many hosts each,
     by their mean return so far (successive halving, Jamieson and Talwalkar 2016). The best of them
     then plays hosts that are new to it: the search's own mean is the best of many noisy
@@ -72,18 +82,18 @@ def best_schedule(
     """
     budget = config.total_steps if budget is None else budget
     env = make_env(config, num_envs=1, seed=seed)
-    names, length = env.population.blueprints, env.max_epochs
+    length = env.max_epochs
     check_integer("budget", budget, least=length)
     rounds, first = _rounds(budget // length)
     chance = Random(seed)
-    candidates = all_schedules(env, first) or [_draw(env, chance) for _ in range(first)]
+    candidates = all_schedules(env, first) or [(), *(_draw(env, chance) for _ in range(first - 1))]
     candidates = list(dict.fromkeys(candidates))
     tried, steps = len(candidates), 0
     earned: dict[Schedule, list[float]] = {schedule: [] for schedule in candidates}
     for number in range(rounds):
         hosts = max(1, first // len(candidates))
         players = [schedule for schedule in candidates for _ in range(hosts)]
-        played = _play(config, players, seed + number)
+        played = play_schedules(config, players, seed + number)
         steps += len(players) * length
         for schedule, value in zip(players, played.returns.tolist(), strict=True):
             earned[schedule].append(value)
@@ -91,8 +101,8 @@ def best_schedule(
         candidates = candidates[: max(1, len(candidates) // KEPT)]
     best = candidates[0]
     return BestSchedule(
-        seeds=tuple((slot, names[blueprint], epoch) for slot, blueprint, epoch in best),
-        evaluation=_play(config, [best] * episodes, EVALUATION_SEED),
+        seeds=best,
+        evaluation=play_schedules(config, [best] * episodes, EVALUATION_SEED),
         tried=tried,
         steps=steps,
     )
@@ -109,11 +119,11 @@ def _rounds(episodes: int) -> tuple[int, int]:
 def all_schedules(env: MorphogenesisEnv, at_most: int) -> list[Schedule]:
     """Every schedule of a world; none if there are more than ``at_most``."""
     seeds = list(product(_blueprints(env), _epochs(env)))
-    if (1 + len(seeds)) ** env.num_slots - 1 > at_most:
+    if (1 + len(seeds)) ** env.num_slots > at_most:
         return []
     return [
         tuple((slot, *seed) for slot, seed in zip(slots, chosen, strict=True))
-        for number in range(1, env.num_slots + 1)
+        for number in range(env.num_slots + 1)
         for slots in combinations(range(env.num_slots), number)
         for chosen in product(seeds, repeat=number)
     ]
@@ -126,21 +136,34 @@ def _draw(env: MorphogenesisEnv, chance: Random) -> Schedule:
     return tuple((slot, chance.choice(blueprints), chance.choice(epochs)) for slot in slots)
 
 
-def _blueprints(env: MorphogenesisEnv) -> list[int]:
-    return env.population.offered.nonzero().flatten().tolist()
+def _blueprints(env: MorphogenesisEnv) -> list[str]:
+    offered = env.population.offered.nonzero().flatten().tolist()
+    return [env.population.blueprints[index] for index in offered]
 
 
 def _epochs(env: MorphogenesisEnv) -> list[int]:
     return sorted({int(share * env.max_epochs) for share in PLANTING_TIMES})
 
 
-def _play(config: TrainConfig, schedules: Sequence[Schedule], seed: int) -> Evaluation:
-    """One episode of each, a row each."""
+def play_schedules(config: TrainConfig, schedules: Sequence[Schedule], seed: int) -> Evaluation:
+    """Play one episode of each of E schedules, on hosts that depend on the seed and the place.
+
+    Args:
+        config: of a run: its world and its prices; ``ppo.gamma`` discounts.
+        schedules: E of them.
+        seed: of the hosts.
+
+    Raises:
+        ValueError: for a slot or a blueprint that the world doesn't have.
+    """
     env = make_env(config, num_envs=len(schedules), seed=seed)
     blueprints = torch.full((len(schedules), env.num_slots), -1)
     epochs = torch.zeros_like(blueprints)
     for row, schedule in enumerate(schedules):
-        for slot, blueprint, epoch in schedule:
-            blueprints[row, slot], epochs[row, slot] = blueprint, epoch
+        for slot, name, epoch in schedule:
+            check_integer("slot", slot, least=0, most=env.num_slots - 1)
+            check_choice("blueprint", name, env.population.blueprints)
+            blueprints[row, slot] = env.population.blueprints.index(name)
+            epochs[row, slot] = epoch
     policy = SchedulePolicy(blueprints, epochs, env.max_epochs)
     return evaluate(policy, env, len(schedules), gamma=config.ppo.gamma)

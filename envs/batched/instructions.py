@@ -48,8 +48,13 @@ class Field(IntEnum):
     OUTPUTS = 7
     HEIGHT = 8  # of what is read
     WIDTH = 9
-    SIZE = 10  # of a convolution's kernel, 1 or 3
+    SIZE = 10  # of a convolution's kernel, 1 or 3, or DRAWN
     FLAG = 11  # an option; number of the slot for a seed's steps
+
+
+DRAWN = 0
+"""Size of a kernel that each network decides: its first parameter is above 0 for 3×3; then come a
+1×1 and a 3×3 kernel."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class Assembler:
             other: what is read too.
             scratch: what the layer keeps for the backward pass.
             parameters: first column of the layer's parameters.
-            size: of a convolution's kernel.
+            size: of a convolution's kernel, or :data:`DRAWN`.
             flag: see :class:`Field`.
         """
         values = {

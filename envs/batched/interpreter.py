@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.batched.instructions import Field, Opcode
+from envs.batched.instructions import DRAWN, Field, Opcode
 from envs.batched.modes import Mode
 from envs.batched.norms import (
     norm_backward,
@@ -114,6 +114,15 @@ def blend_backward(
                 grad[m, b] -= grad_seed[m, b]
 
 
+@kernel
+def _kernel(line: Array, params: Array) -> tuple[int, int]:
+    """Size of a convolution's kernel and its first parameter."""
+    if line[_SIZE] != DRAWN:
+        return line[_SIZE], 0
+    pointwise = line[_INPUTS] * line[_OUTPUTS]
+    return (3, 1 + pointwise) if params[0] > 0 else (1, 1)
+
+
 @entry_kernel
 def forward(
     lines: Array, order: Array, params: Array, mode: Array, alpha: Array, arena: Array
@@ -145,13 +154,13 @@ def forward(
                 value = own[outputs * channels + m] if flag else zero  # a bias: one pixel
                 for b in range(batch):
                     out[m, b] = value
-            size = line[_SIZE]
+            size, first = _kernel(line, own)
             taps, step = size * size, pixels * batch
             found = runs(size, line[_HEIGHT], line[_WIDTH])
             for k in range(len(found)):
                 to, at = (line[_OUT] + found[k, 0]) * batch, (line[_X] + found[k, 1]) * batch
                 add_products(
-                    own, found[k, 2], taps * channels, taps, flat, at, step, channels,
+                    own, first + found[k, 2], taps * channels, taps, flat, at, step, channels,
                     flat, to, step, outputs, found[k, 3] * batch,
                 )  # fmt: skip
         elif opcode == _DEPTHWISE3X3:
@@ -246,12 +255,12 @@ def backward(
         other, grad_other = arena[line[_OTHER] :], grads[line[_OTHER] :]
         grad = grads[line[_OUT] :]
         if opcode == _CONV:
-            size = line[_SIZE]
+            size, first = _kernel(line, own)
             taps, step = size * size, pixels * batch
             found = runs(size, line[_HEIGHT], line[_WIDTH])
             for k in range(len(found)):
                 to, at = (line[_OUT] + found[k, 0]) * batch, (line[_X] + found[k, 1]) * batch
-                tap, length = found[k, 2], found[k, 3] * batch
+                tap, length = first + found[k, 2], found[k, 3] * batch
                 add_dots(
                     grad_own, tap, taps * channels, taps, flat, at, step, channels,
                     flat_grads, to, step, outputs, length,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.batched.instructions import Assembler, Buffer, Opcode
+from envs.batched.instructions import DRAWN, Assembler, Buffer, Opcode
 from envs.batched.parameters import NORM_EPSILON, Parameter, bias, norm, weight, zeros
 from envs.batched.programs import Params
 
@@ -102,6 +102,42 @@ class Conv3x3:
         start = code.columns(self.parameters)
         out = code.buffer(self.outputs, x.height, x.width)
         return code.line(Opcode.CONV, x, out, parameters=start, size=3)
+
+
+@dataclass(frozen=True)
+class DrawnConv:
+    """1×1 or 3×3 convolution without bias: every network has both kernels and uses one of them.
+
+    Which one is decided by the sign of a number that is drawn like a weight and never learns.
+
+    Args:
+        name: its parameters are ``{name}_coin [1]``, above 0 for 3×3, ``{name}_1x1
+            [outputs, inputs]`` and ``{name}_3x3 [outputs, inputs, 3, 3]``.
+        inputs, outputs: channels.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+
+    @property
+    def parameters(self) -> Sequence[Parameter]:
+        return [
+            Parameter(f"{self.name}_coin", (1,), bound=1.0),
+            weight(f"{self.name}_1x1", self.outputs, self.inputs),
+            weight(f"{self.name}_3x3", self.outputs, self.inputs, 3, 3),
+        ]
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        wide = (params[f"{self.name}_coin"] > 0)[:, :, None, None, None]
+        small = PointwiseConv(f"{self.name}_1x1", self.inputs, self.outputs)
+        large = Conv3x3(f"{self.name}_3x3", self.inputs, self.outputs)
+        return torch.where(wide, large(params, x), small(params, x))
+
+    def emit(self, code: Assembler, x: Buffer) -> Buffer:
+        start = code.columns(self.parameters)
+        out = code.buffer(self.outputs, x.height, x.width)
+        return code.line(Opcode.CONV, x, out, parameters=start, size=DRAWN)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from envs.batched.layers import (
     Conv3x3,
+    DrawnConv,
     GlobalAverage,
     Linear,
     Norm,
@@ -29,7 +30,7 @@ class ConvBlock(Program):
     Args:
         in_channels: channels of its input.
         out_channels: channels of its output.
-        kernel_size: 1 or 3.
+        kernel_size: 1 or 3; None: every network draws one of them.
         pool: halve height and width.
         image_size: set for the first block of a host, which reshapes flat examples.
     """
@@ -38,11 +39,11 @@ class ConvBlock(Program):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | None,
         pool: bool,
         image_size: tuple[int, int] | None = None,
     ) -> None:
-        conv = PointwiseConv if kernel_size == 1 else Conv3x3
+        conv = {1: PointwiseConv, 3: Conv3x3, None: DrawnConv}[kernel_size]
         super().__init__(
             *([] if image_size is None else [Reshape(in_channels, *image_size)]),
             conv("conv", in_channels, out_channels),
@@ -77,7 +78,8 @@ class ConvHost:
     """Blocks of convolution with a slot after each, then a linear classifier.
 
     Args:
-        kernel_size: 1 or 3, of every convolution.
+        kernel_size: 1 or 3, of every convolution; or one for each block, where None stands for one
+            of the two that every network draws with its parameters, as likely as the other.
         image_shape: channels, height and width of the input.
         channels: output channels of the blocks.
         pooled: for every block, does 2×2 max pooling follow?
@@ -100,14 +102,20 @@ class ConvHost:
 
     def __init__(
         self,
-        kernel_size: int = 1,
+        kernel_size: int | Sequence[int | None] = 1,
         image_shape: tuple[int, int, int] = (1, 8, 8),
         channels: Sequence[int] = (8, 16, 32),
         pooled: Sequence[bool] = (True, True, False),
         classes: int = 10,
         blueprints: Mapping[str, Blueprint] = CONV_BLUEPRINTS,
     ) -> None:
-        check_choice("kernel_size", kernel_size, (1, 3))
+        if isinstance(kernel_size, Sequence):
+            kernel_sizes = tuple(kernel_size)
+            for i, each in enumerate(kernel_sizes):
+                check_choice(f"kernel_size[{i}]", each, (1, 3, None))
+        else:
+            check_choice("kernel_size", kernel_size, (1, 3))
+            kernel_sizes = (kernel_size,) * len(channels)
         for name, sizes_given in (("image_shape", image_shape), ("channels", channels)):
             for i, each in enumerate(sizes_given):
                 check_integer(f"{name}[{i}]", each)
@@ -117,6 +125,11 @@ class ConvHost:
                 "pooled must have one entry for each of at least one block in channels, got "
                 f"{len(pooled)} for {len(channels)}"
             )
+        if len(kernel_sizes) != len(channels):
+            raise ValueError(
+                "kernel_size must be one number, or have one for each block in channels, got "
+                f"{len(kernel_sizes)} for {len(channels)}"
+            )
         in_channels, height, width = image_shape
         halvings = 2 ** sum(pooled)
         if height % halvings or width % halvings:
@@ -124,21 +137,23 @@ class ConvHost:
                 f"image_shape must have a height and width that are multiples of {halvings}, to be "
                 f"halved {sum(pooled)} times, got {image_shape}"
             )
-        self.kernel_size, self.image_shape = kernel_size, image_shape
+        self.kernel_sizes, self.image_shape = kernel_sizes, image_shape
         self.num_classes, self.blueprints = classes, blueprints
-        self.closed_form_stem = kernel_size == 1 and in_channels == 1 and pooled[0]
+        self.closed_form_stem = kernel_sizes[0] == 1 and in_channels == 1 and pooled[0]
         self.slot_channels: Sequence[int] = tuple(channels)
         self.pooled = tuple(pooled)
         segments: list[Segment] = []
         sizes = []
-        for i, (out_channels, pool) in enumerate(zip(channels, pooled, strict=True)):
+        blocks = zip(channels, pooled, kernel_sizes, strict=True)
+        for i, (out_channels, pool, kernel) in enumerate(blocks):
             if i == 0 and self.closed_form_stem:
                 segments.append(Program(PointwiseStem(out_channels, height // 2, width // 2)))
                 sizes.append(out_channels * height * width // 4)
             else:
                 size = (height, width) if i == 0 else None
-                segments.append(ConvBlock(in_channels, out_channels, kernel_size, pool, size))
-                sizes.append(max(out_channels, in_channels * kernel_size**2) * height * width)
+                segments.append(ConvBlock(in_channels, out_channels, kernel, pool, size))
+                patch = in_channels * (1 if kernel == 1 else 9)
+                sizes.append(max(out_channels, patch) * height * width)
             in_channels, height, width = out_channels, height >> pool, width >> pool
         segments.append(Classifier(in_channels, classes))
         self.segments: Sequence[Segment] = tuple(segments)

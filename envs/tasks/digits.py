@@ -1,10 +1,13 @@
-"""The 1,797 real 8×8 digits that scikit-learn ships, and two hosts for them."""
+"""The 1,797 real 8×8 digits that scikit-learn ships, and three hosts for them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from sklearn.datasets import load_digits
 
+from envs.actions import Op
 from envs.hosts import ConvHost
 from envs.reward import RewardConfig
 from envs.tasks.arrays import ArrayTask, Examples, hold_out
@@ -31,8 +34,35 @@ def digits_full() -> ArrayTask:
     )
 
 
+def digits_varied(kernel_size: Sequence[int | None] = (None, None, None)) -> ArrayTask:
+    """1×1 or 3×3 kernels, drawn block by block in every episode, so that watching pays.
+
+    The agent isn't told which of the eight variants it has. A seed with spatial kernels near the
+    input is worth much where the host has none there, and little where it has. So planting and
+    size cost ten times and more what they do in ``digits``, and a seed that contributes, or helps
+    another one, isn't paid for that: a host comes to lean on seeds that it could do without.
+
+    Args:
+        kernel_size: of every block, 1, 3 or None, which is drawn: ``(1, 3, 1)`` is one variant.
+    """
+    return _digits(
+        "digits_varied",
+        kernel_size=kernel_size,
+        description="8×8 digits, host with 1×1 or 3×3 kernels, drawn block by block",
+        reward=RewardConfig(
+            rent=0.05,
+            intervention={**RewardConfig().intervention, Op.GERMINATE: 0.5},
+            bonus=0.0,
+            hindsight=0.0,
+        ),
+    )
+
+
 def _digits(
-    name: str, kernel_size: int, description: str, reward: RewardConfig | None = None
+    name: str,
+    kernel_size: int | Sequence[int | None],
+    description: str,
+    reward: RewardConfig | None = None,
 ) -> ArrayTask:
     data = load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1)

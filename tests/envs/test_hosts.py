@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from envs.batched.layers import PointwiseStem
 from envs.batched.programs import Program
+from envs.batched.randomness import fold
 from envs.blueprints import CONV_BLUEPRINTS
 from envs.hosts import ConvHost
 from envs.hosts.conv import Classifier, ConvBlock, window_extremes
@@ -153,18 +154,25 @@ def test_host_is_torchs(kernel_size, image_shape, channels, pooled, classes):
 
 
 @pytest.mark.parametrize(
-    ("name", "closed_form", "total"), [("digits", True, 1090), ("digits_full", False, 6274)]
+    ("name", "kernel_sizes", "total"),
+    [
+        ("digits", (1, 1, 1), 1090),
+        ("digits_full", (3, 3, 3), 6274),
+        ("digits_varied", (None, None, None), 3 + 8 + 128 + 512 + 6274),
+    ],
 )
-def test_hosts_of_the_tasks(name, closed_form, total):
+def test_hosts_of_the_tasks(name, kernel_sizes, total):
     host = small_task(name).host
-    assert isinstance(host.segments[0].layers[0], PointwiseStem) == closed_form
+    assert host.kernel_sizes == kernel_sizes
+    assert isinstance(host.segments[0].layers[0], PointwiseStem) == (name == "digits")
     assert sum(segment.layout.size for segment in host.segments) == total
-    assert len(flat(PlainNetwork(host.kernel_size, []))) == total
+    if None not in kernel_sizes:
+        assert len(flat(PlainNetwork(kernel_sizes, []))) == total
     assert host.slot_channels == (8, 16, 32)
     assert host.blueprints is CONV_BLUEPRINTS
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_full"])
+@pytest.mark.parametrize("name", ["digits", "digits_full", "digits_varied"])
 def test_slots_come_after_the_pooling(name):
     host = small_task(name).host
     h = host.prepare(torch.randn(5, 1, 8, 8)).T[None].expand(ROWS, -1, -1)
@@ -179,7 +187,7 @@ def test_slots_come_after_the_pooling(name):
 def test_hosts_start_as_torchs_do(name):
     """Every drawn weight lies in its torch layer's bounds and comes near to them."""
     host = small_task(name).host
-    plain = PlainNetwork(host.kernel_size, [])
+    plain = PlainNetwork(host.kernel_sizes, [])
     entries = [entry for segment in host.segments for entry in segment.layout.entries]
     for entry, parameter in zip(entries, plain.host_parameters(), strict=True):
         if parameter.dim() > 1:
@@ -216,6 +224,29 @@ def test_pool_is_the_mean_over_positions():
 def test_other_kernel_sizes_are_refused(kernel_size):
     with pytest.raises(ValueError, match=f"kernel_size must be one of 1, 3, got {kernel_size}"):
         ConvHost(kernel_size)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "message"),
+    [
+        ((1, 5, 3), r"kernel_size\[1\] must be one of 1, 3, None, got 5"),
+        ((1, 3), "kernel_size must be one number, or have one for each block .* got 2 for 3"),
+    ],
+)
+def test_kernel_sizes_that_fit_no_block_are_refused(kernel_size, message):
+    with pytest.raises(ValueError, match=message):
+        ConvHost(kernel_size)
+
+
+def test_every_variant_is_drawn_as_often_as_the_others():
+    host = ConvHost((None, None, None))
+    keys = torch.arange(8000)
+    coins = [
+        s.layout.unflatten(s.layout.draw(fold(keys, i)))["conv_coin"] > 0
+        for i, s in enumerate(host.segments[:-1])
+    ]
+    counts = torch.cat(coins, dim=1).int() @ torch.tensor([1, 2, 4], dtype=torch.int32)
+    assert ((counts.bincount(minlength=8) - 1000).abs() < 4 * 1000**0.5).all()
 
 
 @pytest.mark.parametrize("image_shape", [(1, 6, 8), (1, 8, 6), (3, 7, 7)])

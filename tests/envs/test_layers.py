@@ -19,6 +19,7 @@ from envs.batched.interpreter import backward, forward
 from envs.batched.layers import (
     Conv3x3,
     DepthwiseConv3x3,
+    DrawnConv,
     GlobalAverage,
     Linear,
     Norm,
@@ -46,6 +47,10 @@ def pointwise(x: Tensor, kernel: Tensor) -> Tensor:
 
 def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(x, kernel, padding=1, groups=len(kernel))
+
+
+def drawn(x: Tensor, coin: Tensor, small: Tensor, large: Tensor) -> Tensor:
+    return conv(x, large) if coin > 0 else pointwise(x, small)
 
 
 def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -79,6 +84,8 @@ LAYERS: dict[str, tuple[Layer, Callable[..., Tensor], tuple[int, ...]]] = {
     "3×3 conv of 1 by 3": (Conv3x3("w", 4, 3), conv, (4, 1, 3, BATCH)),
     "3×3 conv of 3 by 1": (Conv3x3("w", 4, 3), conv, (4, 3, 1, BATCH)),
     "3×3 conv of 300 examples": (Conv3x3("w", 4, 3), conv, (4, 2, 3, 300)),
+    "drawn conv": (DrawnConv("w", IN, OUT), drawn, FEATURES),
+    "drawn conv of 1 by 3": (DrawnConv("w", 8, 3), drawn, (8, 1, 3, BATCH)),
     "depthwise conv": (DepthwiseConv3x3("w", IN), depthwise, FEATURES),
     "depthwise conv of 1 by 2": (DepthwiseConv3x3("w", 3), depthwise, (3, 1, 2, BATCH)),
     "norm": (Norm("n", IN), norm, FEATURES),
@@ -218,6 +225,11 @@ def test_nan_and_infinity_pass_as_in_torch_and_harm_no_other_network(name, argum
             assert mine[[0, 2]].equal(old[[0, 2]])
         if argument == 0 or (math.isnan(bad) and " conv" not in name):
             assert actual[0].isfinite().equal(theirs[0].isfinite())
+
+
+@pytest.mark.parametrize("name", ["drawn conv", "drawn conv of 1 by 3"])
+def test_both_kernels_of_a_drawn_conv_are_compared(name):
+    assert set((arguments(name)[1] > 0).flatten().tolist()) == {True, False}
 
 
 @both_forms

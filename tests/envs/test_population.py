@@ -16,7 +16,7 @@ import envs.populations.plain
 from envs.actions import Algorithm, Stage
 from envs.attribution import contributions
 from envs.populations.base import ablations
-from tests.support.plain import PlainSlot
+from tests.support.plain import PlainSlot, drawn_kernels
 from tests.support.populations import (
     CONV_INDICES,
     INF,
@@ -131,6 +131,9 @@ def test_training_is_that_of_plain_networks(name, num_slots, plain):
 
     trains = torch.isin(growth.stage, torch.tensor([Stage.TRAINING, *MIXED]))
     assert (population.host_params != before[0]).any(1).all()
+    for mine, old in zip(population.host_params, before[0], strict=True):
+        unused = ~drawn_kernels(population.host, old)[1]
+        assert mine[unused].equal(old[unused])
     for slot, params in enumerate(population.seed_params):
         assert (params != before[1 + slot]).any(1).equal(trains[:, slot])
 

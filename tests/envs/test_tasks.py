@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from envs import (
 )
 from envs.actions import Op
 from tests.support.environments import act
+from tests.support.plain import drawn_kernels
 
-NAMES = ["digits", "digits_full"]
+NAMES = ["digits", "digits_full", "digits_varied"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -69,9 +71,10 @@ def test_split_is_fixed(task: ArrayTask):
 
 
 def test_tasks_share_their_data():
-    a, b = (make_task(name) for name in NAMES)
-    assert a.train.inputs.equal(b.train.inputs)
-    assert a.train.targets.equal(b.train.targets)
+    first, *others = (make_task(name) for name in NAMES)
+    for other in others:
+        assert other.train.inputs.equal(first.train.inputs)
+        assert other.train.targets.equal(first.train.targets)
 
 
 def test_settings(task: ArrayTask):
@@ -84,8 +87,20 @@ def test_settings(task: ArrayTask):
     assert task.description
 
 
+def test_every_episode_of_the_varied_digits_draws_its_kernels():
+    env = MorphogenesisEnv("digits_varied", num_envs=40, max_epochs=1, batches_per_epoch=1, seed=3)
+    drawn = []
+    state = env.reset()
+    for _ in range(2):
+        hosts = env.population.host_params
+        drawn.append([tuple(drawn_kernels(env.population.host, host)[0]) for host in hosts])
+        _, state = env.step_and_maybe_reset(env.rand_action(state))
+    assert all(set(variants) == set(product((1, 3), repeat=3)) for variants in drawn)
+    assert drawn[0] != drawn[1]
+
+
 def test_list_tasks():
-    assert list_tasks()[:3] == ["digits", "digits_full", "scaffold"]
+    assert list_tasks()[:4] == ["digits", "digits_full", "digits_varied", "scaffold"]
 
 
 def test_list_tasks_gives_a_list_of_its_own():

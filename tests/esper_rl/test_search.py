@@ -9,7 +9,7 @@ import torch
 
 from envs import MorphogenesisEnv
 from esper_rl import search
-from esper_rl.search import all_schedules, best_schedule
+from esper_rl.search import all_schedules, best_schedule, play_schedules
 from esper_rl.training.config import TrainConfig
 
 Configure = Callable[..., TrainConfig]
@@ -17,15 +17,15 @@ Configure = Callable[..., TrainConfig]
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Environment steps of every call of ``_play``."""
+    """Environment steps of every call of ``play_schedules``."""
     taken = []
-    play = search._play
+    play = search.play_schedules
 
     def counted(config: TrainConfig, schedules, seed):
         taken.append(len(schedules) * config.env.max_epochs)
         return play(config, schedules, seed)
 
-    monkeypatch.setattr(search, "_play", counted)
+    monkeypatch.setattr(search, "play_schedules", counted)
     return taken
 
 
@@ -55,7 +55,7 @@ def test_the_schedule_that_earns_most_wins(
         returns = torch.tensor([float(len(schedule)) for schedule in schedules]) + 0.5 * noise
         return search.Evaluation(returns, returns, returns, returns)
 
-    monkeypatch.setattr(search, "_play", play)
+    monkeypatch.setattr(search, "play_schedules", play)
     found = best_schedule(tiny_config(), budget=5 * 400)
     assert len(found.seeds) == 3
     assert 100 < found.tried <= 200
@@ -67,9 +67,35 @@ def test_all_are_tried_where_there_are_few() -> None:
     one_slot = MorphogenesisEnv(num_envs=1, num_slots=1, max_epochs=10)
     blueprints = int(one_slot.population.offered.sum())
     found = all_schedules(one_slot, at_most=1000)
-    assert len(found) == len(set(found)) == blueprints * 4
-    assert {epoch for ((_, _, epoch),) in found} == {0, 1, 2, 4}
+    assert found[0] == ()
+    assert len(found) == len(set(found)) == 1 + blueprints * 4
+    assert {epoch for ((_, _, epoch),) in found[1:]} == {0, 1, 2, 4}
     assert all_schedules(env, at_most=1000) == []
+
+
+def test_waiting_wins_where_every_seed_costs(
+    tiny_config: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def play(config: TrainConfig, schedules, seed: int):
+        returns = torch.tensor([-float(len(schedule)) for schedule in schedules])
+        return search.Evaluation(returns, returns, returns, returns)
+
+    monkeypatch.setattr(search, "play_schedules", play)
+    found = best_schedule(tiny_config(), budget=5 * 40)
+    assert (found.seeds, str(found)) == ((), "wait")
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        ((3, "norm", 0), "slot must be an integer from 0 to 2, got 3"),
+        ((0, "oak", 0), "blueprint must be one of .*, got 'oak'"),
+        ((0, "lora", 0), "lora"),
+    ],
+)
+def test_schedules_that_the_world_does_not_have(tiny_config: Configure, seed, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        play_schedules(tiny_config(), [(), (seed,)], seed=0)
 
 
 def test_bad_input(tiny_config: Configure) -> None:

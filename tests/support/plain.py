@@ -7,7 +7,8 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -144,15 +145,15 @@ class PlainNetwork(nn.Module):
     """A convolutional host with its slots.
 
     Args:
-        kernel_size: 1 or 3.
+        kernel_sizes: 1 or 3, of every block.
         slots: what sits in each slot, None for nothing.
     """
 
-    def __init__(self, kernel_size: int, slots: list[PlainSlot | None]) -> None:
+    def __init__(self, kernel_sizes: Sequence[int], slots: list[PlainSlot | None]) -> None:
         super().__init__()
         channels = (1, 8, 16, 32)
         self.blocks = nn.ModuleList(
-            PlainBlock(channels[i], channels[i + 1], kernel_size, pool=i < 2) for i in range(3)
+            PlainBlock(channels[i], channels[i + 1], kernel_sizes[i], pool=i < 2) for i in range(3)
         )
         self.classifier = nn.Linear(channels[-1], 10)
         self.slots = nn.ModuleList(slot or nn.Identity() for slot in slots)
@@ -190,9 +191,28 @@ def plain_network(population: TrainedPopulation, growth: SlotInputs, row: int) -
         plain.to(population.params.dtype)
         load_flat(list(plain.parameters()), population.seed_params[slot][row])
         slots.append(plain)
-    network = PlainNetwork(host.kernel_size, slots).to(population.params.dtype)
-    load_flat(network.host_parameters(), population.host_params[row])
+    kernel_sizes, used = drawn_kernels(host, population.host_params[row])
+    network = PlainNetwork(kernel_sizes, slots).to(population.params.dtype)
+    load_flat(network.host_parameters(), population.host_params[row][used])
     return network
+
+
+def drawn_kernels(host: ConvHost, params: Tensor) -> tuple[list[int], Tensor]:
+    """Kernel sizes of one host's blocks, and which of its parameters ``[P]`` they leave in use."""
+    sizes, used = [], torch.ones(len(params), dtype=torch.bool)
+    start = 0
+    for segment, size in zip(host.segments, (*host.kernel_sizes, 1), strict=True):
+        for entry in segment.layout.entries:
+            here, start = (
+                slice(start, start + math.prod(entry.shape)),
+                start + math.prod(entry.shape),
+            )
+            if entry.name == "conv_coin":
+                size, used[here] = 3 if params[here] > 0 else 1, False
+            elif entry.name in ("conv_1x1", "conv_3x3"):
+                used[here] = entry.name == f"conv_{size}x{size}"
+        sizes.append(size)
+    return sizes[:-1], used
 
 
 def load_flat(parameters: list[nn.Parameter], flat: Tensor) -> None:

@@ -66,6 +66,8 @@ def run_quietly(*words: str) -> NoReturn:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+    # As in a process that wasn't forked: what a fork server starts outlives a run that is killed.
+    multiprocessing.set_start_method("spawn", force=True)
     sys.exit(main(words))
 
 

@@ -1,0 +1,287 @@
+"""The varied digits: does watching pay there, and does a learned policy watch?
+
+    python -m benchmarks.varied [--seeds 5] [--set KEY=VALUE ...] [--only-search]
+
+Every episode draws one of eight variants of the host. First a search, each with as many steps as a
+training run, finds the best schedule of every variant and the best one of all at once; all of them
+play all variants on fresh hosts. Then policies are trained with several seeds and play the same
+hosts. A policy's share is what it earns above the best fixed schedule, of what lies between that
+one and the best schedule of each variant.
+
+Two controls on other hosts of all variants tell whether it watches: each host gets the actions that
+the policy took on another one, and each row's observations are another row's.
+
+Every run that ends is written to benchmarks/results/varied.json at once and is not repeated; the
+picture is varied.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import Compose, TransformedEnv
+from tqdm import tqdm
+
+from benchmarks.intervals import interval
+from envs import register_task
+from envs.actions import HEADS
+from envs.tasks.digits import digits_varied
+from esper_rl import load_policy
+from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate, mean_and_ci
+from esper_rl.runs.files import write_whole
+from esper_rl.search import Schedule, best_schedule, describe, play_schedules
+from esper_rl.training.config import TrainConfig, parse_overrides
+from esper_rl.training.environment import make_env
+from tests.support.runs import command, read_metrics
+
+RESULTS = Path(__file__).parent / "results"
+EPISODES = 64
+"""Hosts of each variant."""
+
+CONTROL_EPISODES = 512
+TASK = "digits_varied"
+VARIANTS = {f"{TASK}_{''.join(map(str, sizes))}": sizes for sizes in product((1, 3), repeat=3)}
+"""Kernel sizes of the blocks by the name of the task that has them only."""
+
+Found = dict[str, Any]
+
+
+def configure(task: str, settings: Sequence[str] = ()) -> TrainConfig:
+    return parse_overrides([f"env.task={task}", *settings])
+
+
+# -- schedules --------------------------------------------------------------------------------
+
+
+def search(settings: Sequence[str]) -> Found:
+    """Returns of all schedules that were found, by schedule and variant, and which is whose."""
+    winners: dict[str, Schedule] = {}
+    for task in tqdm([TASK, *VARIANTS], "search", unit="task"):
+        winners[task] = best_schedule(configure(task, settings), episodes=EPISODES).seeds
+    schedules = list(dict.fromkeys([(), *winners.values()]))
+    returns = {
+        describe(schedule): {
+            variant: play_schedules(
+                configure(variant, settings), [schedule] * EPISODES, EVALUATION_SEED
+            ).returns.tolist()
+            for variant in VARIANTS
+        }
+        for schedule in tqdm(schedules, "fresh hosts", unit="schedule")
+    }
+    return {
+        "winners": {task: describe(schedule) for task, schedule in winners.items()},
+        "returns": returns,
+    }
+
+
+def averages(found: Found, player: str) -> dict[str, float]:
+    """Mean return of a schedule on each variant."""
+    return {v: torch.tensor(found["returns"][player][v]).mean().item() for v in VARIANTS}
+
+
+def summarise(found: Found) -> dict[str, dict[str, float]]:
+    """Mean returns by variant: of waiting, the best fixed schedule, each variant's own best.
+
+    The fixed one is the best of all that were found, on the very hosts on which it is measured: it
+    looks a little better than it is. Each variant's own is what its search found.
+    """
+    means = {player: averages(found, player) for player in found["returns"]}
+    fixed = max(means, key=lambda player: sum(means[player].values()))
+    own = {variant: means[found["winners"][variant]][variant] for variant in VARIANTS}
+    return {"wait": means["wait"], f"fixed: {fixed}": means[fixed], "own": own}
+
+
+# -- policies ---------------------------------------------------------------------------------
+
+
+class Actions:
+    """Plays what is given, an int64 ``[N]`` for each head at every step."""
+
+    def __init__(self, steps: Sequence[dict[str, torch.Tensor]]) -> None:
+        self.steps = iter(steps)
+
+    def __call__(self, state: TensorDictBase) -> TensorDictBase:
+        for head, chosen in next(self.steps).items():
+            state["action", head] = chosen
+        return state
+
+
+def measure(seed: int, settings: Sequence[str]) -> Found:
+    """Train in a process of its own, then play."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        words = [f"env.task={TASK}", f"seed={seed}", "eval_episodes=0", f"run_dir={run}"]
+        start = time.perf_counter()
+        subprocess.run(command("train", *words, *settings), check=True, capture_output=True)
+        found: Found = {"minutes": (time.perf_counter() - start) / 60}
+        found["learning_curve"] = [line["return"] for line in read_metrics(run)]
+        for mode in get_args(Mode):
+            found[mode] = {
+                variant: play(run, configure(variant, settings), mode) for variant in VARIANTS
+            }
+        found["controls"] = control(run, configure(TASK, settings))
+    return found
+
+
+def play(run: Path, config: TrainConfig, mode: Mode) -> float:
+    env = make_env(config, num_envs=EPISODES, seed=EVALUATION_SEED)
+    actor_critic = load_policy(run, env)
+    transformed = TransformedEnv(env, Compose(*actor_critic.transforms()))
+    torch.manual_seed(EVALUATION_SEED)
+    played = evaluate(actor_critic.actor, transformed, EPISODES, mode, config.ppo.gamma)
+    return played.returns.mean().item()
+
+
+def control(run: Path, config: TrainConfig) -> Found:
+    """What a greedy policy earns less, a host, with actions or observations of another host."""
+    env = make_env(config, num_envs=CONTROL_EPISODES, seed=EVALUATION_SEED + 1)
+    actor_critic = load_policy(run, env)
+    transformed = TransformedEnv(env, Compose(*actor_critic.transforms()))
+    others = torch.randperm(CONTROL_EPISODES, generator=torch.Generator().manual_seed(0))
+    taken: list[dict[str, torch.Tensor]] = []
+
+    def watching(state: TensorDictBase) -> TensorDictBase:
+        state = actor_critic.actor(state)
+        taken.append({head: state["action", head][others] for head in HEADS})
+        return state
+
+    def blind(state: TensorDictBase) -> TensorDictBase:
+        return actor_critic.actor(state.set("observation", state["observation"][others]))
+
+    earned = {}
+    for name, policy in (("watching", watching), ("blind", blind), ("replayed", Actions(taken))):
+        env.set_seed(EVALUATION_SEED + 1)
+        world = env if name == "replayed" else transformed
+        earned[name] = evaluate(policy, world, CONTROL_EPISODES, "greedy", config.ppo.gamma).returns
+    return {name: mean_and_ci(earned["watching"] - earned[name]) for name in ("blind", "replayed")}
+
+
+# -- results ----------------------------------------------------------------------------------
+
+
+def mean(values: dict[str, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
+def show(found: Found) -> None:
+    summary = summarise(found["search"])
+    wait, fixed, own = (mean(values) for values in summary.values())
+    print(
+        f"{'':<14}" + "".join(f"{'-'.join(map(str, s)):>8}" for s in VARIANTS.values()) + "    mean"
+    )
+    for name, values in summary.items():
+        line = "".join(f"{value:8.2f}" for value in values.values())
+        print(f"{name.partition(':')[0]:<14}{line}{mean(values):8.2f}")
+    for seed, run in found["runs"].items():
+        for mode in get_args(Mode):
+            line = "".join(f"{value:8.2f}" for value in run[mode].values())
+            print(f"{f'{mode} {seed}':<14}{line}{mean(run[mode]):8.2f}")
+    print(next(name for name in summary if name.startswith("fixed")))
+    print("own: " + "; ".join(found["search"]["winners"][variant] for variant in VARIANTS))
+    print(
+        f"beyond waiting the fixed one earns {fixed - wait:.2f}, each variant's own "
+        f"{own - wait:.2f}: {100 * (1 - (fixed - wait) / (own - wait)):.0f} % less"
+    )
+    if not found["runs"]:
+        return
+    for mode in get_args(Mode):
+        shares = [(mean(run[mode]) - fixed) / (own - fixed) for run in found["runs"].values()]
+        middle, width = interval(shares)
+        print(f"{mode}: share of what lies between them {middle:.2f} ± {width:.2f}")
+    for name in ("blind", "replayed"):
+        losses = [run["controls"][name]["mean"] for run in found["runs"].values()]
+        middle, width = interval(losses)
+        print(f"{name}: {middle:.2f} ± {width:.2f} less")
+    minutes = [run["minutes"] for run in found["runs"].values()]
+    print(f"minutes: {min(minutes):.1f} to {max(minutes):.1f}")
+
+
+def draw(found: Found, path: Path) -> None:
+    """Returns by variant; and what the controls lose."""
+    figure, (returns, losses) = plt.subplots(
+        1, 2, figsize=(10, 3.6), width_ratios=(3, 1), layout="constrained"
+    )
+    places = range(len(VARIANTS))
+    styles = {"wait": ("_", "#888888"), "fixed": ("s", "#0072B2"), "own": ("D", "#009E73")}
+    labels = {"wait": "waiting", "fixed": "best fixed schedule", "own": "each variant's best one"}
+    for name, values in summarise(found["search"]).items():
+        kind = name.partition(":")[0]
+        marker, color = styles[kind]
+        returns.scatter(
+            places, list(values.values()), marker=marker, s=60, color=color, label=labels[kind]
+        )
+    for number, run in enumerate(found["runs"].values()):
+        returns.scatter(
+            places,
+            list(run["greedy"].values()),
+            marker="o",
+            s=16,
+            color="#D55E00",
+            alpha=0.7,
+            label=None if number else "learned policies, greedy",
+            zorder=3,
+        )
+    returns.set_xticks(places, ["-".join(map(str, sizes)) for sizes in VARIANTS.values()])
+    returns.set_xlabel("kernel sizes of the host's blocks")
+    returns.set_ylabel("discounted return")
+    returns.legend(frameon=False, fontsize="small")
+    controls = {"blind": "another row's\nobservations", "replayed": "another host's\nactions"}
+    for place, name in enumerate(controls):
+        for run in found["runs"].values():
+            found_loss = run["controls"][name]
+            losses.errorbar(place, found_loss["mean"], found_loss["ci95"], fmt="o", color="#D55E00")
+    losses.axhline(0, color="black", linewidth=1)
+    losses.set_xlim(-0.6, 1.6)
+    losses.set_xticks(range(len(controls)), list(controls.values()))
+    losses.set_ylabel("return that is lost")
+    for axis in (returns, losses):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default 5)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings")
+    parser.add_argument("--only-search", action="store_true", help="schedules only")
+    parser.add_argument("--name", default="varied", help="of the result's files (default varied)")
+    args = parser.parse_args()
+    for name, sizes in VARIANTS.items():
+        register_task(name, partial(digits_varied, sizes))
+    path = RESULTS / f"{args.name}.json"
+    found: Found = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+
+    def save() -> None:
+        write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
+
+    if "search" not in found:
+        found["search"] = search(args.set)
+        save()
+    missing = [seed for seed in range(args.seeds) if str(seed) not in found["runs"]]
+    for seed in tqdm([] if args.only_search else missing, "runs", unit="run"):
+        found["runs"][str(seed)] = measure(seed, args.set)
+        save()
+    show(found)
+    draw(found, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
