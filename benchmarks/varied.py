@@ -58,7 +58,15 @@ TASK = "digits_varied"
 VARIANTS = {f"{TASK}_{''.join(map(str, sizes))}": sizes for sizes in product((1, 3), repeat=3)}
 """Kernel sizes of the blocks by the name of the task that has them only."""
 
-Found = dict[str, Any]
+MODES: tuple[Mode, ...] = get_args(Mode)
+CONTROLS = {"blind": "another row's\nobservations", "replayed": "another host's\nactions"}
+"""What is taken from the policy's own host, for a picture."""
+
+Returns = dict[str, dict[str, float]]
+"""Mean returns by player and variant."""
+
+Run = dict[str, Any]
+"""What :func:`measure` gives."""
 
 
 def configure(task: str, settings: Sequence[str] = ()) -> TrainConfig:
@@ -68,42 +76,40 @@ def configure(task: str, settings: Sequence[str] = ()) -> TrainConfig:
 # -- schedules --------------------------------------------------------------------------------
 
 
-def search(settings: Sequence[str]) -> Found:
-    """Returns of all schedules that were found, by schedule and variant, and which is whose."""
-    winners: dict[str, Schedule] = {}
+def search(settings: Sequence[str]) -> Returns:
+    """Mean returns on fresh hosts, by variant, of all schedules that were found, and of waiting."""
+    found: list[Schedule] = [()]
     for task in tqdm([TASK, *VARIANTS], "search", unit="task"):
-        winners[task] = best_schedule(configure(task, settings), episodes=EPISODES).seeds
-    schedules = list(dict.fromkeys([(), *winners.values()]))
-    returns = {
+        found.append(best_schedule(configure(task, settings), episodes=1).seeds)
+    schedules = tqdm(list(dict.fromkeys(found)), "fresh hosts", unit="schedule")
+    return {
         describe(schedule): {
             variant: play_schedules(
                 configure(variant, settings), [schedule] * EPISODES, EVALUATION_SEED
-            ).returns.tolist()
+            )
+            .returns.mean()
+            .item()
             for variant in VARIANTS
         }
-        for schedule in tqdm(schedules, "fresh hosts", unit="schedule")
-    }
-    return {
-        "winners": {task: describe(schedule) for task, schedule in winners.items()},
-        "returns": returns,
+        for schedule in schedules
     }
 
 
-def averages(found: Found, player: str) -> dict[str, float]:
-    """Mean return of a schedule on each variant."""
-    return {v: torch.tensor(found["returns"][player][v]).mean().item() for v in VARIANTS}
+def summarise(returns: Returns) -> tuple[dict[str, str], Returns]:
+    """What is best everywhere and on each variant; returns of waiting, the former and the latter.
 
-
-def summarise(found: Found) -> dict[str, dict[str, float]]:
-    """Mean returns by variant: of waiting, the best fixed schedule, each variant's own best.
-
-    The fixed one is the best of all that were found, on the very hosts on which it is measured: it
-    looks a little better than it is. Each variant's own is what its search found.
+    Each is the best of all schedules that were found on the hosts that are shown, and so looks a
+    little better than it is.
     """
-    means = {player: averages(found, player) for player in found["returns"]}
-    fixed = max(means, key=lambda player: sum(means[player].values()))
-    own = {variant: means[found["winners"][variant]][variant] for variant in VARIANTS}
-    return {"wait": means["wait"], f"fixed: {fixed}": means[fixed], "own": own}
+    fixed = max(returns, key=lambda schedule: mean(returns[schedule]))
+    best = {v: max(returns, key=lambda schedule: returns[schedule][v]) for v in VARIANTS}
+    own = {variant: returns[schedule][variant] for variant, schedule in best.items()}
+    names = {"every variant": fixed, **best}
+    return names, {"wait": returns["wait"], "fixed": returns[fixed], "own": own}
+
+
+def mean(values: dict[str, float]) -> float:
+    return sum(values.values()) / len(values)
 
 
 # -- policies ---------------------------------------------------------------------------------
@@ -121,16 +127,16 @@ class Actions:
         return state
 
 
-def measure(seed: int, settings: Sequence[str]) -> Found:
+def measure(seed: int, settings: Sequence[str]) -> Run:
     """Train in a process of its own, then play."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         words = [f"env.task={TASK}", f"seed={seed}", "eval_episodes=0", f"run_dir={run}"]
         start = time.perf_counter()
         subprocess.run(command("train", *words, *settings), check=True, capture_output=True)
-        found: Found = {"minutes": (time.perf_counter() - start) / 60}
+        found: Run = {"minutes": (time.perf_counter() - start) / 60}
         found["learning_curve"] = [line["return"] for line in read_metrics(run)]
-        for mode in get_args(Mode):
+        for mode in MODES:
             found[mode] = {
                 variant: play(run, configure(variant, settings), mode) for variant in VARIANTS
             }
@@ -147,7 +153,7 @@ def play(run: Path, config: TrainConfig, mode: Mode) -> float:
     return played.returns.mean().item()
 
 
-def control(run: Path, config: TrainConfig) -> Found:
+def control(run: Path, config: TrainConfig) -> dict[str, dict[str, float]]:
     """What a greedy policy earns less, a host, with actions or observations of another host."""
     env = make_env(config, num_envs=CONTROL_EPISODES, seed=EVALUATION_SEED + 1)
     actor_critic = load_policy(run, env)
@@ -174,44 +180,37 @@ def control(run: Path, config: TrainConfig) -> Found:
 # -- results ----------------------------------------------------------------------------------
 
 
-def mean(values: dict[str, float]) -> float:
-    return sum(values.values()) / len(values)
-
-
-def show(found: Found) -> None:
-    summary = summarise(found["search"])
+def show(returns: Returns, runs: dict[str, Run]) -> None:
+    names, summary = summarise(returns)
     wait, fixed, own = (mean(values) for values in summary.values())
+    rows = summary | {f"{mode} {seed}": run[mode] for seed, run in runs.items() for mode in MODES}
     print(
         f"{'':<14}" + "".join(f"{'-'.join(map(str, s)):>8}" for s in VARIANTS.values()) + "    mean"
     )
-    for name, values in summary.items():
-        line = "".join(f"{value:8.2f}" for value in values.values())
-        print(f"{name.partition(':')[0]:<14}{line}{mean(values):8.2f}")
-    for seed, run in found["runs"].items():
-        for mode in get_args(Mode):
-            line = "".join(f"{value:8.2f}" for value in run[mode].values())
-            print(f"{f'{mode} {seed}':<14}{line}{mean(run[mode]):8.2f}")
-    print(next(name for name in summary if name.startswith("fixed")))
-    print("own: " + "; ".join(found["search"]["winners"][variant] for variant in VARIANTS))
+    for name, values in rows.items():
+        line = "".join(f"{value:8.2f}" for value in (*values.values(), mean(values)))
+        print(f"{name:<14}{line}")
+    for variant, schedule in names.items():
+        print(f"best on {variant}: {schedule}")
     print(
-        f"beyond waiting the fixed one earns {fixed - wait:.2f}, each variant's own "
+        f"beyond waiting the best fixed schedule earns {fixed - wait:.2f}, each variant's own "
         f"{own - wait:.2f}: {100 * (1 - (fixed - wait) / (own - wait)):.0f} % less"
     )
-    if not found["runs"]:
+    if not runs:
         return
-    for mode in get_args(Mode):
-        shares = [(mean(run[mode]) - fixed) / (own - fixed) for run in found["runs"].values()]
-        middle, width = interval(shares)
+    for mode in MODES:
+        middle, width = interval(
+            [(mean(run[mode]) - fixed) / (own - fixed) for run in runs.values()]
+        )
         print(f"{mode}: share of what lies between them {middle:.2f} ± {width:.2f}")
-    for name in ("blind", "replayed"):
-        losses = [run["controls"][name]["mean"] for run in found["runs"].values()]
-        middle, width = interval(losses)
+    for name in CONTROLS:
+        middle, width = interval([run["controls"][name]["mean"] for run in runs.values()])
         print(f"{name}: {middle:.2f} ± {width:.2f} less")
-    minutes = [run["minutes"] for run in found["runs"].values()]
+    minutes = [run["minutes"] for run in runs.values()]
     print(f"minutes: {min(minutes):.1f} to {max(minutes):.1f}")
 
 
-def draw(found: Found, path: Path) -> None:
+def draw(results: Returns, runs: dict[str, Run], path: Path) -> None:
     """Returns by variant; and what the controls lose."""
     figure, (returns, losses) = plt.subplots(
         1, 2, figsize=(10, 3.6), width_ratios=(3, 1), layout="constrained"
@@ -219,13 +218,12 @@ def draw(found: Found, path: Path) -> None:
     places = range(len(VARIANTS))
     styles = {"wait": ("_", "#888888"), "fixed": ("s", "#0072B2"), "own": ("D", "#009E73")}
     labels = {"wait": "waiting", "fixed": "best fixed schedule", "own": "each variant's best one"}
-    for name, values in summarise(found["search"]).items():
-        kind = name.partition(":")[0]
-        marker, color = styles[kind]
+    for name, values in summarise(results)[1].items():
+        marker, color = styles[name]
         returns.scatter(
-            places, list(values.values()), marker=marker, s=60, color=color, label=labels[kind]
+            places, list(values.values()), marker=marker, s=60, color=color, label=labels[name]
         )
-    for number, run in enumerate(found["runs"].values()):
+    for number, run in enumerate(runs.values()):
         returns.scatter(
             places,
             list(run["greedy"].values()),
@@ -240,14 +238,13 @@ def draw(found: Found, path: Path) -> None:
     returns.set_xlabel("kernel sizes of the host's blocks")
     returns.set_ylabel("discounted return")
     returns.legend(frameon=False, fontsize="small")
-    controls = {"blind": "another row's\nobservations", "replayed": "another host's\nactions"}
-    for place, name in enumerate(controls):
-        for run in found["runs"].values():
-            found_loss = run["controls"][name]
-            losses.errorbar(place, found_loss["mean"], found_loss["ci95"], fmt="o", color="#D55E00")
+    for place, name in enumerate(CONTROLS):
+        for run in runs.values():
+            loss = run["controls"][name]
+            losses.errorbar(place, loss["mean"], loss["ci95"], fmt="o", color="#D55E00")
     losses.axhline(0, color="black", linewidth=1)
     losses.set_xlim(-0.6, 1.6)
-    losses.set_xticks(range(len(controls)), list(controls.values()))
+    losses.set_xticks(range(len(CONTROLS)), list(CONTROLS.values()))
     losses.set_ylabel("return that is lost")
     for axis in (returns, losses):
         axis.grid(alpha=0.3)
@@ -266,20 +263,20 @@ def main() -> None:
     for name, sizes in VARIANTS.items():
         register_task(name, partial(digits_varied, sizes))
     path = RESULTS / f"{args.name}.json"
-    found: Found = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
 
     def save() -> None:
         write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
 
-    if "search" not in found:
-        found["search"] = search(args.set)
+    if "schedules" not in found:
+        found["schedules"] = search(args.set)
         save()
     missing = [seed for seed in range(args.seeds) if str(seed) not in found["runs"]]
     for seed in tqdm([] if args.only_search else missing, "runs", unit="run"):
         found["runs"][str(seed)] = measure(seed, args.set)
         save()
-    show(found)
-    draw(found, path.with_suffix(".png"))
+    show(found["schedules"], found["runs"])
+    draw(found["schedules"], found["runs"], path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NoReturn
@@ -66,8 +67,7 @@ def run_quietly(*words: str) -> NoReturn:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    # As in a process that wasn't forked: what a fork server starts outlives a run that is killed.
-    multiprocessing.set_start_method("spawn", force=True)
+    os.setpgid(0, 0)  # so that the processes which collect can be killed with it
     sys.exit(main(words))
 
 
@@ -90,6 +90,8 @@ def kill_until_over(
 ) -> Iterator[None]:
     """Begin a run, kill it and go on with it until it ends by itself; yields at every kill.
 
+    The processes that collect for the run are killed with it, as when the power fails.
+
     Args:
         server: of :func:`starts_at_once`.
         run: its folder, new.
@@ -103,6 +105,8 @@ def kill_until_over(
         process.start()
         process.join(chance.expovariate(1 / mean_seconds))
         process.kill()
+        with suppress(ProcessLookupError):  # those that collect, which would end a while later
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
         if process.exitcode == 0:
             return
