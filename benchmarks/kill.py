@@ -5,7 +5,8 @@
 A small run is killed (SIGKILL) at a random moment with all its processes, goes on with
 ``--resume``, is killed again, and so on until it is over; then it is compared with the same run
 that nothing has ended: metrics (but for timings) and final weights, bitwise. A lost step is one
-that is missing in the metrics, or there twice. This is repeated until there were enough kills.
+that is missing in the metrics, or there twice; a failure is a run that ended by itself before it
+was over. This is repeated until there were enough kills.
 One run of eight collects in two processes, which take longer to start than all the rest.
 The counts are in benchmarks/results/kill.json after every run; it starts again from them.
 """
@@ -65,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     path = RESULTS / "kill.json"
     counts = dict.fromkeys(
-        ("kills", "kills_with_two_processes", "runs", "lost_steps", "differing_runs"), 0
+        ("kills", "kills_with_two_processes", "runs", "lost_steps", "differing_runs", "failures"), 0
     )
     if path.exists():
         counts |= json.loads(path.read_text())
@@ -73,7 +74,7 @@ def main() -> None:
     whole = {workers: folder / f"whole-{workers}" for workers in MEAN_SECONDS}
     for workers, run in whole.items():
         words = ("train", *RUN, f"workers={workers}", f"run_dir={run}")
-        process = server.Process(target=run_quietly, args=words)
+        process = server.Process(target=run_quietly, args=(folder / f"whole-{workers}.log", *words))
         process.start()
         process.join()
         if process.exitcode:
@@ -107,10 +108,15 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(play, number) for number in range(first, first + args.kills)]
         for job in as_completed(jobs):
-            for name, number in (job.result() or {}).items():
+            try:
+                found = job.result() or {}
+            except AssertionError as error:
+                print(error, flush=True)
+                found = {"failures": 1}
+            for name, number in found.items():
                 counts[name] += number
             write_whole(path, (json.dumps(counts, indent=2) + "\n").encode())
-    if not counts["differing_runs"]:
+    if not counts["differing_runs"] + counts["failures"]:
         shutil.rmtree(folder)
     print(json.dumps(counts, indent=2))
 

@@ -62,11 +62,16 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "esper_rl", *words]
 
 
-def run_quietly(*words: str) -> NoReturn:
-    """Run ``esper-rl`` with these words in a process that was forked, which is to be killed."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+def run_quietly(log: Path, *words: str) -> NoReturn:
+    """Run ``esper-rl`` with these words in a process that was forked, which is to be killed.
+
+    Args:
+        log: file to which it writes what it prints.
+        words: of the command line.
+    """
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
     os.setpgid(0, 0)  # so that the processes which collect can be killed with it
     sys.exit(main(words))
 
@@ -99,9 +104,9 @@ def kill_until_over(
         mean_seconds: from a start to a kill, exponentially distributed.
         chance: draws them.
     """
-    words = ["train", *overrides, f"run_dir={run}"]
+    words, log = ["train", *overrides, f"run_dir={run}"], run.with_name(f"{run.name}.log")
     while True:
-        process = server.Process(target=run_quietly, args=words)
+        process = server.Process(target=run_quietly, args=(log, *words))
         process.start()
         process.join(chance.expovariate(1 / mean_seconds))
         process.kill()
@@ -110,7 +115,8 @@ def kill_until_over(
         process.join()
         if process.exitcode == 0:
             return
-        assert process.exitcode == -signal.SIGKILL, f"exit code {process.exitcode} in {run}"
+        if process.exitcode != -signal.SIGKILL:
+            raise AssertionError(f"{run} ended by itself, {process.exitcode}: {log.read_text()}")
         yield
         if run.exists():
             words = ["train", "--resume", str(run)]
