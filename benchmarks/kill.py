@@ -6,8 +6,9 @@ A small run is killed (SIGKILL) at a random moment with all its processes, goes 
 ``--resume``, is killed again, and so on until it is over; then it is compared with the same run
 that nothing has ended: metrics (but for timings) and final weights, bitwise. A lost step is one
 that is missing in the metrics, or there twice; a failure is a run that ended by itself before it
-was over. This is repeated until there were enough kills.
-One run of eight collects in two processes, which take longer to start than all the rest.
+was over. This is repeated until there were enough kills. One run of eight collects in two
+processes, which take longer to start than all the rest.
+
 The counts are in benchmarks/results/kill.json after every run; it starts again from them.
 """
 
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from esper_rl.runs.files import write_whole
+from benchmarks.seeds import write_json
 from tests.support.runs import (
     kill_until_over,
     numbers,
@@ -91,9 +92,10 @@ def main() -> None:
         for _ in kill_until_over(server, run, overrides, MEAN_SECONDS[workers], chance):
             kills += 1
             bar.update()
-        steps, expected = ([line["steps"] for line in numbers(r)] for r in (run, whole[workers]))
-        lost = len(set(expected) ^ set(steps)) + len(steps) - len(set(steps))
-        same = numbers(run) == numbers(whole[workers]) and same_weights(run, whole[workers])
+        lines, expected = numbers(run), numbers(whole[workers])
+        steps = [line["steps"] for line in lines]
+        lost = len({line["steps"] for line in expected} ^ set(steps)) + len(steps) - len(set(steps))
+        same = lines == expected and same_weights(run, whole[workers])
         if not same:
             print(f"{run} isn't {whole[workers]}", flush=True)
         return {
@@ -105,7 +107,8 @@ def main() -> None:
         }
 
     first = counts["runs"]
-    with ThreadPoolExecutor(args.jobs) as pool:
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
         jobs = [pool.submit(play, number) for number in range(first, first + args.kills)]
         for job in as_completed(jobs):
             try:
@@ -115,7 +118,9 @@ def main() -> None:
                 found = {"failures": 1}
             for name, number in found.items():
                 counts[name] += number
-            write_whole(path, (json.dumps(counts, indent=2) + "\n").encode())
+            write_json(path, counts)
+    finally:  # whatever goes wrong is seen now, not after all that is still to do
+        pool.shutdown(cancel_futures=True)
     if not counts["differing_runs"] + counts["failures"]:
         shutil.rmtree(folder)
     print(json.dumps(counts, indent=2))

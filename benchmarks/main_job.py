@@ -13,14 +13,10 @@ minutes a run, one after the other on all cores.
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -28,20 +24,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.intervals import interval
+from benchmarks.seeds import Run, measure_missing, study_parser, train_seed, write_json
 from esper_rl.evaluation import mean_and_ci, play_run
-from esper_rl.runs.files import write_whole
 from esper_rl.search import best_schedule
 from esper_rl.training.config import parse_overrides
-from tests.support.runs import command, read_metrics
 
 RESULTS = Path(__file__).parent / "results"
 EPISODES = 256
 SCHEDULE, SEARCHED, TRAINED = "fixed-schedule", "best schedule", ("greedy", "sampled")
 
-Run = dict[str, Any]
 Runs = dict[str, dict[str, Run]]
 """By name of the settings and training seed, what :func:`measure` gives."""
 
@@ -50,11 +43,7 @@ def measure(seed: int, settings: Sequence[str]) -> Run:
     """Train in a process of its own, then play."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        words = ["train", f"seed={seed}", f"run_dir={run}", "eval_episodes=0", *settings]
-        start = time.perf_counter()
-        subprocess.run(command(*words), check=True, capture_output=True)
-        found: Run = {"minutes": (time.perf_counter() - start) / 60}
-        found["learning_curve"] = [line["return"] for line in read_metrics(run)]
+        found = train_seed(seed, settings, run)
         played = {name: play_run(run, name, EPISODES) for name in (SCHEDULE, *TRAINED)}
     searched = best_schedule(parse_overrides(settings), episodes=EPISODES, seed=seed)
     played[SEARCHED], found[SEARCHED] = searched.evaluation, str(searched)
@@ -117,11 +106,7 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=10, help="how many, from 0 (default 10)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings")
+    parser = study_parser(__doc__, seeds=10)
     parser.add_argument("--name", default="defaults", help="of the settings, in table and picture")
     args = parser.parse_args()
     if args.set and args.name == "defaults":
@@ -129,10 +114,9 @@ def main() -> None:
     path = RESULTS / "main_job.json"
     runs: Runs = json.loads(path.read_text()) if path.exists() else {}
     found = runs.setdefault(args.name, {})
-    missing = [seed for seed in range(args.seeds) if str(seed) not in found]
-    for seed in tqdm(missing, "runs", unit="run"):
-        found[str(seed)] = measure(seed, args.set)
-        write_whole(path, (json.dumps(runs, indent=2) + "\n").encode())
+    measure_missing(
+        found, args.seeds, lambda seed: measure(seed, args.set), lambda: write_json(path, runs)
+    )
     show(runs)
     draw(runs, RESULTS / "main_job.png")
 

@@ -40,11 +40,11 @@ from tqdm import tqdm
 
 from benchmarks.intervals import interval
 from benchmarks.scaffold_search import climb
+from benchmarks.seeds import write_json
 from envs import MorphogenesisEnv, feature_names
 from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
 from esper_rl import load_policy, train
 from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
-from esper_rl.runs.files import write_whole
 from esper_rl.training.config import parse_overrides
 
 RESULTS = Path(__file__).parent / "results"
@@ -129,8 +129,7 @@ def study(runs: Runs, wanted: list[tuple[str, int]], at_once: int) -> None:
 def write(runs: Runs) -> None:
     report = {"best": BEST_PLAN.discounted_return, "wait": WAIT_RETURN, "runs": runs}
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    write_whole(RESULTS / "scaffold.json", text.encode())
+    write_json(RESULTS / "scaffold.json", report)
 
 
 def show(runs: Runs) -> None:

@@ -17,11 +17,8 @@ picture is varied.png.
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
@@ -38,16 +35,15 @@ from torchrl.envs import Compose, TransformedEnv
 from tqdm import tqdm
 
 from benchmarks.intervals import interval
+from benchmarks.seeds import Run, measure_missing, study_parser, train_seed, write_json
 from envs import register_task
 from envs.actions import HEADS
 from envs.tasks.digits import digits_varied
 from esper_rl import load_policy
 from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate, mean_and_ci
-from esper_rl.runs.files import write_whole
 from esper_rl.search import Schedule, best_schedule, describe, play_schedules
 from esper_rl.training.config import TrainConfig, parse_overrides
 from esper_rl.training.environment import make_env
-from tests.support.runs import command, read_metrics
 
 RESULTS = Path(__file__).parent / "results"
 EPISODES = 64
@@ -64,9 +60,6 @@ CONTROLS = {"blind": "another row's\nobservations", "replayed": "another host's\
 
 Returns = dict[str, dict[str, float]]
 """Mean returns by player and variant."""
-
-Run = dict[str, Any]
-"""What :func:`measure` gives."""
 
 
 def configure(task: str, settings: Sequence[str] = ()) -> TrainConfig:
@@ -131,26 +124,26 @@ def measure(seed: int, settings: Sequence[str]) -> Run:
     """Train in a process of its own, then play."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        words = [f"env.task={TASK}", f"seed={seed}", "eval_episodes=0", f"run_dir={run}"]
-        start = time.perf_counter()
-        subprocess.run(command("train", *words, *settings), check=True, capture_output=True)
-        found: Run = {"minutes": (time.perf_counter() - start) / 60}
-        found["learning_curve"] = [line["return"] for line in read_metrics(run)]
+        found = train_seed(seed, [f"env.task={TASK}", *settings], run)
+        played = {variant: play(run, configure(variant, settings)) for variant in VARIANTS}
         for mode in MODES:
-            found[mode] = {
-                variant: play(run, configure(variant, settings), mode) for variant in VARIANTS
-            }
+            found[mode] = {variant: returns[mode] for variant, returns in played.items()}
         found["controls"] = control(run, configure(TASK, settings))
     return found
 
 
-def play(run: Path, config: TrainConfig, mode: Mode) -> float:
+def play(run: Path, config: TrainConfig) -> dict[Mode, float]:
+    """Mean return of a policy in either mode, on the same hosts."""
     env = make_env(config, num_envs=EPISODES, seed=EVALUATION_SEED)
     actor_critic = load_policy(run, env)
     transformed = TransformedEnv(env, Compose(*actor_critic.transforms()))
-    torch.manual_seed(EVALUATION_SEED)
-    played = evaluate(actor_critic.actor, transformed, EPISODES, mode, config.ppo.gamma)
-    return played.returns.mean().item()
+    returns = {}
+    for mode in MODES:
+        env.set_seed(EVALUATION_SEED)
+        torch.manual_seed(EVALUATION_SEED)
+        played = evaluate(actor_critic.actor, transformed, EPISODES, mode, config.ppo.gamma)
+        returns[mode] = played.returns.mean().item()
+    return returns
 
 
 def control(run: Path, config: TrainConfig) -> dict[str, dict[str, float]]:
@@ -252,11 +245,7 @@ def draw(results: Returns, runs: dict[str, Run], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default 5)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings")
+    parser = study_parser(__doc__, seeds=5)
     parser.add_argument("--only-search", action="store_true", help="schedules only")
     parser.add_argument("--name", default="varied", help="of the result's files (default varied)")
     args = parser.parse_args()
@@ -265,16 +254,15 @@ def main() -> None:
     path = RESULTS / f"{args.name}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
 
-    def save() -> None:
-        write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
-
     if "schedules" not in found:
         found["schedules"] = search(args.set)
-        save()
-    missing = [seed for seed in range(args.seeds) if str(seed) not in found["runs"]]
-    for seed in tqdm([] if args.only_search else missing, "runs", unit="run"):
-        found["runs"][str(seed)] = measure(seed, args.set)
-        save()
+        write_json(path, found)
+    measure_missing(
+        found["runs"],
+        0 if args.only_search else args.seeds,
+        lambda seed: measure(seed, args.set),
+        lambda: write_json(path, found),
+    )
     show(found["schedules"], found["runs"])
     draw(found["schedules"], found["runs"], path.with_suffix(".png"))
 

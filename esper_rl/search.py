@@ -64,11 +64,10 @@ def best_schedule(
 
     Schedules of one seed or none in every slot, each planted at one of :data:`PLANTING_TIMES`,
     play against each other: all of them if the budget allows it, otherwise a random choice, and
-    always the one that waits. Those
-    that earn least drop out after one host, the others go on with four times as many hosts each,
-    by their mean return so far (successive halving, Jamieson and Talwalkar 2016). The best of them
-    then plays hosts that are new to it: the search's own mean is the best of many noisy
-    ones, and flatters it.
+    always the one that waits. Those that earn least drop out after one host, the others go on with
+    four times as many hosts each, by their mean return so far (successive halving, Jamieson and
+    Talwalkar 2016). The best of them then plays hosts that are new to it: the search's own mean is
+    the best of many noisy ones, and flatters it.
 
     Args:
         config: of a run: its world and its prices; ``ppo.gamma`` discounts.

@@ -39,9 +39,7 @@ class PointwiseConv:
         return torch.bmm(params[self.name], x.flatten(2)).unflatten(2, x.shape[2:])
 
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
-        start = code.columns(self.parameters)
-        out = code.buffer(self.outputs, x.height, x.width)
-        return code.line(Opcode.CONV, x, out, parameters=start)
+        return _emit_conv(code, x, self, size=1)
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,7 @@ class Conv3x3:
         return torch.bmm(params[self.name].flatten(2), patches).unflatten(2, x.shape[2:])
 
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
-        start = code.columns(self.parameters)
-        out = code.buffer(self.outputs, x.height, x.width)
-        return code.line(Opcode.CONV, x, out, parameters=start, size=3)
+        return _emit_conv(code, x, self, size=3)
 
 
 @dataclass(frozen=True)
@@ -121,23 +117,33 @@ class DrawnConv:
     outputs: int
 
     @property
+    def _kernels(self) -> tuple[PointwiseConv, Conv3x3]:
+        return (
+            PointwiseConv(f"{self.name}_1x1", self.inputs, self.outputs),
+            Conv3x3(f"{self.name}_3x3", self.inputs, self.outputs),
+        )
+
+    @property
     def parameters(self) -> Sequence[Parameter]:
-        return [
-            Parameter(f"{self.name}_coin", (1,), bound=1.0),
-            weight(f"{self.name}_1x1", self.outputs, self.inputs),
-            weight(f"{self.name}_3x3", self.outputs, self.inputs, 3, 3),
-        ]
+        small, large = self._kernels
+        coin = Parameter(f"{self.name}_coin", (1,), bound=1.0)
+        return [coin, *small.parameters, *large.parameters]
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         wide = (params[f"{self.name}_coin"] > 0)[:, :, None, None, None]
-        small = PointwiseConv(f"{self.name}_1x1", self.inputs, self.outputs)
-        large = Conv3x3(f"{self.name}_3x3", self.inputs, self.outputs)
+        small, large = self._kernels
         return torch.where(wide, large(params, x), small(params, x))
 
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
-        start = code.columns(self.parameters)
-        out = code.buffer(self.outputs, x.height, x.width)
-        return code.line(Opcode.CONV, x, out, parameters=start, size=DRAWN)
+        return _emit_conv(code, x, self, size=DRAWN)
+
+
+def _emit_conv(
+    code: Assembler, x: Buffer, layer: PointwiseConv | Conv3x3 | DrawnConv, size: int
+) -> Buffer:
+    start = code.columns(layer.parameters)
+    out = code.buffer(layer.outputs, x.height, x.width)
+    return code.line(Opcode.CONV, x, out, parameters=start, size=size)
 
 
 @dataclass(frozen=True)

@@ -203,10 +203,8 @@ def drawn_kernels(host: ConvHost, params: Tensor) -> tuple[list[int], Tensor]:
     start = 0
     for segment, size in zip(host.segments, (*host.kernel_sizes, 1), strict=True):
         for entry in segment.layout.entries:
-            here, start = (
-                slice(start, start + math.prod(entry.shape)),
-                start + math.prod(entry.shape),
-            )
+            stop = start + math.prod(entry.shape)
+            here, start = slice(start, stop), stop
             if entry.name == "conv_coin":
                 size, used[here] = 3 if params[here] > 0 else 1, False
             elif entry.name in ("conv_1x1", "conv_3x3"):
