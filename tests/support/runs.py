@@ -8,11 +8,14 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NoReturn
+
+from tqdm import tqdm
 
 from esper_rl import load_policy
 from esper_rl.cli import main
@@ -73,6 +76,7 @@ def run_quietly(log: Path, *words: str) -> NoReturn:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.setpgid(0, 0)  # so that the processes which collect can be killed with it
+    tqdm.set_lock(threading.RLock())  # its own: forked ones share one, which a killed one may hold
     sys.exit(main(words))
 
 
@@ -95,7 +99,8 @@ def kill_until_over(
 ) -> Iterator[None]:
     """Begin a run, kill it and go on with it until it ends by itself; yields at every kill.
 
-    The processes that collect for the run are killed with it, as when the power fails.
+    The processes that collect for the run are killed with it, as when the power fails. A run that
+    isn't over after 200 kills, many times as many as any needs that gets on, hangs: an error.
 
     Args:
         server: of :func:`starts_at_once`.
@@ -105,7 +110,7 @@ def kill_until_over(
         chance: draws them.
     """
     words, log = ["train", *overrides, f"run_dir={run}"], run.with_name(f"{run.name}.log")
-    while True:
+    for _ in range(200):
         process = server.Process(target=run_quietly, args=(log, *words))
         process.start()
         process.join(chance.expovariate(1 / mean_seconds))
@@ -120,3 +125,4 @@ def kill_until_over(
         yield
         if run.exists():
             words = ["train", "--resume", str(run)]
+    raise AssertionError(f"{run} doesn't end, however often it goes on: {log.read_text()}")
