@@ -34,6 +34,7 @@ from esper_rl.growing.baselines import (
     WaitPolicy,
 )
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
+from esper_rl.report.curves import plot_learning_curve
 from esper_rl.runs import RunFolder
 from esper_rl.runs.files import write_whole
 from esper_rl.training.environment import make_env
@@ -155,6 +156,10 @@ BEST_PLAN = "best plan"
 """One more player, on tasks whose best plan is known."""
 
 
+_DRAWN = ("wait", "fixed-schedule", "heuristic", BEST_PLAN)
+"""Players beside which a policy's learning is drawn."""
+
+
 def players_of(task: str) -> tuple[str, ...]:
     """Players on a task: :data:`PLAYERS`, and the best plan if it is known."""
     known = make_task(task).best_plan is not None
@@ -166,6 +171,7 @@ def evaluate_run(
 ) -> dict[str, Evaluation]:
     """Play the policy of a run and the baselines on the same episodes; writes evaluation.json.
 
+    Baselines are drawn into the run's learning curve, unless they are discounted otherwise.
     Runs in as many processes as collected for the training run.
 
     Args:
@@ -203,10 +209,21 @@ def evaluate_run(
     content = {
         "episodes": episodes,
         "seed": EVALUATION_SEED,
+        "gamma": config.ppo.gamma if gamma is None else gamma,
         "policies": summaries,
         "drop_in_return_with_feedback": drops,
     }
     _write(folder.evaluation, content)
+    if content["gamma"] == config.ppo.gamma:
+        drawn = {
+            name: {
+                "return": summaries[name]["returns"]["mean"],
+                "final_accuracy": summaries[name]["final_accuracy"]["mean"],
+            }
+            for name in _DRAWN
+            if name in summaries
+        }
+        plot_learning_curve(folder.metrics, folder.learning_curve, drawn)
     return results
 
 

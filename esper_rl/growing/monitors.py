@@ -47,34 +47,43 @@ def rollout_metrics(batch: TensorDictBase) -> dict[str, float]:
     """Summarise what happened in the world.
 
     Args:
-        batch: steps ``[N, T]`` of a collector, with ``("next", "episode_reward")``.
+        batch: steps ``[N, T]`` of a collector, with ``("next", "episode_return")``.
 
     Returns:
-        Number of episodes that ended in the batch and the means over them of return, final
-        accuracy (percent) and seed parameters (nan when none ended); over all steps, the
+        Number of episodes that ended in the batch and the means over them of discounted return,
+        final accuracy (percent) and seed parameters (nan when none ended), and how much the first
+        two vary between them (``_std``, nan when fewer than two ended); over all steps, the
         fraction of refused actions and of each op, and the number of networks that failed and
         were taken back; and the fraction of WAIT over the steps with a choice (nan without any).
     """
     outcome = batch["next"]
     done = outcome["done"].squeeze(-1)
 
-    def at_the_end(values: Tensor) -> float:
-        return values.squeeze(-1)[done].float().mean().item()
+    def at_the_end(values: Tensor) -> Tensor:
+        return values.squeeze(-1)[done].float()
 
+    returns = at_the_end(outcome["episode_return"])
+    accuracies = at_the_end(outcome["metrics", "val_accuracy"])
     waits = batch["action", "op"] == Op.WAIT
     choice = batch["action_mask", "op"][..., Op.WAIT + 1 :].any(-1)
     chosen = torch.bincount(batch["action", "op"].flatten(), minlength=len(Op)) / done.numel()
     refused = ~outcome["last_action_success"]
     return {
         "episodes": int(done.sum()),
-        "return": at_the_end(outcome["episode_reward"]),
-        "final_accuracy": at_the_end(outcome["metrics", "val_accuracy"]),
-        "seed_params": at_the_end(outcome["metrics", "seed_params"]),
+        "return": returns.mean().item(),
+        "return_std": _spread(returns),
+        "final_accuracy": accuracies.mean().item(),
+        "final_accuracy_std": _spread(accuracies),
+        "seed_params": at_the_end(outcome["metrics", "seed_params"]).mean().item(),
         "rollbacks": int(outcome["metrics", "rollback"].sum()),
         "refused_rate": refused.float().mean().item(),
         "wait_rate": waits[choice].float().mean().item(),
         **{f"op/{op.name}": chosen[op].item() for op in Op},
     }
+
+
+def _spread(values: Tensor) -> float:
+    return values.std().item() if len(values) > 1 else math.nan
 
 
 def credit_metrics(batch: TensorDictBase) -> dict[str, float]:

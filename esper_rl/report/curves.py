@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, told apart with every kind of colour vision.
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+_GREY, _LINES = "#555555", ("--", ":", "-.", (0, (1, 4)))
 
 
-def plot_learning_curve(metrics: Path, picture: Path) -> None:
-    """Draw return, final accuracy and entropies against environment steps.
+def plot_learning_curve(
+    metrics: Path, picture: Path, players: Mapping[str, Mapping[str, float]] | None = None
+) -> None:
+    """Draw discounted return, final accuracy and entropies against environment steps.
+
+    The bands are one standard deviation over an iteration's episodes.
 
     Args:
         metrics: the CSV file of a run, one line an iteration; it need not exist yet.
         picture: the PNG file to write.
+        players: mean ``return`` and ``final_accuracy`` of others, by name, to draw beside it.
     """
     # Slow to import, and needed once in a run.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,7 +43,9 @@ def plot_learning_curve(metrics: Path, picture: Path) -> None:
         for name in (
             "steps",
             "return",
+            "return_std",
             "final_accuracy",
+            "final_accuracy_std",
             "head_entropy/op",
             "head_entropy/blueprint",
         )
@@ -44,14 +55,19 @@ def plot_learning_curve(metrics: Path, picture: Path) -> None:
     FigureCanvasAgg(figure)
     returns, accuracy, entropy = figure.subplots(3, 1, sharex=True)
     _draw(returns, columns, "return", _BLUE)
-    returns.set_ylabel("return of an episode")
+    returns.set_ylabel("discounted return of an episode")
     _draw(accuracy, columns, "final_accuracy", _ORANGE)
     accuracy.set_ylabel("final validation accuracy (%)")
+    for axes, measure in ((returns, "return"), (accuracy, "final_accuracy")):
+        for style, (name, means) in zip(_LINES, (players or {}).items(), strict=False):
+            axes.axhline(means[measure], color=_GREY, linestyle=style, label=name)
     _draw(entropy, columns, "head_entropy/op", _GREEN, label="op")
     _draw(entropy, columns, "head_entropy/blueprint", _PURPLE, label="blueprint", style="--")
     entropy.set_ylabel("entropy of the policy (nats)")
     entropy.set_ylim(bottom=0)
     entropy.legend(frameon=False)
+    if players:
+        returns.legend(frameon=False)
     entropy.set_xlabel("environment steps (host epochs over all rows)")
     state = "" if lines else ": no iteration finished yet"
     returns.set_title(f"Learning curve of {metrics.parent.name}{state}")
@@ -66,10 +82,15 @@ def _draw(
     label: str | None = None,
     style: str = "-",
 ) -> None:
-    """One line; iterations in which no episode ended have no point."""
+    """One line, its band if it has one; iterations in which no episode ended have no point."""
     points = zip(columns["steps"], columns[name], strict=True)
     known = [(step, value) for step, value in points if math.isfinite(value)]
     marker = "o" if len(known) < 60 else ""
+    if f"{name}_std" in columns:
+        values, spread = np.array(columns[name]), np.array(columns[f"{name}_std"])
+        axes.fill_between(
+            columns["steps"], values - spread, values + spread, color=colour, alpha=0.15, lw=0
+        )
     axes.plot(
         [step for step, _ in known],
         [value for _, value in known],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _COLUMNS = {
-    "returns": ("return", 2),
+    "returns": ("discounted return", 2),
     "final_accuracy": ("final accuracy %", 1),
     "seed_params": ("seed parameters", 0),
     "fossilized": ("fossilized seeds", 2),

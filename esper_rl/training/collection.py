@@ -25,6 +25,22 @@ from esper_rl.training.environment import make_env
 Made = TypeVar("Made")
 
 
+class DiscountedRewardSum(RewardSum):
+    """The sum of an episode's rewards so far, discounted, ``("episode_return")``, float32 [N, 1].
+
+    Args:
+        gamma: discount per epoch; an episode begins at epoch 0.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        super().__init__(in_keys=["reward"], out_keys=["episode_return"])
+        self.gamma = gamma
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        discounted = self.gamma ** tensordict["metrics", "epoch"] * next_tensordict["reward"]
+        return next_tensordict.set("episode_return", tensordict["episode_return"] + discounted)
+
+
 def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollector:
     """A collector that yields batches ``[N, rollout_steps / N]``.
 
@@ -103,7 +119,7 @@ def _make_world(
     adopt_tasks(tasks)
     torch.manual_seed(seed)
     env = make_env(config, seed=seed, num_envs=config.env.num_envs // config.workers)
-    return ResumableEnv(env, Compose(*transforms, RewardSum(), Timer()))
+    return ResumableEnv(env, Compose(*transforms, DiscountedRewardSum(config.ppo.gamma), Timer()))
 
 
 def collection_seconds(batch: TensorDictBase) -> tuple[float, float]:

@@ -46,6 +46,22 @@ def op_log_probs(actor_critic: ActorCritic, batch: TensorDictBase) -> torch.Tens
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+def test_returns_are_discounted_and_begin_anew_with_an_episode(
+    tiny_config: Configure, workers: int
+) -> None:
+    """Episodes of five steps, in batches of four."""
+    words = ("steps_per_iteration=16", "total_steps=48", "ppo.gamma=0.9")
+    _, batches = collect_twice(tiny_config(*words, f"workers={workers}"))
+    steps = torch.cat(batches, dim=1)
+    rewards, wanted = steps["next", "reward"].squeeze(-1), torch.zeros(4, 8)
+    for begin, end in ((0, 5), (5, 8)):
+        discounts = 0.9 ** torch.arange(end - begin)
+        wanted[:, begin:end] = (discounts * rewards[:, begin:end]).cumsum(1)
+    assert rewards.abs().min() > 0
+    torch.testing.assert_close(steps["next", "episode_return"].squeeze(-1), wanted)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_batches_come_from_the_policy_as_it_is(tiny_config: Configure, workers: int) -> None:
     config = tiny_config(f"workers={workers}")
     actor_critic, (before, after) = collect_twice(config)

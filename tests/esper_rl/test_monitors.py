@@ -113,7 +113,7 @@ def outcome(ops: list[Op], forced: int = 0) -> TensorDictBase:
     done[:, -1] = True
     after = {
         "done": done,
-        "episode_reward": torch.arange(steps).view(1, -1, 1).float(),
+        "episode_return": torch.arange(steps).view(1, -1, 1).float(),
         "last_action_success": torch.ones_like(done),
         "metrics": {
             "val_accuracy": torch.full((1, steps, 1), 42.0),
@@ -174,6 +174,17 @@ def test_ends_of_episodes() -> None:
         42.0,
         7.0,
     )
+
+
+def test_how_much_episodes_differ() -> None:
+    assert math.isnan(rollout_metrics(outcome([Op.WAIT] * 5))["return_std"])  # of one episode
+    both = torch.cat([outcome([Op.WAIT] * 5) for _ in range(2)])
+    both["next", "episode_return"][1] += 3
+    both["next", "metrics", "val_accuracy"][1] = 0
+    row = rollout_metrics(both)
+    assert (row["return"], row["final_accuracy"]) == (5.5, 21)
+    assert row["return_std"] == pytest.approx(3 / 2**0.5)
+    assert row["final_accuracy_std"] == pytest.approx(42 / 2**0.5)
 
 
 def cells(norms: list[float]) -> TensorDictBase:
