@@ -1,11 +1,11 @@
 """The world: neural networks that grow while they train.
 
 >>> from envs import MorphogenesisEnv, list_tasks
->>> list_tasks()[:4]
-['digits', 'digits_full', 'digits_varied', 'scaffold']
+>>> list_tasks()[:5]
+['digits', 'digits_full', 'digits_varied', 'pydoc', 'scaffold']
 """
 
-from envs.hosts import ConvHost
+from envs.hosts import ConvHost, TextHost
 from envs.morphogenesis import MorphogenesisEnv
 from envs.observation import feature_names
 from envs.registration import list_tasks, make_task, register_task
@@ -20,6 +20,7 @@ __all__ = [
     "ResumableEnv",
     "RewardConfig",
     "Task",
+    "TextHost",
     "feature_names",
     "list_tasks",
     "make_task",

@@ -18,6 +18,7 @@ _BUILT_IN = {
     "digits": "envs.tasks.digits:digits",
     "digits_full": "envs.tasks.digits:digits_full",
     "digits_varied": "envs.tasks.digits:digits_varied",
+    "pydoc": "envs.tasks.text:pydoc",
     "scaffold": "envs.tasks.scaffold:scaffold",
 }
 

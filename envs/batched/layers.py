@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.batched.instructions import DRAWN, Assembler, Buffer, Opcode
 from envs.batched.parameters import NORM_EPSILON, Parameter, bias, norm, weight, zeros
-from envs.batched.programs import Params
+from envs.batched.programs import NotCompiledError, Params
 
 # -- layers with weights ----------------------------------------------------------------------
 
@@ -44,7 +44,9 @@ class PointwiseConv:
 
 @dataclass(frozen=True)
 class Linear:
-    """A fully connected layer, ``[n, inputs, B]`` to ``[n, outputs, B]``.
+    """A fully connected layer, ``[n, inputs, …, B]`` to ``[n, outputs, …, B]``.
+
+    Every pixel or position goes through it by itself. Compiled it takes ``[n, inputs, B]`` only.
 
     Args:
         name: of its weight ``[outputs, inputs]``; the bias is ``{name}_bias``.
@@ -68,9 +70,12 @@ class Linear:
         ]
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
-        return torch.baddbmm(params[f"{self.name}_bias"].unsqueeze(2), params[self.name], x)
+        bias = params[f"{self.name}_bias"].unsqueeze(2)
+        return torch.baddbmm(bias, params[self.name], x.flatten(2)).unflatten(2, x.shape[2:])
 
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
+        if x.height * x.width > 1:
+            raise NotCompiledError("Linear has no compiled form for pixels or positions")
         start = code.columns(self.parameters)
         return code.line(Opcode.CONV, x, code.buffer(self.outputs), parameters=start, flag=1)
 

@@ -59,3 +59,45 @@ class SGD:
         (velocity,) = buffers
         velocity.mul_(self.momentum).add_(gradient)
         params.addcmul_(velocity, rate, value=-1)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), as :class:`torch.optim.AdamW`.
+
+    Every parameter counts its own steps, since seeds are planted at different times.
+
+    Args:
+        beta1, beta2: decay of the means of gradients and of their squares, in [0, 1).
+        epsilon: added to the root of the latter.
+        weight_decay: share of a parameter that goes in a step, times the learning rate.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_number("beta1", self.beta1, least=0, below=1)
+        check_number("beta2", self.beta2, least=0, below=1)
+        check_number("epsilon", self.epsilon, above=0)
+        check_number("weight_decay", self.weight_decay, least=0)
+
+    @property
+    def num_buffers(self) -> int:
+        return 3
+
+    def step(
+        self, params: Tensor, buffers: Sequence[Tensor], gradient: Tensor, rate: Tensor
+    ) -> None:
+        mean, square, steps = buffers
+        steps.add_(1)
+        mean.lerp_(gradient, 1 - self.beta1)
+        square.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        root = (square / (1 - self.beta2**steps)).sqrt_().add_(self.epsilon)
+        params.mul_(1 - rate * self.weight_decay)
+        params.sub_(rate * mean / (1 - self.beta1**steps) / root)

@@ -2,5 +2,6 @@
 
 from envs.blueprints.base import Blueprint
 from envs.blueprints.conv import CONV_BLUEPRINTS
+from envs.blueprints.text import TEXT_BLUEPRINTS
 
-__all__ = ["CONV_BLUEPRINTS", "Blueprint"]
+__all__ = ["CONV_BLUEPRINTS", "TEXT_BLUEPRINTS", "Blueprint"]

@@ -2,5 +2,6 @@
 
 from envs.hosts.base import Host, Segment
 from envs.hosts.conv import ConvHost
+from envs.hosts.text import TextHost
 
-__all__ = ["ConvHost", "Host", "Segment"]
+__all__ = ["ConvHost", "Host", "Segment", "TextHost"]

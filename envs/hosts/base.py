@@ -24,7 +24,8 @@ class Host(Protocol):
         slot_channels: channels of the features at every slot.
         blueprints: by name, what can be planted. Names that
             :data:`envs.actions.BLUEPRINTS` lacks become further choices of head ``blueprint``.
-        pool: averages features at a slot over positions, ``[n, channels, B]``: what a gate sees.
+        pool: makes of features at a slot what a gate sees: ``[n, channels, B]``, such as their
+            averages, or ``[n, channels, …, B]``, where every position opens by itself.
         activation_size: numbers in the largest activation of one example, which decides how many
             rows run at once where they don't run compiled.
     """

@@ -43,8 +43,8 @@ class Networks:
     Attributes:
         host, num_slots: as given.
         blueprints: names of the choices of head ``blueprint``.
-        gates: for every slot, how far its seed's gate is open, ``[n, 1, B]``; it counts only while
-            the seed is gated.
+        gates: for every slot, how far its seed's gate is open, ``[n, 1, B]``, or ``[n, 1, …, B]``
+            where positions open by themselves; it counts only while the seed is gated.
         seeds: for every slot, what it can hold by choice.
         segments: columns of every segment of the host.
         slots: columns of every slot.

@@ -89,7 +89,9 @@ class PlainPasses:
             weight = lanes.alpha[here, slot].view(-1, *[1] * (h.dim() - 1))
             if mode is Mode.GATE:
                 openness = self.networks.gates[slot](named, features)
-                weight = weight * openness.view(len(here), *[1] * (h.dim() - 2), -1)
+                while openness.dim() < h.dim():  # one a network and example, for all pixels
+                    openness = openness.unsqueeze(-2)
+                weight = weight * openness
             h = h.index_copy(0, here, mix(mode, features, given, weight))
         return h
 

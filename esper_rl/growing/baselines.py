@@ -24,6 +24,9 @@ _EPOCH, _PLATEAU = feature_columns("epoch_progress", "plateau_norm")
 _MASK_KEYS = tuple(("action_mask", head) for head in HEADS)
 _ACTION_KEYS = tuple(("action", head) for head in HEADS)
 
+STRONG = ("conv_heavy", "flex_attention")
+"""Blueprints that do well alone at the first slot of a convolutional or a transformer host."""
+
 
 class WaitPolicy(TensorDictModuleBase):
     """Never touches the host.
@@ -69,7 +72,8 @@ class FixedSchedulePolicy(TensorDictModuleBase):
     Args:
         slot: where to grow, from 0.
         blueprint: name of the seed; for one of a host's own the choice's index, which is
-            ``env.population.blueprints.index(name)``.
+            ``env.population.blueprints.index(name)``. Default: the first of :data:`STRONG` that
+            the world offers, or the first that it offers at all.
         style: how it is mixed in.
         tempo_epochs: epochs of the ramp.
         alpha_target: where the ramp ends.
@@ -89,16 +93,15 @@ class FixedSchedulePolicy(TensorDictModuleBase):
     def __init__(
         self,
         slot: int = 0,
-        blueprint: str | int = "conv_heavy",
+        blueprint: str | int | None = None,
         style: Style = Style.LINEAR_ADD,
         tempo_epochs: int = 3,
         alpha_target: float = 1.0,
     ) -> None:
         super().__init__()
-        self.slot = slot
+        self.slot, self.blueprint = slot, _blueprint(blueprint)
         self.choices = {
             "slot": slot,
-            "blueprint": _blueprint(blueprint),
             "style": _index("style", style, tuple(Style)),
             "tempo": _index("tempo_epochs", tempo_epochs, TEMPO_EPOCHS),
             "alpha_target": _index("alpha_target", alpha_target, ALPHA_TARGETS),
@@ -106,7 +109,7 @@ class FixedSchedulePolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         masks = tensordict["action_mask"]
-        _check_offer(masks, [self.slot], self.choices["blueprint"])
+        blueprint = _offered(masks, [self.slot], self.blueprint)
         legal = masks["slot"][..., self.slot]  # [N, ops]
         first_epoch = tensordict["observation"][..., _EPOCH] == 0
         op = _constant(tensordict, Op.WAIT)
@@ -114,7 +117,9 @@ class FixedSchedulePolicy(TensorDictModuleBase):
         op = op.where(~legal[..., Op.ADVANCE], Op.ADVANCE)
         op = op.where(~legal[..., Op.FOSSILIZE], Op.FOSSILIZE)
         choices = {head: _constant(tensordict, index) for head, index in self.choices.items()}
-        return _write_action(tensordict, op=op, **choices)
+        return _write_action(
+            tensordict, op=op, blueprint=_constant(tensordict, blueprint), **choices
+        )
 
 
 class SchedulePolicy(TensorDictModuleBase):
@@ -158,7 +163,7 @@ class SchedulePolicy(TensorDictModuleBase):
         masks = tensordict["action_mask"]
         legal = masks["slot"]  # [N, ops, S]
         for blueprint in self.planted:
-            _check_offer(masks, range(self.blueprints.shape[-1]), blueprint)
+            _offered(masks, range(self.blueprints.shape[-1]), blueprint)
         planned = self.blueprints.to(legal.device).expand(legal[..., 0, :].shape)
         epoch = (tensordict["observation"][..., _EPOCH, None] * self.max_epochs).round()
         since = epoch - self.epochs.to(legal.device)
@@ -193,7 +198,7 @@ class HeuristicPolicy(TensorDictModuleBase):
     ``[N]``, for every head.
 
     Args:
-        blueprint: name of the seeds; for one of a host's own the choice's index.
+        blueprint: as for :class:`FixedSchedulePolicy`.
         slots: where to grow, in this order; default: all, from the input on.
         patience: epochs.
         contribution: accuracy points that a seed must give to stay.
@@ -213,7 +218,7 @@ class HeuristicPolicy(TensorDictModuleBase):
 
     def __init__(
         self,
-        blueprint: str | int = "conv_heavy",
+        blueprint: str | int | None = None,
         slots: Sequence[int] | None = None,
         patience: int = 3,
         contribution: float = 1.0,
@@ -230,7 +235,7 @@ class HeuristicPolicy(TensorDictModuleBase):
         masks = tensordict["action_mask"]
         num_slots = masks["slot"].shape[-1]
         order = tuple(range(num_slots)) if self.slots is None else self.slots
-        _check_offer(masks, order, self.blueprint)
+        blueprint = _offered(masks, order, self.blueprint)
         see = partial(_features, tensordict["observation"], num_slots)
         held = see("stage_holding").bool() & (see("epochs_in_stage_norm") * 50 >= self.patience)
         points = see("contribution_norm") * 10
@@ -255,7 +260,7 @@ class HeuristicPolicy(TensorDictModuleBase):
             tensordict,
             op=op,
             slot=slot,
-            blueprint=_constant(tensordict, self.blueprint),
+            blueprint=_constant(tensordict, blueprint),
             alpha_target=_constant(tensordict, full),
         )
 
@@ -304,16 +309,21 @@ def _features(observation: Tensor, num_slots: int, name: str) -> Tensor:
     return observation[..., feature_columns(*names, num_slots=num_slots)]
 
 
-def _blueprint(blueprint: str | int) -> int:
-    return blueprint if isinstance(blueprint, int) else _index("blueprint", blueprint, BLUEPRINTS)
+def _blueprint(blueprint: str | int | None) -> int | None:
+    if blueprint is None or isinstance(blueprint, int):
+        return blueprint
+    return _index("blueprint", blueprint, BLUEPRINTS)
 
 
-def _check_offer(masks: TensorDictBase, slots: Sequence[int], blueprint: int) -> None:
-    """Refuse slots and a blueprint that the world doesn't have."""
+def _offered(masks: TensorDictBase, slots: Sequence[int], blueprint: int | None) -> int:
+    """The blueprint, or the default one; refuses slots and blueprints that the world lacks."""
     last = masks["slot"].shape[-1] - 1
     for slot in slots:
         check_integer("slot", slot, least=0, most=last, what="last slot of the world")
     offered = masks["blueprint"].flatten(0, -2).all(0).nonzero().flatten().tolist()
+    if blueprint is None:
+        strong = (BLUEPRINTS.index(name) for name in STRONG)
+        return next((index for index in strong if index in offered), offered[0])
     if blueprint not in offered:
         names = dict(enumerate(BLUEPRINTS))
         allowed = ", ".join(str(names.get(i, i)) for i in offered)
@@ -321,6 +331,7 @@ def _check_offer(masks: TensorDictBase, slots: Sequence[int], blueprint: int) ->
             f"blueprint must be one that this world offers, {allowed}, got "
             f"{names.get(blueprint, blueprint)!r}"
         )
+    return blueprint
 
 
 def _index(argument: str, choice: object, choices: tuple) -> int:

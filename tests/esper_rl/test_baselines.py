@@ -6,8 +6,9 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 
-from envs import MorphogenesisEnv
+from envs import ArrayTask, ConvHost, MorphogenesisEnv, TextHost
 from envs.actions import BLUEPRINTS, HEADS, Op, Stage, head_sizes
+from envs.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS
 from envs.observation import feature_columns
 from esper_rl.growing.baselines import (
     FixedSchedulePolicy,
@@ -53,6 +54,36 @@ def test_actions_fit_the_spec_and_are_never_refused(
         assert choices.shape == (6, 2 * EPOCHS)
         assert choices.min() >= 0
         assert choices.max() < size
+
+
+@pytest.mark.parametrize("policy", [FixedSchedulePolicy(), HeuristicPolicy(patience=1)])
+@pytest.mark.parametrize(
+    ("topology", "offered", "grown"),
+    [
+        ("convolutional", ["conv_light", "conv_heavy"], "conv_heavy"),
+        ("convolutional", ["conv_light", "norm"], "conv_light"),
+        ("transformer", ["attention", "flex_attention"], "flex_attention"),
+    ],
+)
+def test_what_is_grown_by_default_is_offered(
+    policy: torch.nn.Module, topology: str, offered: list[str], grown: str
+) -> None:
+    convolutional = topology == "convolutional"
+    blueprints = CONV_BLUEPRINTS if convolutional else TEXT_BLUEPRINTS
+    chosen = {name: blueprints[name] for name in offered}
+    if convolutional:
+        host = ConvHost(1, (1, 4, 4), (4, 8), (True, False), classes=3, blueprints=chosen)
+        inputs, targets = torch.rand(20, 1, 4, 4), torch.arange(20) % 3
+    else:
+        host = TextHost(3, (4, 4, 4), chosen)
+        inputs = targets = torch.arange(80).view(20, 4) % 3
+    task = ArrayTask(name="own", host=host, train=(inputs, targets), validation=5)
+    env = MorphogenesisEnv(task, num_envs=2, num_slots=2, max_epochs=8, batches_per_epoch=1)
+    rollout = env.rollout(8, policy)
+    planted = rollout["action", "op"] == Op.GERMINATE
+    assert planted.any()
+    kinds = rollout["action", "blueprint"][planted]
+    assert (kinds == env.population.blueprints.index(grown)).all()
 
 
 def test_wait_never_touches_the_host(env: MorphogenesisEnv) -> None:

@@ -1,0 +1,356 @@
+"""Transformer hosts, their seeds, AdamW and the text of Python's reference."""
+
+from __future__ import annotations
+
+import math
+import pydoc_data.topics
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchrl.envs.utils import check_env_specs
+
+from envs import MorphogenesisEnv, TextHost, make_task
+from envs.actions import Algorithm, Stage
+from envs.batched.optimizers import AdamW
+from envs.batched.randomness import fold
+from envs.blueprints import TEXT_BLUEPRINTS
+from envs.blueprints.text import WINDOW
+from envs.populations import SlotInputs
+from envs.populations.data import LabelledData
+from envs.populations.trained import TrainedPopulation
+from envs.tasks.text import CHARACTERS, HELD_OUT, LENGTH, decode, encode, windows
+from tests.support.layers import NETWORKS, assert_same, results
+from tests.support.plain import load_flat
+from tests.support.plain_text import (
+    PlainTextNetwork,
+    PlainTextSlot,
+    parameters_of,
+    plain_text_seed,
+)
+
+NAMES = list(TEXT_BLUEPRINTS)
+T, BATCH = 40, 3
+every_blueprint = pytest.mark.parametrize("name", NAMES)
+
+
+def features(channels: int, length: int = T) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    shape = (NETWORKS, channels, 1, length, BATCH)
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def fresh(name: str, channels: int) -> Tensor:
+    return TEXT_BLUEPRINTS[name](channels).layout.draw(fold(torch.arange(NETWORKS), 3)).double()
+
+
+def noisy(name: str, channels: int) -> Tensor:
+    start = fresh(name, channels)
+    noise = torch.randn(start.shape, dtype=start.dtype, generator=torch.Generator().manual_seed(2))
+    return start + 0.3 * noise
+
+
+def apply(name: str, params: Tensor, x: Tensor) -> Tensor:
+    program = TEXT_BLUEPRINTS[name](x.shape[1])
+    return program(program.layout.unflatten(params), x)
+
+
+# -- seeds ------------------------------------------------------------------------------------
+
+
+@every_blueprint
+@pytest.mark.parametrize("channels", [12, 48])
+def test_a_seed_is_the_torch_module_with_its_weights(name: str, channels: int) -> None:
+    """Forward and gradients, of every network."""
+    params, x = noisy(name, channels), features(channels)
+    mine = results(lambda params, x: apply(name, params, x), [params, x])
+    upstream = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(9))
+    for i in range(NETWORKS):
+        seed = plain_text_seed(name, channels).double()
+        load_flat(parameters_of(seed), params[i])
+        inputs = x[i, :, 0].permute(2, 1, 0).requires_grad_()  # [B, T, C]
+        out = seed(inputs)
+        weights = [inputs, *parameters_of(seed)]
+        gradients = torch.autograd.grad(out, weights, upstream[i, :, 0].permute(2, 1, 0))
+        flat = torch.cat([gradient.flatten() for gradient in gradients[1:]])
+        theirs = [out.detach().permute(2, 1, 0), flat, gradients[0].permute(2, 1, 0)]
+        assert_same([mine[0][i, :, 0], mine[1][i], mine[2][i, :, 0]], theirs)
+
+
+@every_blueprint
+def test_a_fresh_seed_is_the_identity_and_learns(name: str) -> None:
+    params, x = fresh(name, 12).float().requires_grad_(), features(12).float()
+    out = apply(name, params, x)
+    assert out.equal(x)
+    assert torch.autograd.grad((out * x.roll(1, 3)).sum(), params)[0].norm(dim=1).min() > 0
+
+
+@every_blueprint
+def test_a_position_sees_nothing_after_it(name: str) -> None:
+    params, x = noisy(name, 12), features(12)
+    later = x.clone()
+    later[:, :, :, 20] = later[:, :, :, 20].flip(1)
+    before, after = apply(name, params, x), apply(name, params, later)
+    assert after[:, :, :, :20].equal(before[:, :, :, :20])
+    assert not after[:, :, :, 20].allclose(before[:, :, :, 20])
+    changed = (after != before).all(0).any(0).all(-1).squeeze(0).nonzero().flatten().tolist()
+    last = {"attention": T, "flex_attention": 20 + WINDOW}.get(name, 21)
+    assert changed == list(range(20, last))
+
+
+def test_heads_of_a_window_start_at_their_own_distance() -> None:
+    """Values that are the position's number, read by heads that look one to four places back."""
+    program = TEXT_BLUEPRINTS["flex_attention"](4)
+    params = program.layout.unflatten(torch.zeros(1, program.layout.size))
+    params["attention_in"][0, 8:] = torch.eye(4)  # queries and keys stay 0
+    params["attention_out"][0] = torch.eye(4)
+    attention = program.layers[1]
+    x = torch.arange(T, dtype=torch.float32).expand(4, T)[None, :, None, :, None]
+    back = 30 - attention(params, x)[0, :, 0, 30, 0]
+    share = math.exp(3) / (math.exp(3) + WINDOW - 1)
+    others = [sum(range(WINDOW)) - own for own in (1, 2, 3, 4)]
+    wanted = [
+        share * own + (1 - share) / 7 * rest for own, rest in zip((1, 2, 3, 4), others, strict=True)
+    ]
+    assert back.tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+# -- hosts ------------------------------------------------------------------------------------
+
+TOKENS, CHANNELS = 7, (8, 8, 4)
+
+
+def population(rows: int, dtype: torch.dtype = torch.float64) -> TrainedPopulation:
+    """Small hosts on random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(TOKENS, (60, 13), generator=generator)
+    examples = tokens[:, :-1], tokens[:, 1:]
+    host = TextHost(TOKENS, CHANNELS)
+    data = LabelledData(
+        examples, examples, host.prepare, batches_per_epoch=3, minibatch_size=5, device=CPU
+    )
+    made = TrainedPopulation(host, data, AdamW(), rows, 2, CPU)
+    made.params = made.params.to(dtype)
+    made.buffers = [buffer.to(dtype) for buffer in made.buffers]
+    made.reset_hosts(torch.arange(rows), fold(torch.arange(rows), 5))
+    return made
+
+
+CPU = torch.device("cpu")
+KINDS = [
+    *((name, Stage.HOLDING, algorithm) for name in NAMES for algorithm in Algorithm),
+    *((name, Stage.TRAINING, Algorithm.ADD) for name in NAMES),
+]
+
+
+def grown(made: TrainedPopulation) -> SlotInputs:
+    """Every blueprint in every mode in the first slot, another one in the second."""
+    rows = len(KINDS)
+    chosen = [(KINDS[i], KINDS[(5 * i + 2) % rows]) for i in range(rows)]
+    shape, dtype = (rows, 2), made.params.dtype
+    growth = SlotInputs(
+        stage=torch.tensor([[int(stage) for _, stage, _ in pair] for pair in chosen]),
+        blueprint=torch.tensor(
+            [[made.blueprints.index(name) for name, _, _ in pair] for pair in chosen]
+        ),
+        algorithm=torch.tensor([[int(algorithm) for _, _, algorithm in pair] for pair in chosen]),
+        alpha=torch.full(shape, 0.6, dtype=dtype),
+        host_lr=torch.full((rows,), 0.01, dtype=dtype),
+        seed_lr=torch.full(shape, 0.003, dtype=dtype),
+    )
+    for slot, row in ((slot, row) for slot in range(2) for row in range(rows)):
+        index = torch.tensor([row])
+        made.plant_at(index, slot, int(growth.blueprint[row, slot]), fold(index, slot))
+    for slot, params in enumerate(made.seed_params):
+        noise = torch.randn(params.shape, generator=torch.Generator().manual_seed(slot))
+        params += 0.1 * noise
+    return growth
+
+
+def plain_network(made: TrainedPopulation, growth: SlotInputs, row: int) -> PlainTextNetwork:
+    slots: list[nn.Module] = []
+    for slot in range(2):
+        plain = PlainTextSlot(
+            made.blueprints[int(growth.blueprint[row, slot])],
+            CHANNELS[slot + 1],
+            Stage(int(growth.stage[row, slot])),
+            Algorithm(int(growth.algorithm[row, slot])),
+            0.6,
+        )
+        flat = made.seed_params[slot][row].float()
+        load_flat([*plain.gate.parameters(), *parameters_of(plain.seed)], flat)
+        slots.append(plain)
+    network = PlainTextNetwork(TOKENS, CHANNELS, slots)
+    load_flat(network.host_parameters(), made.host_params[row].float())
+    network = network.double()
+    for slot, plain in enumerate(slots):
+        flat = made.seed_params[slot][row]
+        load_flat([*plain.gate.parameters(), *parameters_of(plain.seed)], flat)
+    load_flat(network.host_parameters(), made.host_params[row])
+    return network
+
+
+def test_an_epoch_is_that_of_plain_networks_with_adamw() -> None:
+    """Parameters afterwards, and loss and accuracy, of every blueprint in every mode."""
+    made = population(len(KINDS))
+    growth = grown(made)
+    networks = [plain_network(made, growth, row) for row in range(len(KINDS))]
+    examples = made.data.draw(fold(torch.arange(len(KINDS)), 1))
+    for _ in range(2):
+        made.train_on(growth, examples)
+    validation = made.validate(growth, torch.arange(len(KINDS)), ablate=False)
+    for row, network in enumerate(networks):
+        groups = [{"params": network.host_parameters(), "lr": 0.01}]
+        seeds = [[*s.gate.parameters(), *parameters_of(s.seed)] for s in network.slots]
+        groups += [{"params": params, "lr": 0.003} for params in seeds]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+        for _ in range(2):
+            for chosen in examples[row]:
+                logits = network(made.data.inputs[chosen])
+                loss = F.cross_entropy(logits.transpose(1, 2), made.data.targets[chosen])
+                network.zero_grad()
+                loss.backward()
+                for parameter in (p for params in seeds for p in params if p.grad is None):
+                    parameter.grad = torch.zeros_like(parameter)  # a gate that isn't used decays
+                optimizer.step()
+        params = torch.cat([p.detach().flatten() for p in network.host_parameters()])
+        torch.testing.assert_close(made.host_params[row], params, rtol=1e-7, atol=1e-9)
+        for slot, params in enumerate(seeds):
+            wanted = torch.cat([p.detach().flatten() for p in params])
+            mine = made.seed_params[slot][row, : len(wanted)]
+            torch.testing.assert_close(mine, wanted, rtol=1e-7, atol=1e-9)
+        for slot in network.slots:
+            slot.alpha = 0.0 if slot.stage is Stage.TRAINING else slot.alpha
+        with torch.no_grad():
+            logits = network(made.data.inputs)
+        loss = F.cross_entropy(logits.transpose(1, 2), made.data.targets)
+        right = (logits.argmax(2) == made.data.targets).double().mean()
+        assert validation.loss[row].item() == pytest.approx(loss.item(), rel=1e-7)
+        assert validation.accuracy[row].item() == pytest.approx(100 * right.item())
+
+
+def test_a_grown_host_sees_nothing_after_a_position() -> None:
+    """In every mode, gates too."""
+    made = population(len(KINDS))
+    growth = grown(made)
+    first = made.data.validation_inputs()
+    later = first.clone()
+    later[:, 6] = (later[:, 6] + 1) % TOKENS
+    for row in range(len(KINDS)):
+        network = plain_network(made, growth, row)
+        before, after = (network(x[0].T) for x in (first, later))
+        assert after[:, :6].equal(before[:, :6])
+        assert not after[:, 6].allclose(before[:, 6])
+
+
+def test_rows_never_mix() -> None:
+    whole, alone = population(len(KINDS)), population(len(KINDS))
+    growth = grown(whole)
+    grown(alone)
+    whole.params[3] = math.nan
+    keys = fold(torch.arange(len(KINDS)), 1)
+    for made in (whole, alone):
+        made.train_epoch(growth, keys, torch.arange(len(KINDS)))
+    others = torch.arange(len(KINDS)) != 3
+    torch.testing.assert_close(whole.params[others], alone.params[others], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"tokens": 0}, ValueError, "tokens must be .*, got 0"),
+        ({"tokens": 2.5}, TypeError, "tokens must be .*, got 2.5"),
+        ({"tokens": 5, "channels": (4, 0)}, ValueError, r"channels\[1\] must be .*, got 0"),
+        ({"tokens": 5, "channels": (4,)}, ValueError, r"at least one block, got \(4,\)"),
+    ],
+)
+def test_bad_sizes_are_named(arguments: dict, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        TextHost(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        (torch.zeros(3, 4), r"tokens must be integers of shape \[M, T\], got torch.float32"),
+        (torch.zeros(3, dtype=torch.int64), r"of shape \[3\]"),
+        (torch.tensor([[0, 5]]), "tokens must be from 0 to 4, got 0 to 5"),
+        (torch.tensor([[-1, 4]]), "tokens must be from 0 to 4, got -1 to 4"),
+    ],
+)
+def test_bad_tokens_are_named(tokens: Tensor, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        TextHost(5).prepare(tokens)
+
+
+# -- AdamW ------------------------------------------------------------------------------------
+
+
+def test_adamw_is_torchs_and_counts_every_parameters_own_steps() -> None:
+    """The second half of the parameters begins three steps after the first."""
+    generator = torch.Generator().manual_seed(0)
+    params = torch.randn(6, dtype=torch.float64, generator=generator)
+    gradients = torch.randn(8, 6, dtype=torch.float64, generator=generator)
+    optimizer = AdamW(weight_decay=0.1)
+    buffers = [torch.zeros_like(params) for _ in range(optimizer.num_buffers)]
+    rate = torch.tensor([0.1, 0.1, 0.2, 0.1, 0.1, 0.2], dtype=torch.float64)
+    theirs = [params[i : i + 1].clone().requires_grad_() for i in range(6)]
+    steppers = [
+        torch.optim.AdamW([theirs[i]], lr=rate[i].item(), weight_decay=0.1) for i in range(6)
+    ]
+    for step, gradient in enumerate(gradients):
+        used = 3 if step < 3 else 6
+        optimizer.step(
+            params[:used], [buffer[:used] for buffer in buffers], gradient[:used], rate[:used]
+        )
+        for i in range(used):
+            theirs[i].grad = gradient[i : i + 1].clone()
+            steppers[i].step()
+    torch.testing.assert_close(params, torch.cat([p.detach() for p in theirs]))
+
+
+@pytest.mark.parametrize(
+    "argument", [{"beta1": 1.0}, {"beta2": -0.1}, {"epsilon": 0.0}, {"weight_decay": -1.0}]
+)
+def test_bad_numbers_of_adamw_are_named(argument: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(argument))} must be"):
+        AdamW(**argument)
+
+
+# -- the task ---------------------------------------------------------------------------------
+
+
+def test_text_becomes_tokens() -> None:
+    assert len(CHARACTERS) == len(set(CHARACTERS)) == 61
+    assert decode(encode("  In 2024\tß…\n“x”").tolist()) == " in 0000▒▒▒\n“x”"
+
+
+def test_a_target_is_the_character_after_it() -> None:
+    text = encode("the quick brown fox jumps over the lazy dog " * 3)
+    inputs, targets = windows(text)
+    assert inputs.shape == targets.shape == (4, LENGTH)
+    assert inputs.flatten().equal(text[: 4 * LENGTH])
+    assert targets.flatten().equal(text[1 : 4 * LENGTH + 1])
+
+
+def test_topics_are_held_out_whole() -> None:
+    task = make_task("pydoc")
+    held_out = "".join(decode(row.tolist()) for row in task.validation.inputs)
+    train = "".join(decode(row.tolist()) for row in task.train.inputs)
+    assert len(train) > 350_000
+    assert 10_000 < len(held_out) < 0.1 * len(train)
+    for name, text in pydoc_data.topics.topics.items():
+        plain = decode(encode(text).tolist())
+        pieces = [plain[i : i + 80] for i in range(0, len(plain) - 120, 80)]
+        assert all((piece in train) is (name not in HELD_OUT) for piece in pieces), name
+
+
+def test_an_environment_of_text() -> None:
+    env = MorphogenesisEnv("pydoc", num_envs=2, max_epochs=3, validation_size=8)
+    check_env_specs(env)
+    offered = {env.population.blueprints[i] for i in env.population.offered.nonzero().flatten()}
+    assert offered == set(TEXT_BLUEPRINTS)
+    env.set_seed(0)
+    accuracy = env.rollout(3)["next", "metrics", "val_accuracy"]
+    assert accuracy[:, -1].min() > accuracy[:, 0].min() > 0
