@@ -35,12 +35,16 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from envs import ArrayTask, MorphogenesisEnv
 from envs.actions import HEADS, Op, Style
-from tests.support.plain import PlainNetwork, PlainSlot, plain_network
+from envs.batched.optimizers import SGD, AdamW
+from envs.hosts import TextHost
+from tests.support.plain import PlainSlot, plain_network
+from tests.support.plain_text import plain_text_network
 
 RESULTS = Path(__file__).parent / "results"
 _SPEEDS = ("env_steps_per_second", "plain_steps_per_second")
@@ -98,15 +102,13 @@ SITUATIONS: dict[str, Callable[[MorphogenesisEnv], None]] = {
 """By name, what grows an environment that was just reset."""
 
 
-def train_plain(networks: list[PlainNetwork], env: MorphogenesisEnv, task: ArrayTask) -> None:
+def train_plain(networks: list[nn.Module], env: MorphogenesisEnv, task: ArrayTask) -> None:
     """One epoch and one validation of every network, one after the other."""
     examples = len(task.train.targets)
     inputs = task.validation.inputs[: env.validation_size]
     targets = task.validation.targets[: env.validation_size]
     for network in networks:
-        optimizer = torch.optim.SGD(
-            network.parameters(), lr=task.host_lr, momentum=task.optimizer.momentum
-        )
+        optimizer = plain_optimizer(network, task)
         order = torch.randperm(examples)
         for batch in range(env.batches_per_epoch):
             chosen = order[batch * env.minibatch_size : (batch + 1) * env.minibatch_size]
@@ -126,6 +128,14 @@ def train_plain(networks: list[PlainNetwork], env: MorphogenesisEnv, task: Array
             for number in range(1, len(mixed) + 1):
                 for left_out in combinations(mixed, number):
                     (network(inputs, without=left_out).argmax(1) == targets).float().mean()
+
+
+def plain_optimizer(network: nn.Module, task: ArrayTask) -> torch.optim.Optimizer:
+    parameters, rule = network.parameters(), task.optimizer
+    if isinstance(rule, AdamW):
+        return torch.optim.AdamW(parameters, lr=task.host_lr, weight_decay=rule.weight_decay)
+    assert isinstance(rule, SGD)
+    return torch.optim.SGD(parameters, lr=task.host_lr, momentum=rule.momentum)
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -174,8 +184,9 @@ def measure(task_name: str, num_envs: int, seeds: str, repeats: int) -> dict[str
     step(env, action)
     memory = peak_memory() - before
     inputs = env.slot_inputs(env.state.slots)
+    plain_of = plain_text_network if isinstance(task.host, TextHost) else plain_network
     networks = [
-        plain_network(env.population, inputs, row) for row in range(min(num_envs, MOST_PLAIN_ROWS))
+        plain_of(env.population, inputs, row) for row in range(min(num_envs, MOST_PLAIN_ROWS))
     ]
     train_plain(networks[:2], env, task)
     with FlopCounterMode(display=False) as counter:
@@ -256,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--task", default="digits", choices=("digits", "digits_full"))
+    parser.add_argument("--task", default="digits", choices=("digits", "digits_full", "pydoc"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--repeats", type=int, default=7, help="turns of each (default 7)")
     args = parser.parse_args()

@@ -8,7 +8,7 @@ import pydoc_data.topics
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.envs.utils import check_env_specs
 
 from envs import MorphogenesisEnv, TextHost, make_task
@@ -23,12 +23,7 @@ from envs.populations.trained import TrainedPopulation
 from envs.tasks.text import CHARACTERS, HELD_OUT, LENGTH, decode, encode, windows
 from tests.support.layers import NETWORKS, assert_same, results
 from tests.support.plain import load_flat
-from tests.support.plain_text import (
-    PlainTextNetwork,
-    PlainTextSlot,
-    parameters_of,
-    plain_text_seed,
-)
+from tests.support.plain_text import parameters_of, plain_text_network, plain_text_seed
 
 NAMES = list(TEXT_BLUEPRINTS)
 T, BATCH = 40, 3
@@ -168,47 +163,24 @@ def grown(made: TrainedPopulation) -> SlotInputs:
     return growth
 
 
-def plain_network(made: TrainedPopulation, growth: SlotInputs, row: int) -> PlainTextNetwork:
-    slots: list[nn.Module] = []
-    for slot in range(2):
-        plain = PlainTextSlot(
-            made.blueprints[int(growth.blueprint[row, slot])],
-            CHANNELS[slot + 1],
-            Stage(int(growth.stage[row, slot])),
-            Algorithm(int(growth.algorithm[row, slot])),
-            0.6,
-        )
-        flat = made.seed_params[slot][row].float()
-        load_flat([*plain.gate.parameters(), *parameters_of(plain.seed)], flat)
-        slots.append(plain)
-    network = PlainTextNetwork(TOKENS, CHANNELS, slots)
-    load_flat(network.host_parameters(), made.host_params[row].float())
-    network = network.double()
-    for slot, plain in enumerate(slots):
-        flat = made.seed_params[slot][row]
-        load_flat([*plain.gate.parameters(), *parameters_of(plain.seed)], flat)
-    load_flat(network.host_parameters(), made.host_params[row])
-    return network
-
-
 def test_an_epoch_is_that_of_plain_networks_with_adamw() -> None:
     """Parameters afterwards, and loss and accuracy, of every blueprint in every mode."""
     made = population(len(KINDS))
     growth = grown(made)
-    networks = [plain_network(made, growth, row) for row in range(len(KINDS))]
+    networks = [plain_text_network(made, growth, row) for row in range(len(KINDS))]
     examples = made.data.draw(fold(torch.arange(len(KINDS)), 1))
     for _ in range(2):
         made.train_on(growth, examples)
     validation = made.validate(growth, torch.arange(len(KINDS)), ablate=False)
     for row, network in enumerate(networks):
         groups = [{"params": network.host_parameters(), "lr": 0.01}]
-        seeds = [[*s.gate.parameters(), *parameters_of(s.seed)] for s in network.slots]
+        seeds = [list(slot.parameters()) for slot in network.slots]
         groups += [{"params": params, "lr": 0.003} for params in seeds]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
         for _ in range(2):
             for chosen in examples[row]:
                 logits = network(made.data.inputs[chosen])
-                loss = F.cross_entropy(logits.transpose(1, 2), made.data.targets[chosen])
+                loss = F.cross_entropy(logits, made.data.targets[chosen])
                 network.zero_grad()
                 loss.backward()
                 for parameter in (p for params in seeds for p in params if p.grad is None):
@@ -224,8 +196,8 @@ def test_an_epoch_is_that_of_plain_networks_with_adamw() -> None:
             slot.alpha = 0.0 if slot.stage is Stage.TRAINING else slot.alpha
         with torch.no_grad():
             logits = network(made.data.inputs)
-        loss = F.cross_entropy(logits.transpose(1, 2), made.data.targets)
-        right = (logits.argmax(2) == made.data.targets).double().mean()
+        loss = F.cross_entropy(logits, made.data.targets)
+        right = (logits.argmax(1) == made.data.targets).double().mean()
         assert validation.loss[row].item() == pytest.approx(loss.item(), rel=1e-7)
         assert validation.accuracy[row].item() == pytest.approx(100 * right.item())
 
@@ -238,10 +210,10 @@ def test_a_grown_host_sees_nothing_after_a_position() -> None:
     later = first.clone()
     later[:, 6] = (later[:, 6] + 1) % TOKENS
     for row in range(len(KINDS)):
-        network = plain_network(made, growth, row)
+        network = plain_text_network(made, growth, row)
         before, after = (network(x[0].T) for x in (first, later))
-        assert after[:, :6].equal(before[:, :6])
-        assert not after[:, 6].allclose(before[:, 6])
+        assert after[:, :, :6].equal(before[:, :, :6])
+        assert not after[:, :, 6].allclose(before[:, :, 6])
 
 
 def test_rows_never_mix() -> None:

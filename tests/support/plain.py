@@ -110,7 +110,7 @@ class PlainSlot(nn.Module):
     """A seed and how it acts on the features at its slot.
 
     Args:
-        blueprint: name.
+        seed: a module.
         channels: of the features.
         stage: of the seed.
         algorithm: how it is mixed in.
@@ -118,14 +118,17 @@ class PlainSlot(nn.Module):
     """
 
     def __init__(
-        self, blueprint: str, channels: int, stage: Stage, algorithm: Algorithm, alpha: float
+        self, seed: nn.Module, channels: int, stage: Stage, algorithm: Algorithm, alpha: float
     ) -> None:
         super().__init__()
         self.gate = nn.Linear(channels, 1)
-        self.seed = plain_seed(blueprint, channels)
+        self.seed = seed
         self.stage = stage
         self.algorithm = algorithm
         self.alpha = alpha
+
+    def openness(self, h: Tensor) -> Tensor:
+        return torch.sigmoid(self.gate(h.mean((2, 3))))[:, :, None, None]
 
     def forward(self, h: Tensor) -> Tensor:
         if self.stage is Stage.TRAINING:
@@ -137,7 +140,7 @@ class PlainSlot(nn.Module):
         if self.algorithm is Algorithm.MULTIPLY:
             return h * (1 + alpha * torch.tanh(self.seed(h) - h))
         if self.algorithm is Algorithm.GATE:
-            alpha = alpha * torch.sigmoid(self.gate(h.mean((2, 3))))[:, :, None, None]
+            alpha = alpha * self.openness(h)
         return h + alpha * (self.seed(h) - h)
 
 
@@ -182,7 +185,7 @@ def plain_network(population: TrainedPopulation, growth: SlotInputs, row: int) -
             continue
         channels = host.slot_channels[slot]
         plain = PlainSlot(
-            BLUEPRINTS[blueprint],
+            plain_seed(BLUEPRINTS[blueprint], channels),
             channels,
             Stage(int(growth.stage[row, slot])),
             Algorithm(int(growth.algorithm[row, slot])),

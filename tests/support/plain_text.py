@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from envs.actions import Algorithm, Stage
 from envs.batched.sequences import FIRST_BIAS, MOST_DISTANCES
 from envs.blueprints.text import WINDOW
-from tests.support.plain import PlainResidual
+from envs.hosts import TextHost
+from envs.populations import SlotInputs
+from envs.populations.trained import TrainedPopulation
+from tests.support.plain import PlainResidual, PlainSlot, load_flat
 
 HEADS = 4
 
@@ -45,17 +49,14 @@ class PlainSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        mask = torch.full((HEADS, length, length), -torch.inf, dtype=x.dtype)
-        for head in range(HEADS):
-            for t in range(length):
-                for s in range(t + 1):
-                    distance = t - s
-                    if self.window is None:
-                        mask[head, t, s] = self.distance[head, min(distance, MOST_DISTANCES - 1)]
-                    elif distance < self.window:
-                        own = FIRST_BIAS if distance == head + 1 else 0.0
-                        mask[head, t, s] = self.distance[head, distance] + own
-        mask = mask.repeat(batch, 1, 1)
+        places = torch.arange(length)
+        distance = places[:, None] - places
+        bias, most = self.distance, self.distance.shape[1]
+        if self.window is not None:
+            bias = bias + FIRST_BIAS * torch.eye(HEADS, most, dtype=x.dtype).roll(1, 1)
+        mask = bias[:, distance.clamp(0, most - 1)]
+        hidden = (distance < 0) | (distance >= (self.window or length))
+        mask = mask.masked_fill(hidden, -torch.inf).repeat(batch, 1, 1)
         return self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
 
 
@@ -95,39 +96,36 @@ def parameters_of(module: nn.Module) -> list[nn.Parameter]:
     return list(module.parameters())
 
 
-class PlainTextSlot(nn.Module):
-    """A gate, a seed and how it acts; ``gate`` and ``seed`` are in the batched order."""
+class PlainTextSlot(PlainSlot):
+    """A seed whose gate opens at every position by itself."""
 
-    def __init__(
-        self, name: str, channels: int, stage: Stage, algorithm: Algorithm, alpha: float
-    ) -> None:
-        super().__init__()
-        self.gate, self.seed = nn.Linear(channels, 1), plain_text_seed(name, channels)
-        self.stage, self.algorithm, self.alpha = stage, algorithm, alpha
+    def openness(self, h: Tensor) -> Tensor:
+        return torch.sigmoid(self.gate(h))
 
-    def forward(self, h: Tensor) -> Tensor:
-        if self.stage is Stage.TRAINING:
-            seed = self.seed(h.detach())
-            return h + (seed - seed.detach())
-        if self.algorithm is Algorithm.MULTIPLY:
-            return h * (1 + self.alpha * torch.tanh(self.seed(h) - h))
-        alpha: float | Tensor = self.alpha
-        if self.algorithm is Algorithm.GATE:
-            alpha = alpha * torch.sigmoid(self.gate(h))
-        return h + alpha * (self.seed(h) - h)
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The gate's, then the seed's in the batched order."""
+        return chain(self.gate.parameters(), parameters_of(self.seed))
 
 
 class PlainTextNetwork(nn.Module):
-    """A host: embedding, linear blocks with layer norm and ReLU but for the last, head."""
+    """A host: embedding, linear blocks with layer norm and ReLU but for the last, head.
 
-    def __init__(self, tokens: int, channels: tuple[int, ...], slots: list[nn.Module]) -> None:
+    Args:
+        tokens: size of the vocabulary.
+        channels: of the embedding and the blocks.
+        slots: what sits in each slot, None for nothing.
+    """
+
+    def __init__(
+        self, tokens: int, channels: Sequence[int], slots: list[PlainTextSlot | None]
+    ) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.zeros(channels[0], tokens))
         pairs = list(pairwise(channels))
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
         self.norms = nn.ModuleList(nn.LayerNorm(b) for _, b in pairs[:-1])
         self.head = nn.ModuleList([nn.LayerNorm(channels[-1]), nn.Linear(channels[-1], tokens)])
-        self.slots = nn.ModuleList(slots)
+        self.slots = nn.ModuleList(slot or nn.Identity() for slot in slots)
 
     def host_parameters(self) -> list[nn.Parameter]:
         found = [self.embedding]
@@ -137,13 +135,42 @@ class PlainTextNetwork(nn.Module):
                 found += self.norms[i].parameters()
         return [*found, *self.head.parameters()]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``[B, T, tokens]`` of int64 ``[B, T]``."""
+    def forward(self, tokens: Tensor, without: Collection[int] = ()) -> Tensor:
+        """Logits ``[B, tokens, T]`` of int64 ``[B, T]``, leaving out seeds ``without``."""
         x = F.embedding(tokens, self.embedding.T)
         for i, linear in enumerate(self.linears):
             x = linear(x)
             if i < len(self.norms):
                 x = F.relu(self.norms[i](x))
-            x = self.slots[i](x)
+            if i < len(self.slots) and i not in without:
+                x = self.slots[i](x)
         norm, linear = self.head
-        return linear(norm(x))
+        return linear(norm(x)).transpose(1, 2)
+
+
+def plain_text_network(
+    population: TrainedPopulation, growth: SlotInputs, row: int
+) -> PlainTextNetwork:
+    """One row of a population of :class:`~envs.TextHost`, with the same weights."""
+    host, dtype = population.host, population.params.dtype
+    assert isinstance(host, TextHost)
+    slots: list[PlainTextSlot | None] = []
+    for slot in range(population.num_slots):
+        blueprint = int(growth.blueprint[row, slot])
+        if blueprint < 0:
+            slots.append(None)
+            continue
+        channels = host.slot_channels[slot]
+        plain = PlainTextSlot(
+            plain_text_seed(population.blueprints[blueprint], channels),
+            channels,
+            Stage(int(growth.stage[row, slot])),
+            Algorithm(int(growth.algorithm[row, slot])),
+            float(growth.alpha[row, slot]),
+        ).to(dtype)
+        load_flat(list(plain.parameters()), population.seed_params[slot][row])
+        slots.append(plain)
+    width = host.segments[0].layout.entries[0].shape[0]
+    network = PlainTextNetwork(host.num_classes, (width, *host.slot_channels), slots).to(dtype)
+    load_flat(network.host_parameters(), population.host_params[row])
+    return network
