@@ -15,6 +15,7 @@ TaskFactory = Callable[[], Task]
 
 # By the place of their factories, so that data and libraries are loaded when a task is made.
 _BUILT_IN = {
+    "cifar10": "envs.tasks.cifar:cifar10",
     "digits": "envs.tasks.digits:digits",
     "digits_full": "envs.tasks.digits:digits_full",
     "digits_varied": "envs.tasks.digits:digits_varied",

@@ -100,7 +100,8 @@ def test_every_episode_of_the_varied_digits_draws_its_kernels():
 
 
 def test_list_tasks():
-    assert list_tasks()[:4] == ["digits", "digits_full", "digits_varied", "scaffold"]
+    built_in = ["cifar10", "digits", "digits_full", "digits_varied", "pydoc", "scaffold"]
+    assert list_tasks()[:6] == built_in
 
 
 def test_list_tasks_gives_a_list_of_its_own():
@@ -109,7 +110,7 @@ def test_list_tasks_gives_a_list_of_its_own():
 
 
 def test_unknown_task():
-    with pytest.raises(ValueError, match=r"task must be one of digits, digits_full, .*got 'mnist'"):
+    with pytest.raises(ValueError, match=r"task must be one of cifar10, digits, .*got 'mnist'"):
         make_task("mnist")
 
 

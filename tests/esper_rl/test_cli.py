@@ -34,7 +34,7 @@ def test_evaluation_can_be_left_out(
 
 def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tasks"]) == 0
-    names = ["digits", "digits_full", "digits_varied", "scaffold"]
+    names = ["cifar10", "digits", "digits_full", "digits_varied", "pydoc", "scaffold"]
     assert capsys.readouterr().out.split() == names
 
 
