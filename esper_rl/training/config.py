@@ -126,11 +126,11 @@ class TrainConfig:
         2
     """
 
-    env: EnvConfig = field(default_factory=partial(EnvConfig, num_envs=16))
+    env: EnvConfig = field(default_factory=partial(EnvConfig, num_envs=32))
     reward: RewardOptions = field(default_factory=RewardOptions)
     policy: PolicyConfig = field(default_factory=PolicyConfig.v2)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    total_steps: int = option(18_400, "environment steps of the run, over all rows")
+    total_steps: int = option(41_600, "environment steps of the run, over all rows")
     steps_per_iteration: int | None = option(
         None, "steps between two updates, over all rows; null: an episode of every row"
     )

@@ -79,7 +79,7 @@ def test_a_bad_override_is_named(override: str, says: str) -> None:
         ("policy.attention_span=100000", "policy.attention_span"),
         ("eval_episodes=-1", "eval_episodes"),
         ("steps_per_iteration=801", "steps_per_iteration"),
-        ("ppo.minibatches=17", "ppo.minibatches"),
+        ("ppo.minibatches=33", "ppo.minibatches"),
         ("policy.num_slots=2", "policy.num_slots"),
         ("env.num_slots=0", "env.num_slots"),
         ("ppo.bootstrap=mean", "ppo.bootstrap"),

@@ -15,7 +15,7 @@ import torch
 
 import esper_rl.training.collection as collection
 import esper_rl.training.trainer as trainer
-from envs import MorphogenesisEnv, RewardConfig
+from envs import ArrayTask, ConvHost, MorphogenesisEnv, RewardConfig, register_task
 from esper_rl import load_policy, train
 from esper_rl.errors import ConfigError
 from esper_rl.growing import PRESETS
@@ -52,6 +52,29 @@ def test_a_run_leaves_config_metrics_checkpoint_and_picture(tiny_config: Configu
         config, threads=torch.get_num_threads()
     )
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def five_blocks() -> ArrayTask:
+    host = ConvHost(1, (1, 8, 8), (4, 4, 4, 4, 4), (False, True, False, True, False), classes=4)
+    images, classes = torch.rand(90, 1, 8, 8), torch.arange(90) % 4
+    return ArrayTask(name="five", host=host, train=(images, classes), validation=30)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 5])
+def test_a_policy_of_that_many_slots_trains(
+    slots: int, tiny_config: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At five slots 170 features go in, and 20 numbers of the embedded blueprints."""
+    monkeypatch.setattr("envs.registration._registered", {})
+    register_task("five", five_blocks)
+    run = train(tiny_config("env.task=five", f"env.num_slots={slots}"))
+    learned = weights(run)
+    config = load_config((run / "config.yaml").read_text())
+    assert config.policy.num_slots == slots
+    matrices = (w for name, w in learned.items() if name.startswith("feature_net"))
+    inputs = {w.shape[1] for w in matrices if w.dim() > 1}
+    assert inputs == {25 + 29 * slots + 4 * slots}
+    assert all(w.isfinite().all() for w in learned.values())
 
 
 def test_metrics_have_one_line_an_iteration_within_their_ranges(tiny_config: Configure) -> None:
