@@ -122,7 +122,7 @@ class TrainConfig:
         ConfigError: when a value is out of range or two values don't fit each other.
 
     Examples:
-        >>> TrainConfig(total_steps=1600).iterations
+        >>> TrainConfig(total_steps=3200).iterations
         2
     """
 
