@@ -5,7 +5,7 @@
 ['cifar10', 'digits', 'digits_full', 'digits_varied', 'pydoc', 'scaffold']
 """
 
-from envs.hosts import ConvHost, TextHost
+from envs.hosts import ConvHost, ModuleHost, TextHost, module_seed
 from envs.morphogenesis import MorphogenesisEnv
 from envs.observation import feature_names
 from envs.registration import list_tasks, make_task, register_task
@@ -16,6 +16,7 @@ from envs.tasks import ArrayTask, Task
 __all__ = [
     "ArrayTask",
     "ConvHost",
+    "ModuleHost",
     "MorphogenesisEnv",
     "ResumableEnv",
     "RewardConfig",
@@ -24,5 +25,6 @@ __all__ = [
     "feature_names",
     "list_tasks",
     "make_task",
+    "module_seed",
     "register_task",
 ]

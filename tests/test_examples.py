@@ -27,7 +27,7 @@ def run(path: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["own_task", "own_host"])
+@pytest.mark.parametrize("name", ["own_task", "own_host", "own_network"])
 def test_growing_pays_on_a_task_or_host_of_ones_own(name: str) -> None:
     """Task, host, segment, blueprint and its choice in the action, all from outside."""
     (path,) = (path for path in EXAMPLES if path.stem == name)
