@@ -185,6 +185,13 @@ def _patches(x: Tensor) -> Tensor:
     return torch.stack(shifted, dim=2)
 
 
+def normalise(params: Params, name: str, x: Tensor, over: tuple[int, ...]) -> Tensor:
+    """Mean 0 and variance 1 over some dimensions of ``[n, C, H, W, B]``, then scale and shift."""
+    scale, shift = (params[f"{name}_{part}"][:, :, None, None, None] for part in ("scale", "shift"))
+    variance, mean = torch.var_mean(x, over, correction=0, keepdim=True)
+    return torch.addcmul(shift, (x - mean) * (variance + NORM_EPSILON).rsqrt(), scale)
+
+
 @dataclass(frozen=True)
 class Norm:
     """Group normalisation with one group (Wu & He 2018), and what often follows it.
@@ -207,11 +214,7 @@ class Norm:
         return norm(self.name, self.channels)
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
-        scale, shift = (
-            params[f"{self.name}_{part}"][:, :, None, None, None] for part in ("scale", "shift")
-        )
-        variance, mean = torch.var_mean(x, (1, 2, 3), correction=0, keepdim=True)
-        out = torch.addcmul(shift, (x - mean) * (variance + NORM_EPSILON).rsqrt(), scale)
+        out = normalise(params, self.name, x, over=(1, 2, 3))
         if self.pool:
             out = F.max_pool3d(out.movedim(-1, 1), (1, 2, 2)).movedim(1, -1)
         return F.relu(out) if self.relu or self.pool else out

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.batched.layers import Linear
-from envs.batched.parameters import NORM_EPSILON, Parameter, norm, weight, zeros
+from envs.batched.layers import Linear, normalise
+from envs.batched.parameters import Parameter, norm, weight, zeros
 from envs.batched.programs import Params
 
 MOST_DISTANCES = 32
@@ -68,11 +68,7 @@ class LayerNorm:
         return norm(self.name, self.channels)
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
-        scale, shift = (
-            params[f"{self.name}_{part}"][:, :, None, None, None] for part in ("scale", "shift")
-        )
-        variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
-        out = torch.addcmul(shift, (x - mean) * (variance + NORM_EPSILON).rsqrt(), scale)
+        out = normalise(params, self.name, x, over=(1,))
         return F.relu(out) if self.relu else out
 
 
@@ -153,12 +149,3 @@ class OnlyPositions:
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         return x.squeeze(2)
-
-
-class EveryPosition:
-    """Features as they are: a gate then opens at every position by what is there alone."""
-
-    parameters: Sequence[Parameter] = ()
-
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        return x

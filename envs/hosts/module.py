@@ -11,8 +11,7 @@ from torch.fx.passes.split_module import split_module
 
 from envs.batched.layers import GlobalAverage
 from envs.batched.parameters import Parameter, ParameterLayout
-from envs.batched.programs import Layer
-from envs.batched.sequences import EveryPosition
+from envs.batched.programs import Layer, Program
 from envs.blueprints import CONV_BLUEPRINTS, Blueprint
 from envs.blueprints.base import Segment
 
@@ -185,7 +184,7 @@ class ModuleHost:
         self.blueprints = CONV_BLUEPRINTS if blueprints is None else blueprints
         self.num_classes = logits.shape[1]
         self.slot_channels: Sequence[int] = tuple(h.shape[1] for h in at_slots)
-        self.pool: Layer = GlobalAverage() if images else EveryPosition()
+        self.pool: Layer = GlobalAverage() if images else Program()
         self.activation_size = max(h[0].numel() for h in features)
         self._shape, self._dtype = example.shape[1:], example.dtype
         for slot, h in zip(slots, at_slots, strict=True):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from envs.batched.layers import Linear
 from envs.batched.programs import Layer, Program
-from envs.batched.sequences import Embedding, EveryPosition, LayerNorm, OnlyPositions
+from envs.batched.sequences import Embedding, LayerNorm, OnlyPositions
 from envs.blueprints import TEXT_BLUEPRINTS, Blueprint
 from envs.blueprints.base import Segment
 from envs.errors import check_integer
@@ -37,7 +37,7 @@ class TextHost:
     """
 
     topology = "transformer"
-    pool: Layer = EveryPosition()
+    pool: Layer = Program()  # nothing: a gate opens at every position by what is there alone
 
     def __init__(
         self,

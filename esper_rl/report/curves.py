@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +38,7 @@ def plot_learning_curve(
         with metrics.open(newline="") as file:
             lines = list(csv.DictReader(file))
     columns = {
-        name: [float(line[name]) for line in lines]
+        name: np.array([float(line[name]) for line in lines])
         for name in (
             "steps",
             "return",
@@ -76,29 +75,19 @@ def plot_learning_curve(
 
 def _draw(
     axes: Axes,
-    columns: dict[str, list[float]],
+    columns: dict[str, np.ndarray],
     name: str,
     colour: str,
     label: str | None = None,
     style: str = "-",
 ) -> None:
     """One line, its band if it has one; iterations in which no episode ended have no point."""
-    points = zip(columns["steps"], columns[name], strict=True)
-    known = [(step, value) for step, value in points if math.isfinite(value)]
-    marker = "o" if len(known) < 60 else ""
+    known = np.isfinite(columns[name])
+    steps, values = columns["steps"][known], columns[name][known]
     if f"{name}_std" in columns:
-        values, spread = np.array(columns[name]), np.array(columns[f"{name}_std"])
-        axes.fill_between(
-            columns["steps"], values - spread, values + spread, color=colour, alpha=0.15, lw=0
-        )
-    axes.plot(
-        [step for step, _ in known],
-        [value for _, value in known],
-        style,
-        color=colour,
-        marker=marker,
-        markersize=3,
-        label=label,
-    )
+        spread = columns[f"{name}_std"][known]
+        axes.fill_between(steps, values - spread, values + spread, color=colour, alpha=0.15, lw=0)
+    marker = "o" if len(steps) < 60 else ""
+    axes.plot(steps, values, style, color=colour, marker=marker, markersize=3, label=label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)

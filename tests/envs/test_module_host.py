@@ -18,6 +18,7 @@ from envs.populations.data import LabelledData
 from envs.populations.trained import TrainedPopulation
 from tests.support.plain import PlainNetwork
 
+CPU = torch.device("cpu")
 IMAGE = torch.zeros(1, 1, 8, 8)
 
 
@@ -67,17 +68,14 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def population(host, rows: int) -> TrainedPopulation:
+def population(host, rows: int, num_slots: int = 3) -> TrainedPopulation:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(40, 1, 8, 8, generator=generator)
     examples = images, torch.arange(40) % 10
     data = LabelledData(
         examples, examples, host.prepare, batches_per_epoch=3, minibatch_size=8, device=CPU
     )
-    return TrainedPopulation(host, data, SGD(), rows, 3, CPU)
-
-
-CPU = torch.device("cpu")
+    return TrainedPopulation(host, data, SGD(), rows, num_slots, CPU)
 
 
 def growth(rows: int, blueprint: int) -> SlotInputs:
@@ -176,13 +174,7 @@ def perceptron() -> nn.Module:
 def test_a_seed_of_ones_own_is_trained_as_the_module_would_be() -> None:
     host = ModuleHost(perceptron, ["2"], IMAGE, {"adapter": module_seed(Adapter)})
     assert host.topology == "module"
-    generator = torch.Generator().manual_seed(0)
-    images, targets = torch.randn(40, 1, 8, 8, generator=generator), torch.arange(40) % 10
-    data = LabelledData(
-        (images, targets), (images, targets), host.prepare, batches_per_epoch=3, minibatch_size=8,
-        device=CPU,
-    )  # fmt: skip
-    made = TrainedPopulation(host, data, SGD(), 1, 1, CPU)
+    made = population(host, 1, num_slots=1)
     row = torch.arange(1)
     made.reset_hosts(row, fold(row, 1))
     made.plant_at(row, 0, made.blueprints.index("adapter"), fold(row, 2))
@@ -199,7 +191,8 @@ def test_a_seed_of_ones_own_is_trained_as_the_module_would_be() -> None:
         torch.tensor([0.05]),
         0.02 * one,
     )
-    examples = data.draw(fold(row, 3))
+    images, targets = made.data.inputs, made.data.targets
+    examples = made.data.draw(fold(row, 3))
     made.train_on(inputs, examples)
     optimizer = torch.optim.SGD(
         [{"params": network.parameters(), "lr": 0.05}, {"params": seed.parameters(), "lr": 0.02}],

@@ -19,7 +19,11 @@ from envs.actions import HEADS
 from tests.support.environments import act, differences, legal_action, play, small_env
 
 NO_SIZES = dict.fromkeys(("batches_per_epoch", "minibatch_size", "validation_size"))
-TASKS = {"digits": {}, "scaffold": {"task": "scaffold", "max_epochs": 40, **NO_SIZES}}
+TASKS = {
+    "digits": {},
+    "pydoc": {"task": "pydoc"},
+    "scaffold": {"task": "scaffold", "max_epochs": 40, **NO_SIZES},
+}
 
 
 def play_on(env: MorphogenesisEnv, state: TensorDict, steps: int, seed: int) -> list[TensorDict]:

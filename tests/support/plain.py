@@ -8,7 +8,8 @@ them.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,9 @@ class PlainSlot(nn.Module):
         return h + alpha * (self.seed(h) - h)
 
 
+Slot = TypeVar("Slot", bound=PlainSlot)
+
+
 class PlainNetwork(nn.Module):
     """A convolutional host with its slots.
 
@@ -177,15 +181,36 @@ def plain_network(population: TrainedPopulation, growth: SlotInputs, row: int) -
     """One row of a population of :class:`~envs.ConvHost`, with the same weights."""
     host = population.host
     assert isinstance(host, ConvHost)
-    slots: list[PlainSlot | None] = []
+    slots = plain_slots(population, growth, row, PlainSlot, plain_seed)
+    kernel_sizes, used = drawn_kernels(host, population.host_params[row])
+    network = PlainNetwork(kernel_sizes, slots).to(population.params.dtype)
+    load_flat(network.host_parameters(), population.host_params[row][used])
+    return network
+
+
+def plain_slots(
+    population: TrainedPopulation,
+    growth: SlotInputs,
+    row: int,
+    make_slot: Callable[..., Slot],
+    make_seed: Callable[[str, int], nn.Module],
+) -> list[Slot | None]:
+    """The slots of one row with the same weights, None where nothing is planted.
+
+    Args:
+        population, growth, row: as for :func:`plain_network`.
+        make_slot: :class:`PlainSlot`, or one derived from it.
+        make_seed: makes a module of a blueprint's name and channels.
+    """
+    slots: list[Slot | None] = []
     for slot in range(population.num_slots):
         blueprint = int(growth.blueprint[row, slot])
         if blueprint < 0:
             slots.append(None)
             continue
-        channels = host.slot_channels[slot]
-        plain = PlainSlot(
-            plain_seed(BLUEPRINTS[blueprint], channels),
+        channels = population.host.slot_channels[slot]
+        plain = make_slot(
+            make_seed(BLUEPRINTS[blueprint], channels),
             channels,
             Stage(int(growth.stage[row, slot])),
             Algorithm(int(growth.algorithm[row, slot])),
@@ -194,10 +219,7 @@ def plain_network(population: TrainedPopulation, growth: SlotInputs, row: int) -
         plain.to(population.params.dtype)
         load_flat(list(plain.parameters()), population.seed_params[slot][row])
         slots.append(plain)
-    kernel_sizes, used = drawn_kernels(host, population.host_params[row])
-    network = PlainNetwork(kernel_sizes, slots).to(population.params.dtype)
-    load_flat(network.host_parameters(), population.host_params[row][used])
-    return network
+    return slots
 
 
 def drawn_kernels(host: ConvHost, params: Tensor) -> tuple[list[int], Tensor]:

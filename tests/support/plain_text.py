@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from envs.actions import Algorithm, Stage
 from envs.batched.sequences import FIRST_BIAS, MOST_DISTANCES
 from envs.blueprints.text import WINDOW
 from envs.hosts import TextHost
 from envs.populations import SlotInputs
 from envs.populations.trained import TrainedPopulation
-from tests.support.plain import PlainResidual, PlainSlot, load_flat
+from tests.support.plain import PlainResidual, PlainSlot, load_flat, plain_slots
 
 HEADS = 4
 
@@ -152,25 +151,11 @@ def plain_text_network(
     population: TrainedPopulation, growth: SlotInputs, row: int
 ) -> PlainTextNetwork:
     """One row of a population of :class:`~envs.TextHost`, with the same weights."""
-    host, dtype = population.host, population.params.dtype
+    host = population.host
     assert isinstance(host, TextHost)
-    slots: list[PlainTextSlot | None] = []
-    for slot in range(population.num_slots):
-        blueprint = int(growth.blueprint[row, slot])
-        if blueprint < 0:
-            slots.append(None)
-            continue
-        channels = host.slot_channels[slot]
-        plain = PlainTextSlot(
-            plain_text_seed(population.blueprints[blueprint], channels),
-            channels,
-            Stage(int(growth.stage[row, slot])),
-            Algorithm(int(growth.algorithm[row, slot])),
-            float(growth.alpha[row, slot]),
-        ).to(dtype)
-        load_flat(list(plain.parameters()), population.seed_params[slot][row])
-        slots.append(plain)
+    slots = plain_slots(population, growth, row, PlainTextSlot, plain_text_seed)
     width = host.segments[0].layout.entries[0].shape[0]
-    network = PlainTextNetwork(host.num_classes, (width, *host.slot_channels), slots).to(dtype)
+    network = PlainTextNetwork(host.num_classes, (width, *host.slot_channels), slots)
+    network.to(population.params.dtype)
     load_flat(network.host_parameters(), population.host_params[row])
     return network
