@@ -1,6 +1,6 @@
 """Env-steps per second, beside a plain loop that trains the same networks one by one.
 
-    python -m benchmarks.throughput [--task digits] [--rows 1 8 64 256]
+    python -m benchmarks.throughput [--task digits] [--rows 1 8 64 256] [--device cuda]
 
 Three situations: ``empty`` (no seeds), ``mixed`` (one or two live seeds in every row, all
 blueprints, slots and stages) and ``full`` (a seed mixed in at every slot of every row, where most
@@ -11,7 +11,8 @@ shown. "Limit" is the share of an arithmetic limit that the environment reaches:
 multiply-adds over what large matrix products reach on all cores. Every case has a process of its
 own, so that the memory shown, the peak less that before the environment was made, is the
 environment's.
-Results go to benchmarks/results/throughput.json and throughput.png.
+Results go to benchmarks/results/throughput.json and throughput.png, those of another task or device
+to files that are named after it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from envs import ArrayTask, MorphogenesisEnv
 from envs.actions import HEADS, Op, Style
 from envs.batched.optimizers import SGD, AdamW
 from envs.hosts import TextHost
+from envs.tasks.arrays import Examples
 from tests.support.plain import PlainSlot, plain_network
 from tests.support.plain_text import plain_text_network
 
@@ -53,17 +55,17 @@ MOST_PLAIN_ROWS = 32
 
 
 def waiting(env: MorphogenesisEnv) -> dict[str, torch.Tensor]:
-    return {head: torch.zeros(env.num_envs, dtype=torch.int64) for head in HEADS}
+    return {head: torch.zeros(env.num_envs, dtype=torch.int64, device=env.device) for head in HEADS}
 
 
 def step(env: MorphogenesisEnv, action: dict[str, torch.Tensor]) -> TensorDictBase:
-    data = TensorDict({"action": action}, batch_size=env.batch_size)
+    data = TensorDict({"action": action}, batch_size=env.batch_size, device=env.device)
     return env.step(data)["next"]
 
 
 def grow_mixed(env: MorphogenesisEnv) -> None:
     """Put a seed in every row and a second one in half of them, in all stages of life."""
-    rows = torch.arange(env.num_envs)
+    rows = torch.arange(env.num_envs, device=env.device)
     indices = env.population.offered.nonzero().squeeze(1)
     for round_ in range(2):
         plants = torch.ones_like(rows, dtype=torch.bool) if round_ == 0 else rows % 2 == 0
@@ -81,7 +83,7 @@ def grow_mixed(env: MorphogenesisEnv) -> None:
 
 def grow_full(env: MorphogenesisEnv) -> None:
     """Put a seed into every slot of every row, all mixed in."""
-    rows = torch.arange(env.num_envs)
+    rows = torch.arange(env.num_envs, device=env.device)
     indices = env.population.offered.nonzero().squeeze(1)
     for slot in range(env.num_slots):
         action = waiting(env)
@@ -104,15 +106,19 @@ SITUATIONS: dict[str, Callable[[MorphogenesisEnv], None]] = {
 
 def train_plain(networks: list[nn.Module], env: MorphogenesisEnv, task: ArrayTask) -> None:
     """One epoch and one validation of every network, one after the other."""
-    examples = len(task.train.targets)
-    inputs = task.validation.inputs[: env.validation_size]
-    targets = task.validation.targets[: env.validation_size]
+    train, validation = (
+        Examples(*(values.to(env.device) for values in examples))
+        for examples in (task.train, task.validation)
+    )
+    examples = len(train.targets)
+    inputs = validation.inputs[: env.validation_size]
+    targets = validation.targets[: env.validation_size]
     for network in networks:
         optimizer = plain_optimizer(network, task)
-        order = torch.randperm(examples)
+        order = torch.randperm(examples, device=env.device)
         for batch in range(env.batches_per_epoch):
             chosen = order[batch * env.minibatch_size : (batch + 1) * env.minibatch_size]
-            loss = F.cross_entropy(network(task.train.inputs[chosen]), task.train.targets[chosen])
+            loss = F.cross_entropy(network(train.inputs[chosen]), train.targets[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -138,19 +144,26 @@ def plain_optimizer(network: nn.Module, task: ArrayTask) -> torch.optim.Optimize
     return torch.optim.SGD(parameters, lr=task.host_lr, momentum=rule.momentum)
 
 
-def timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def clock(device: torch.device) -> float:
+    """The time in seconds when all that was begun on a device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    start = clock(device)
     function()
-    return time.perf_counter() - start
+    return clock(device) - start
 
 
-def clocked(run: Callable, phase: str, seconds: dict[str, float]) -> Callable:
+def clocked(run: Callable, phase: str, seconds: dict[str, float], device: torch.device) -> Callable:
     """``run``, adding its seconds to those of its phase."""
 
     def wrapper(*args: object, **kwargs: object) -> object:
-        start = time.perf_counter()
+        start = clock(device)
         result = run(*args, **kwargs)
-        seconds[phase] += time.perf_counter() - start
+        seconds[phase] += clock(device) - start
         return result
 
     return wrapper
@@ -165,28 +178,32 @@ def clock_phases(env: MorphogenesisEnv) -> dict[str, float]:
         "observation": (env, "observe"),
     }
     for phase, (owner, method) in phases.items():
-        setattr(owner, method, clocked(getattr(owner, method), phase, seconds))
+        setattr(owner, method, clocked(getattr(owner, method), phase, seconds, env.device))
     return seconds
 
 
-def measure(task_name: str, num_envs: int, seeds: str, repeats: int) -> dict[str, object]:
+def measure(
+    task_name: str, num_envs: int, seeds: str, repeats: int, device_name: str
+) -> dict[str, object]:
     """Medians over ``repeats`` turns of the environment and the plain loop."""
+    device = torch.device(device_name)
     # Loaded with the first environment, but not its memory: data, kernels and their libraries.
-    small = MorphogenesisEnv(task_name, num_envs=1)
+    small = MorphogenesisEnv(task_name, num_envs=1, device=device)
     small.reset()
     step(small, waiting(small))
-    before = peak_memory()
-    env = MorphogenesisEnv(task_name, num_envs=num_envs, max_epochs=1000)
+    before = peak_memory(device)
+    env = MorphogenesisEnv(task_name, num_envs=num_envs, max_epochs=1000, device=device)
     task = env.task
     env.reset()
     SITUATIONS[seeds](env)
     action = waiting(env)
     step(env, action)
-    memory = peak_memory() - before
+    memory = peak_memory(device) - before
     inputs = env.slot_inputs(env.state.slots)
     plain_of = plain_text_network if isinstance(task.host, TextHost) else plain_network
     networks = [
-        plain_of(env.population, inputs, row) for row in range(min(num_envs, MOST_PLAIN_ROWS))
+        plain_of(env.population, inputs, row).to(device)
+        for row in range(min(num_envs, MOST_PLAIN_ROWS))
     ]
     train_plain(networks[:2], env, task)
     with FlopCounterMode(display=False) as counter:
@@ -195,8 +212,8 @@ def measure(task_name: str, num_envs: int, seeds: str, repeats: int) -> dict[str
     seconds = clock_phases(env)
     batched, plain = [], []
     for _ in range(repeats):
-        batched.append(timed(lambda: step(env, action)) / num_envs)
-        plain.append(timed(lambda: train_plain(networks, env, task)) / len(networks))
+        batched.append(timed(lambda: step(env, action), device) / num_envs)
+        plain.append(timed(lambda: train_plain(networks, env, task), device) / len(networks))
     total = sum(batched) * num_envs
     shares = {phase: spent / total for phase, spent in seconds.items()}
     shares["rest"] = 1 - sum(shares.values())
@@ -209,29 +226,32 @@ def measure(task_name: str, num_envs: int, seeds: str, repeats: int) -> dict[str
         "ratio": median(p / b for p, b in zip(plain, batched, strict=True)),
         "share_of_step": shares,
         "attribution_over_training": attribution_seconds(env, repeats) / training,
-        "share_of_limit": multiply_adds / median(batched) / matmul_peak(),
+        "share_of_limit": multiply_adds / median(batched) / matmul_peak(device),
         "memory_mb": memory,
     }
 
 
 def attribution_seconds(env: MorphogenesisEnv, repeats: int) -> float:
     """Median time that leaving seeds out adds to a validation."""
-    inputs, rows = env.slot_inputs(env.state.slots), torch.arange(env.num_envs)
+    inputs, rows = env.slot_inputs(env.state.slots), torch.arange(env.num_envs, device=env.device)
 
     def validation(ablate: bool) -> float:
-        return timed(lambda: env.population.validate(inputs, rows, ablate=ablate))
+        return timed(lambda: env.population.validate(inputs, rows, ablate=ablate), env.device)
 
     return median(validation(True) - validation(False) for _ in range(repeats))
 
 
-def matmul_peak(size: int = 1024, repeats: int = 10) -> float:
-    """Multiply-adds per second of large matrix products on all cores, the best of some."""
-    a, b = torch.rand(2, size, size).unbind()
-    return size**3 / min(timed(lambda: a @ b) for _ in range(repeats))
+def matmul_peak(device: torch.device, repeats: int = 10) -> float:
+    """Multiply-adds per second of large matrix products on a device, the best of some."""
+    size = 1024 if device.type == "cpu" else 8192
+    a, b = torch.rand(2, size, size, device=device).unbind()
+    return size**3 / min(timed(lambda: a @ b, device) for _ in range(repeats))
 
 
-def peak_memory() -> float:
-    """The most memory this process has ever held, in MB."""
+def peak_memory(device: torch.device) -> float:
+    """The most memory this process has ever held, in MB; on a GPU, what its tensors held there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024
 
@@ -253,11 +273,12 @@ def draw(results: list[dict], path: Path) -> None:
         axis.set_xticks(rows, [str(n) for n in rows], minor=False)
         axis.minorticks_off()
         axis.set(xlabel="rows", title=title)
-        speeds = [r[key] for r in results for key in _SPEEDS]
-        axis.set_ylim(min(speeds) / 1.5, max(speeds) * 1.5)
         axis.grid(alpha=0.3)
-    ticks = [10, 20, 50, 100, 200, 500, 1000, 2000]
+    speeds = [r[key] for r in results for key in _SPEEDS]
+    low, high = min(speeds) / 1.5, max(speeds) * 1.5
+    ticks = [n * 10**power for power in range(5) for n in (1, 2, 5) if low < n * 10**power < high]
     axes[0].set_yticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes[0].set_ylim(low, high)
     axes[0].set_ylabel("env-steps per second")
     axes[0].legend()
     figure.savefig(path, dpi=130)
@@ -270,12 +291,13 @@ def main() -> None:
     parser.add_argument("--task", default="digits", choices=("digits", "digits_full", "pydoc"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--repeats", type=int, default=7, help="turns of each (default 7)")
+    parser.add_argument("--device", default="cpu", help="for both (default cpu)")
     args = parser.parse_args()
     results = []
     cases = [(rows, seeds) for seeds in SITUATIONS for rows in args.rows]
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for rows, seeds in tqdm(cases, unit="case"):
-            results.append(pool.apply(measure, (args.task, rows, seeds, args.repeats)))
+            results.append(pool.apply(measure, (args.task, rows, seeds, args.repeats, args.device)))
     print(
         " rows  seeds  steps/s   plain  ratio  memory MB  limit  attribution/training  "
         "share of a step"
@@ -288,11 +310,13 @@ def main() -> None:
             f"{r['share_of_limit']:>6.1%} "
             f"{r['attribution_over_training']:>21.2f}  {shares}"
         )
-    name = "throughput" if args.task == "digits" else f"throughput_{args.task}"
+    others = [word for word in (args.task, args.device) if word not in ("digits", "cpu")]
+    name = "_".join(["throughput", *others])
     RESULTS.mkdir(exist_ok=True)
     report = {
         "task": args.task,
         "torch": torch.__version__,
+        "device": args.device,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "results": results,

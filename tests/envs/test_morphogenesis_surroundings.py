@@ -19,6 +19,8 @@ from envs.actions import BLUEPRINTS, Op
 from tests.support.environments import act, differences, random_states, small_env
 from tests.support.populations import matrices
 
+ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
+needs_accelerator = pytest.mark.skipif(ACCELERATOR is None, reason="needs a GPU")
 GERMINATE = {"op": Op.GERMINATE, "blueprint": BLUEPRINTS.index("conv_light")}
 
 
@@ -218,14 +220,31 @@ def test_state_and_networks_move_to_another_device():
         env.to("abacus")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_accelerator
 @pytest.mark.parametrize("task", ["digits", "scaffold"])
 def test_an_environment_goes_on_on_another_device(task):
     env = MorphogenesisEnv(task, num_envs=2, seed=0)
     state = act(env, env.reset(), **GERMINATE)
-    assert env.to("cuda") is env
-    state = act(env, state.to("cuda"))
-    assert {value.device.type for value in state.values(True, True)} == {"cuda"}
+    assert env.to(ACCELERATOR) is env
+    state = act(env, state.to(ACCELERATOR))
+    assert {value.device.type for value in state.values(True, True)} == {ACCELERATOR.type}
+
+
+@needs_accelerator
+@pytest.mark.parametrize("task", ["digits", "digits_varied", "pydoc"])
+def test_an_accelerator_trains_what_the_cpu_trains(task):
+    shown = []
+    for device in ("cpu", ACCELERATOR):
+        env = small_env(task=task, num_envs=7, seed=0, device=device)
+        offered = env.population.offered.nonzero().squeeze(1).tolist()
+        blueprints = [offered[row % len(offered)] for row in range(env.num_envs)]
+        state = env.reset()
+        for op in (Op.GERMINATE, Op.ADVANCE, Op.ADVANCE, Op.WAIT, Op.FOSSILIZE):
+            state = act(env, state, op=op, blueprint=blueprints)
+        shown.append(state.cpu())
+    assert torch.equal(shown[0]["action_mask", "slot"], shown[1]["action_mask", "slot"])
+    for key in ("observation", ("metrics", "val_loss")):
+        torch.testing.assert_close(shown[0][key], shown[1][key], rtol=1e-2, atol=2e-2)
 
 
 def test_formulas_move_to_another_device():
