@@ -8,7 +8,8 @@ has to be measured: all sets of seeds left out). The plain loop (tests/support/p
 same networks, the same number of minibatches of the same size, the same validation, with one more
 validation for every set of seeds that is left out. Both run by turns in one process; medians are
 shown. "Limit" is the share of an arithmetic limit that the environment reaches: the plain loop's
-multiply-adds over what large matrix products reach on all cores. Every case has a process of its
+multiply-adds over what large matrix products reach on all cores. The task ``module`` is ``digits``
+with its host as an ordinary module, in a ModuleHost. Every case has a process of its
 own, so that the memory shown, the peak less that before the environment was made, is the
 environment's.
 Results go to benchmarks/results/throughput.json and throughput.png, those of another task or device
@@ -24,6 +25,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,18 +42,29 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from envs import ArrayTask, MorphogenesisEnv
+from envs import ArrayTask, ModuleHost, MorphogenesisEnv, make_task, register_task
 from envs.actions import HEADS, Op, Style
 from envs.batched.optimizers import SGD, AdamW
-from envs.hosts import TextHost
 from envs.tasks.arrays import Examples
-from tests.support.plain import PlainSlot, plain_network
+from tests.support.plain import PlainNetwork, PlainSlot, plain_network
 from tests.support.plain_text import plain_text_network
 
 RESULTS = Path(__file__).parent / "results"
 _SPEEDS = ("env_steps_per_second", "plain_steps_per_second")
 MOST_PLAIN_ROWS = 32
 """The plain loop's time a row doesn't depend on their number."""
+
+
+TASKS = ("digits", "digits_full", "pydoc", "module")
+
+
+def module_task() -> ArrayTask:
+    """The task ``digits`` with the same host as an ordinary module."""
+    task = make_task("digits")
+    assert isinstance(task, ArrayTask)
+    slots = ["blocks.0", "blocks.1", "blocks.2"]
+    host = ModuleHost(lambda: PlainNetwork((1, 1, 1), []), slots, task.train.inputs[:1])
+    return replace(task, name="module", host=host)
 
 
 def waiting(env: MorphogenesisEnv) -> dict[str, torch.Tensor]:
@@ -136,6 +149,18 @@ def train_plain(networks: list[nn.Module], env: MorphogenesisEnv, task: ArrayTas
                     (network(inputs, without=left_out).argmax(1) == targets).float().mean()
 
 
+def plain_networks(env: MorphogenesisEnv, task_name: str, seeds: str) -> list[nn.Module]:
+    """Ordinary modules that do what the first rows of an environment do."""
+    if task_name == "module":
+        env = MorphogenesisEnv("digits", num_envs=env.num_envs, max_epochs=1000, device=env.device)
+        env.reset()
+        SITUATIONS[seeds](env)
+    plain_of = plain_text_network if task_name == "pydoc" else plain_network
+    inputs = env.slot_inputs(env.state.slots)
+    rows = range(min(env.num_envs, MOST_PLAIN_ROWS))
+    return [plain_of(env.population, inputs, row).to(env.device) for row in rows]
+
+
 def plain_optimizer(network: nn.Module, task: ArrayTask) -> torch.optim.Optimizer:
     parameters, rule = network.parameters(), task.optimizer
     if isinstance(rule, AdamW):
@@ -187,6 +212,7 @@ def measure(
 ) -> dict[str, object]:
     """Medians over ``repeats`` turns of the environment and the plain loop."""
     device = torch.device(device_name)
+    register_task("module", module_task)
     # Loaded with the first environment, but not its memory: data, kernels and their libraries.
     small = MorphogenesisEnv(task_name, num_envs=1, device=device)
     small.reset()
@@ -199,12 +225,7 @@ def measure(
     action = waiting(env)
     step(env, action)
     memory = peak_memory(device) - before
-    inputs = env.slot_inputs(env.state.slots)
-    plain_of = plain_text_network if isinstance(task.host, TextHost) else plain_network
-    networks = [
-        plain_of(env.population, inputs, row).to(device)
-        for row in range(min(num_envs, MOST_PLAIN_ROWS))
-    ]
+    networks = plain_networks(env, task_name, seeds)
     train_plain(networks[:2], env, task)
     with FlopCounterMode(display=False) as counter:
         train_plain(networks, env, task)
@@ -288,7 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--task", default="digits", choices=("digits", "digits_full", "pydoc"))
+    parser.add_argument("--task", default="digits", choices=TASKS)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--repeats", type=int, default=7, help="turns of each (default 7)")
     parser.add_argument("--device", default="cpu", help="for both (default cpu)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -60,23 +61,34 @@ class ModuleSegment:
     """
 
     def __init__(self, module: nn.Module, layout: ParameterLayout) -> None:
-        self.module, self.layout = module, layout
+        self.layout = layout
+        # A call puts parameters into its module, so threads that run at once need copies.
+        self._template = module
+        self._idle: list[nn.Module] = []
 
     def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
         """Features ``[n, …, B]`` of n networks; the module itself sees ``[B, …]``."""
-        examples = x.movedim(-1, 1).clone(
-            memory_format=torch.contiguous_format
-        )  # for ReLU in place
-        if x.device.type == "cpu":
-            rows = [
-                self._run({name: values[i] for name, values in params.items()}, examples[i])
-                for i in range(len(x))
-            ]
-            return torch.stack(rows).movedim(1, -1)
-        return vmap(self._run)(params, examples).movedim(1, -1)
+        try:
+            module = self._idle.pop()
+        except IndexError:
+            module = copy.deepcopy(self._template)
 
-    def _run(self, params: dict[str, Tensor], examples: Tensor) -> Tensor:
-        return functional_call(self.module, params, (examples,))
+        def run(params: dict[str, Tensor], examples: Tensor) -> Tensor:
+            return functional_call(module, params, (examples,))
+
+        # Contiguous, and a copy, since a module may change its input in place.
+        examples = x.movedim(-1, 1).clone(memory_format=torch.contiguous_format)
+        if x.device.type == "cpu":
+            given = torch.stack(
+                [
+                    run({name: values[i] for name, values in params.items()}, examples[i])
+                    for i in range(len(x))
+                ]
+            )
+        else:
+            given = vmap(run)(params, examples)
+        self._idle.append(module)
+        return given.movedim(1, -1)
 
 
 def module_seed(factory: Callable[[int], nn.Module]) -> Blueprint:

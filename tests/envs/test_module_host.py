@@ -68,10 +68,10 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def population(host, rows: int, num_slots: int = 3) -> TrainedPopulation:
+def population(host: ModuleHost | ConvHost, rows: int, num_slots: int = 3) -> TrainedPopulation:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(40, 1, 8, 8, generator=generator)
-    examples = images, torch.arange(40) % 10
+    examples = images, torch.arange(40) % host.num_classes
     data = LabelledData(
         examples, examples, host.prepare, batches_per_epoch=3, minibatch_size=8, device=CPU
     )
@@ -118,6 +118,32 @@ def test_the_built_in_host_as_a_module_gives_the_same_epoch() -> None:
     )
     torch.testing.assert_close(mine.loss, theirs.loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(mine.accuracy, theirs.accuracy)
+
+
+def test_threads_share_no_module() -> None:
+    """As many rows as give each thread several chunks; in-place layers and seeds of modules."""
+    rows, threads = 48, torch.get_num_threads()
+    seeds = {"conv": module_seed(lambda channels: nn.Conv2d(channels, channels, 3, padding=1))}
+    found = []
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            made = population(ModuleHost(ResNet, ["layer1", "layer2"], IMAGE, seeds), rows, 2)
+            made.reset_hosts(torch.arange(rows), fold(torch.arange(rows), 1))
+            inputs = growth(rows, number := made.blueprints.index("conv"))
+            inputs = SlotInputs(
+                **{name: x[:, :2] if x.dim() > 1 else x for name, x in vars(inputs).items()}
+            )
+            for row, slot in (inputs.blueprint >= 0).nonzero().tolist():
+                index = torch.tensor([row])
+                made.plant_at(index, slot, number, fold(index, slot))
+            made.train_epoch(inputs, fold(torch.arange(rows), 2), torch.arange(rows))
+            loss = made.validate(inputs, torch.arange(rows), ablate=True).loss
+            found.append((made.params, loss))
+    finally:
+        torch.set_num_threads(threads)
+    for alone, together in zip(*found, strict=True):
+        assert together.equal(alone)
 
 
 def conv_host() -> ModuleHost:
