@@ -8,7 +8,7 @@
 from envs.hosts import ConvHost, ModuleHost, TextHost, module_seed
 from envs.morphogenesis import MorphogenesisEnv
 from envs.observation import feature_names
-from envs.registration import list_tasks, make_task, register_task
+from envs.registration import list_tasks, make_task, register_ids, register_task
 from envs.resuming import ResumableEnv
 from envs.reward import RewardConfig
 from envs.tasks import ArrayTask, Task
@@ -28,3 +28,5 @@ __all__ = [
     "module_seed",
     "register_task",
 ]
+
+register_ids()

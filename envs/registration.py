@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 
+import gymnasium
+
 from envs.tasks.base import Task
 
 ENTRY_POINTS = "esper_rl.tasks"
@@ -101,3 +103,12 @@ def make_task(name: str) -> Task:
 
 def _of_other_packages() -> dict:
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def register_ids() -> None:
+    """Tell Gymnasium the ids of :mod:`envs.gymnasium`."""
+    gymnasium.register(
+        "esper_rl/Morphogenesis-v0",
+        entry_point="envs.gymnasium:GymnasiumEnv",
+        vector_entry_point="envs.gymnasium:GymnasiumVectorEnv",
+    )

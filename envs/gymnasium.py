@@ -1,0 +1,367 @@
+"""The same world for Gymnasium: one network at a time, or many in a vector environment.
+
+Both are registered as ``esper_rl/Morphogenesis-v0``. Gymnasium finds it once ``envs`` is imported,
+or imports ``envs`` itself if the id says so:
+
+>>> import gymnasium
+>>> env = gymnasium.make("envs:esper_rl/Morphogenesis-v0", task="scaffold")
+>>> observation, info = env.reset(seed=0)
+>>> observation["observation"].shape, info["action_mask"].shape
+((112,), (41,))
+>>> envs = gymnasium.make_vec("esper_rl/Morphogenesis-v0", num_envs=64, task="scaffold")
+>>> envs.reset(seed=0)[0]["observation"].shape
+(64, 112)
+
+Observation: a Dict of ``observation``, the features of :func:`envs.feature_names`;
+``blueprint_indices``, −1 where no module sits; ``last_action_success`` and ``last_action_op``.
+
+Action: a MultiDiscrete with a choice of every head of :data:`envs.actions.HEADS`, in their order.
+
+Infos: ``action_mask`` bool ``[choices of all heads, one after the other]``; ``slot_mask`` bool
+``[6, S]``, the legal slots of each op; ``metrics`` and ``reward_terms``, as in
+:class:`envs.MorphogenesisEnv`. A MultiDiscrete can't say which slot is legal for which op, so
+``action_mask`` allows a slot if it is legal for any legal op. An action drawn by it may therefore
+be refused: the step runs as WAIT, and ``last_action_success`` is 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from envs.actions import HEADS, Op
+from envs.errors import check_choice
+from envs.morphogenesis import MorphogenesisEnv
+from envs.observation import HIGH, LOW, feature_names
+
+Observation = dict[str, Any]
+Info = dict[str, Any]
+
+RENDER_MODES: list[str] = []
+
+
+class _Rows:
+    """A world of N networks that takes and gives arrays."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+        self.world = MorphogenesisEnv(**arguments)
+        self.shown: TensorDictBase | None = None
+
+    def __getstate__(self) -> tuple:
+        # Not the world itself: blueprints are functions, which pickle may not know by name.
+        return self.arguments, self.world.get_extra_state(), self.shown
+
+    def __setstate__(self, state: tuple) -> None:
+        self.arguments, of_world, self.shown = state
+        self.world = MorphogenesisEnv(**self.arguments)
+        self.world.set_extra_state(of_world)
+
+    def observation_space(self) -> spaces.Dict:
+        """Of one row."""
+        blueprints, slots = self.world.head_sizes["blueprint"], self.world.num_slots
+        return spaces.Dict(
+            {
+                "observation": spaces.Box(LOW, HIGH, (len(feature_names(slots)),), np.float32),
+                "blueprint_indices": spaces.Box(-1, blueprints - 1, (slots,), np.int64),
+                "last_action_success": spaces.Discrete(2),
+                "last_action_op": spaces.Discrete(len(Op)),
+            }
+        )
+
+    def action_space(self) -> spaces.MultiDiscrete:
+        """Of one row."""
+        return spaces.MultiDiscrete([self.world.head_sizes[head] for head in HEADS])
+
+    def reset(self, mask: np.ndarray | None = None) -> None:
+        """Begin an episode in all rows, or in those that ``mask [N]`` marks."""
+        before = None
+        if mask is not None:
+            marks = torch.from_numpy(mask)[:, None].to(self.world.device)
+            before = self.now().clone(False).set("_reset", marks)
+        self.shown = self.world.reset(before)
+
+    def step(self, actions: object, mask: np.ndarray) -> np.ndarray:
+        """Step the rows that ``mask [N]`` marks, and return rewards ``[N]``, 0 for the others.
+
+        Raises:
+            InvalidAction: if the actions aren't integers ``[N, 8]`` of the action space.
+            ResetNeeded: if a row's episode is over, or hasn't begun.
+        """
+        over = self.flag("done") & mask
+        if over.any():
+            raise ResetNeeded(f"row {over.argmax()} must be reset before it is stepped: it is over")
+        given = np.asarray(actions)
+        wanted = (self.world.num_envs, len(HEADS))
+        if given.shape != wanted or given.dtype.kind not in "iu":
+            raise InvalidAction(
+                f"the action must be integers, one for each of {', '.join(HEADS)}, of shape "
+                f"{list(wanted)} with a row for each network, got {given.dtype} of shape "
+                f"{list(given.shape)}"
+            )
+        heads = torch.from_numpy(given.astype(np.int64)).to(self.world.device).unbind(1)
+        data = TensorDict(
+            {"action": dict(zip(HEADS, heads, strict=True))}, self.world.batch_size
+        ).to(self.world.device)
+        if not mask.any():
+            return np.zeros(len(mask))
+        if not mask.all():
+            data["_step"] = torch.from_numpy(mask)[:, None].to(self.world.device)
+        try:
+            self.shown = self.world.step(data)["next"]
+        except ValueError as error:
+            raise InvalidAction(str(error)) from None
+        return _array(self.shown["reward"])[:, 0].astype(np.float64)
+
+    def now(self) -> TensorDictBase:
+        """The last that a reset or a step showed."""
+        if self.shown is None:
+            raise ResetNeeded("the environment must be reset before anything else")
+        return self.shown
+
+    def observation(self) -> Observation:
+        """By name, ``[N, …]``."""
+        shown = self.now()
+        return {
+            "observation": _array(shown["observation"]),
+            "blueprint_indices": _array(shown["blueprint_indices"]),
+            "last_action_success": _array(shown["last_action_success"])[:, 0].astype(np.int64),
+            "last_action_op": _array(shown["last_action_op"]),
+        }
+
+    def info(self) -> Info:
+        """By name, ``[N, …]``."""
+        shown = self.now()
+        return {
+            "action_mask": self.action_masks(),
+            "slot_mask": _array(shown["action_mask", "slot"]),
+            "metrics": {name: _array(x).copy() for name, x in shown["metrics"].items()},
+            "reward_terms": {name: _array(x)[:, 0] for name, x in shown["reward_terms"].items()},
+        }
+
+    def action_masks(self) -> np.ndarray:
+        """Legal choices of all heads, one after the other: bool ``[N, choices]``."""
+        masks = self.now()["action_mask"]
+        slots = (masks["slot"] & masks["op"][..., None]).any(1)
+        return _array(torch.cat([slots if head == "slot" else masks[head] for head in HEADS], 1))
+
+    def flag(self, name: str) -> np.ndarray:
+        """``done``, ``terminated`` or ``truncated``, ``[N]``."""
+        return _array(self.now()[name])[:, 0]
+
+
+class GymnasiumEnv(gymnasium.Env):
+    """One network that grows while it trains, see :mod:`envs.gymnasium`.
+
+    Args:
+        task: see :class:`envs.MorphogenesisEnv`, as all others.
+
+    Raises:
+        ValueError, TypeError: as :class:`envs.MorphogenesisEnv` does.
+        gymnasium.error.InvalidAction: for an action outside the action space.
+        gymnasium.error.ResetNeeded: for a step before a reset, or after the end.
+
+    Examples:
+        >>> env = GymnasiumEnv("scaffold", max_epochs=3)
+        >>> observation, info = env.reset(seed=0)
+        >>> env.step(env.action_space.sample())[2:4]
+        (False, False)
+    """
+
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES}  # noqa: RUF012, Gymnasium's own kind
+
+    def __init__(self, task: Any = "digits", *, render_mode: str | None = None, **options: Any):
+        self.render_mode = _check_render_mode(render_mode)
+        self._rows = _Rows(task=task, num_envs=1, **options)
+        self.observation_space = self._rows.observation_space()
+        self.action_space = self._rows.action_space()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Begin an episode with a fresh network; with a seed, all after it is as that says."""
+        super().reset(seed=seed)
+        _check_options(options, ())
+        if seed is not None:
+            self._rows.world.set_seed(seed)
+        self._rows.reset()
+        return _first(self._rows.observation()), _first(self._rows.info())
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
+        """Train the network for an epoch."""
+        (reward,) = self._rows.step(np.asarray(action)[None], np.ones(1, bool)).tolist()
+        return (
+            _first(self._rows.observation()),
+            reward,
+            bool(self._rows.flag("terminated")[0]),
+            bool(self._rows.flag("truncated")[0]),
+            _first(self._rows.info()),
+        )
+
+    def action_masks(self) -> np.ndarray:
+        """Legal choices of all heads, one after the other: bool ``[choices]``."""
+        return self._rows.action_masks()[0]
+
+    def close(self) -> None:
+        """End its use."""
+        self._rows.world.close(raise_if_closed=False)
+
+
+class GymnasiumVectorEnv(VectorEnv):
+    """Many networks that grow while they train, in one batch; see :mod:`envs.gymnasium`.
+
+    With a seed s, all rows are random by s and their own number: row 0 is what
+    :class:`GymnasiumEnv` gives with s.
+
+    Args:
+        task: see :class:`envs.MorphogenesisEnv`, as all others.
+        num_envs: rows N.
+        autoreset_mode: what becomes of a row whose episode is over. ``"NextStep"``: the next step
+            resets it, whatever its action says. ``"SameStep"``: it is reset at once, and
+            ``infos`` hold ``final_obs`` and ``final_info``. ``"Disabled"``: it must be reset by
+            ``reset(options={"reset_mask": …})``.
+
+    Raises:
+        ValueError, TypeError: as :class:`envs.MorphogenesisEnv` does.
+        gymnasium.error.InvalidAction: for actions outside the action space.
+        gymnasium.error.ResetNeeded: for a step of a row that must be reset.
+
+    Examples:
+        >>> envs = GymnasiumVectorEnv("scaffold", num_envs=3)
+        >>> observations, infos = envs.reset(seed=0)
+        >>> infos["action_mask"].shape
+        (3, 41)
+    """
+
+    def __init__(
+        self,
+        task: Any = "digits",
+        num_envs: int = 64,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.render_mode = _check_render_mode(render_mode)
+        if not isinstance(autoreset_mode, AutoresetMode):
+            check_choice("autoreset_mode", autoreset_mode, [mode.value for mode in AutoresetMode])
+            autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = autoreset_mode
+        self.metadata = {"render_modes": RENDER_MODES, "autoreset_mode": autoreset_mode}
+        self._rows = _Rows(task=task, num_envs=num_envs, **options)
+        self.num_envs = num_envs
+        self.single_observation_space = self._rows.observation_space()
+        self.single_action_space = self._rows.action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._over = np.zeros(num_envs, bool)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Begin episodes with fresh networks.
+
+        Args:
+            seed: of all that follows.
+            options: ``reset_mask``, bool ``[N]``, resets only the rows that it marks.
+
+        Raises:
+            TypeError: if the seed isn't one integer, or the mask no bool array.
+            ValueError: for another option, or a mask of another shape or without a mark.
+        """
+        super().reset(seed=seed)
+        _check_options(options, ("reset_mask",))
+        mask = None if not options else options.get("reset_mask")
+        if mask is not None:
+            mask = np.asarray(mask)
+            if mask.dtype != np.bool_:
+                raise TypeError(f"options['reset_mask'] must be bool, got {mask.dtype}")
+            if mask.shape != (self.num_envs,) or not mask.any():
+                raise ValueError(
+                    f"options['reset_mask'] must be of shape [{self.num_envs}] and mark a row, got "
+                    f"{int(mask.sum())} marks of shape {list(mask.shape)}"
+                )
+        if seed is not None:
+            self._rows.world.set_seed(seed)
+        self._rows.reset(mask)
+        self._over = self._rows.flag("terminated") | self._rows.flag("truncated")
+        return self._rows.observation(), _marked(self._rows.info(), self.num_envs)
+
+    def step(self, actions: Any) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, Info]:
+        """Train all networks for an epoch."""
+        resting = self._over & (self.autoreset_mode is AutoresetMode.NEXT_STEP)
+        rewards = self._rows.step(actions, ~resting)
+        if resting.any():
+            self._rows.reset(resting)
+        terminated, truncated = self._rows.flag("terminated"), self._rows.flag("truncated")
+        self._over = terminated | truncated
+        last: Info = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and self._over.any():
+            last = self._last()
+            self._rows.reset(self._over)
+        infos = _marked(self._rows.info(), self.num_envs) | last
+        return self._rows.observation(), rewards, terminated, truncated, infos
+
+    def _last(self) -> Info:
+        """The last observations and infos of rows that are over."""
+        observations, infos = self._rows.observation(), self._rows.info()
+        final = np.full(self.num_envs, None, dtype=object)
+        for row in self._over.nonzero()[0]:
+            final[row] = {name: values[row] for name, values in observations.items()}
+        ended = self._over.copy()
+        return {
+            "final_obs": final,
+            "_final_obs": ended,
+            "final_info": _marked(infos, self.num_envs, ended),
+            "_final_info": ended,
+        }
+
+    def action_masks(self) -> np.ndarray:
+        """Legal choices of all heads, one after the other: bool ``[N, choices]``."""
+        return self._rows.action_masks()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End its use; :meth:`close` calls it."""
+        self._rows.world.close(raise_if_closed=False)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+def _first(values: dict[str, Any]) -> dict[str, Any]:
+    """The first row of arrays, also of those in dicts."""
+    return {
+        name: _first(value) if isinstance(value, dict) else value[0]
+        for name, value in values.items()
+    }
+
+
+def _marked(values: Info, rows: int, which: np.ndarray | None = None) -> Info:
+    """Infos as Gymnasium's vector environments give them: with ``_name``, the rows that have it."""
+    which = np.ones(rows, bool) if which is None else which
+    marked: Info = {}
+    for name, value in values.items():
+        marked[name] = _marked(value, rows, which) if isinstance(value, dict) else value
+        marked[f"_{name}"] = which.copy()
+    return marked
+
+
+def _check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> None:
+    unknown = sorted(set(options or ()) - set(known))
+    if unknown:
+        raise ValueError(f"options must be among {sorted(known)}, got {unknown}")
+
+
+def _check_render_mode(render_mode: str | None) -> str | None:
+    check_choice("render_mode", render_mode, [None, *RENDER_MODES])
+    return render_mode
