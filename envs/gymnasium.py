@@ -30,133 +30,13 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
-from gymnasium import spaces
-from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
 
-from envs.actions import HEADS, Op
 from envs.errors import check_choice
-from envs.morphogenesis import MorphogenesisEnv
-from envs.observation import HIGH, LOW, feature_names
+from envs.numpy_world import Info, NumpyWorld, Observation
 
-Observation = dict[str, Any]
-Info = dict[str, Any]
-
-RENDER_MODES: list[str] = []
-
-
-class _Rows:
-    """A world of N networks that takes and gives arrays."""
-
-    def __init__(self, **arguments: Any) -> None:
-        self.arguments = arguments
-        self.world = MorphogenesisEnv(**arguments)
-        self.shown: TensorDictBase | None = None
-
-    def __getstate__(self) -> tuple:
-        # Not the world itself: blueprints are functions, which pickle may not know by name.
-        return self.arguments, self.world.get_extra_state(), self.shown
-
-    def __setstate__(self, state: tuple) -> None:
-        self.arguments, of_world, self.shown = state
-        self.world = MorphogenesisEnv(**self.arguments)
-        self.world.set_extra_state(of_world)
-
-    def observation_space(self) -> spaces.Dict:
-        """Of one row."""
-        blueprints, slots = self.world.head_sizes["blueprint"], self.world.num_slots
-        return spaces.Dict(
-            {
-                "observation": spaces.Box(LOW, HIGH, (len(feature_names(slots)),), np.float32),
-                "blueprint_indices": spaces.Box(-1, blueprints - 1, (slots,), np.int64),
-                "last_action_success": spaces.Discrete(2),
-                "last_action_op": spaces.Discrete(len(Op)),
-            }
-        )
-
-    def action_space(self) -> spaces.MultiDiscrete:
-        """Of one row."""
-        return spaces.MultiDiscrete([self.world.head_sizes[head] for head in HEADS])
-
-    def reset(self, mask: np.ndarray | None = None) -> None:
-        """Begin an episode in all rows, or in those that ``mask [N]`` marks."""
-        before = None
-        if mask is not None:
-            marks = torch.from_numpy(mask)[:, None].to(self.world.device)
-            before = self.now().clone(False).set("_reset", marks)
-        self.shown = self.world.reset(before)
-
-    def step(self, actions: object, mask: np.ndarray) -> np.ndarray:
-        """Step the rows that ``mask [N]`` marks, and return rewards ``[N]``, 0 for the others.
-
-        Raises:
-            InvalidAction: if the actions aren't integers ``[N, 8]`` of the action space.
-            ResetNeeded: if a row's episode is over, or hasn't begun.
-        """
-        over = self.flag("done") & mask
-        if over.any():
-            raise ResetNeeded(f"row {over.argmax()} must be reset before it is stepped: it is over")
-        given = np.asarray(actions)
-        wanted = (self.world.num_envs, len(HEADS))
-        if given.shape != wanted or given.dtype.kind not in "iu":
-            raise InvalidAction(
-                f"the action must be integers, one for each of {', '.join(HEADS)}, of shape "
-                f"{list(wanted)} with a row for each network, got {given.dtype} of shape "
-                f"{list(given.shape)}"
-            )
-        heads = torch.from_numpy(given.astype(np.int64)).to(self.world.device).unbind(1)
-        data = TensorDict(
-            {"action": dict(zip(HEADS, heads, strict=True))}, self.world.batch_size
-        ).to(self.world.device)
-        if not mask.any():
-            return np.zeros(len(mask))
-        if not mask.all():
-            data["_step"] = torch.from_numpy(mask)[:, None].to(self.world.device)
-        try:
-            self.shown = self.world.step(data)["next"]
-        except ValueError as error:
-            raise InvalidAction(str(error)) from None
-        return _array(self.shown["reward"])[:, 0].astype(np.float64)
-
-    def now(self) -> TensorDictBase:
-        """The last that a reset or a step showed."""
-        if self.shown is None:
-            raise ResetNeeded("the environment must be reset before anything else")
-        return self.shown
-
-    def observation(self) -> Observation:
-        """By name, ``[N, …]``."""
-        shown = self.now()
-        return {
-            "observation": _array(shown["observation"]),
-            "blueprint_indices": _array(shown["blueprint_indices"]),
-            "last_action_success": _array(shown["last_action_success"])[:, 0].astype(np.int64),
-            "last_action_op": _array(shown["last_action_op"]),
-        }
-
-    def info(self) -> Info:
-        """By name, ``[N, …]``."""
-        shown = self.now()
-        return {
-            "action_mask": self.action_masks(),
-            "slot_mask": _array(shown["action_mask", "slot"]),
-            "metrics": {name: _array(x).copy() for name, x in shown["metrics"].items()},
-            "reward_terms": {name: _array(x)[:, 0] for name, x in shown["reward_terms"].items()},
-        }
-
-    def action_masks(self) -> np.ndarray:
-        """Legal choices of all heads, one after the other: bool ``[N, choices]``."""
-        masks = self.now()["action_mask"]
-        slots = (masks["slot"] & masks["op"][..., None]).any(1)
-        return _array(torch.cat([slots if head == "slot" else masks[head] for head in HEADS], 1))
-
-    def flag(self, name: str) -> np.ndarray:
-        """``done``, ``terminated`` or ``truncated``, ``[N]``."""
-        return _array(self.now()[name])[:, 0]
+METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}
 
 
 class GymnasiumEnv(gymnasium.Env):
@@ -164,6 +44,7 @@ class GymnasiumEnv(gymnasium.Env):
 
     Args:
         task: see :class:`envs.MorphogenesisEnv`, as all others.
+        render_mode: ``"rgb_array"`` for pictures.
 
     Raises:
         ValueError, TypeError: as :class:`envs.MorphogenesisEnv` does.
@@ -177,13 +58,13 @@ class GymnasiumEnv(gymnasium.Env):
         (False, False)
     """
 
-    metadata: dict[str, Any] = {"render_modes": RENDER_MODES}  # noqa: RUF012, Gymnasium's own kind
+    metadata = METADATA
 
     def __init__(self, task: Any = "digits", *, render_mode: str | None = None, **options: Any):
         self.render_mode = _check_render_mode(render_mode)
-        self._rows = _Rows(task=task, num_envs=1, **options)
-        self.observation_space = self._rows.observation_space()
-        self.action_space = self._rows.action_space()
+        self._world = NumpyWorld(task=task, num_envs=1, **options)
+        self.observation_space = self._world.observation_space()
+        self.action_space = self._world.action_space()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -192,28 +73,32 @@ class GymnasiumEnv(gymnasium.Env):
         super().reset(seed=seed)
         _check_options(options, ())
         if seed is not None:
-            self._rows.world.set_seed(seed)
-        self._rows.reset()
-        return _first(self._rows.observation()), _first(self._rows.info())
+            self._world.env.set_seed(seed)
+        self._world.reset()
+        return _first(self._world.observation()), _first(self._world.info())
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Train the network for an epoch."""
-        (reward,) = self._rows.step(np.asarray(action)[None], np.ones(1, bool)).tolist()
+        (reward,) = self._world.step(np.asarray(action)[None], np.ones(1, bool)).tolist()
         return (
-            _first(self._rows.observation()),
+            _first(self._world.observation()),
             reward,
-            bool(self._rows.flag("terminated")[0]),
-            bool(self._rows.flag("truncated")[0]),
-            _first(self._rows.info()),
+            bool(self._world.flag("terminated")[0]),
+            bool(self._world.flag("truncated")[0]),
+            _first(self._world.info()),
         )
+
+    def render(self) -> np.ndarray | None:
+        """Draw the network, uint8 ``[360, 640, 3]``; None without a ``render_mode``."""
+        return self._world.picture() if self.render_mode else None
 
     def action_masks(self) -> np.ndarray:
         """Legal choices of all heads, one after the other: bool ``[choices]``."""
-        return self._rows.action_masks()[0]
+        return self._world.action_masks()[0]
 
     def close(self) -> None:
         """End its use."""
-        self._rows.world.close(raise_if_closed=False)
+        self._world.env.close(raise_if_closed=False)
 
 
 class GymnasiumVectorEnv(VectorEnv):
@@ -229,6 +114,7 @@ class GymnasiumVectorEnv(VectorEnv):
             resets it, whatever its action says. ``"SameStep"``: it is reset at once, and
             ``infos`` hold ``final_obs`` and ``final_info``. ``"Disabled"``: it must be reset by
             ``reset(options={"reset_mask": …})``.
+        render_mode: ``"rgb_array"`` for pictures.
 
     Raises:
         ValueError, TypeError: as :class:`envs.MorphogenesisEnv` does.
@@ -256,11 +142,11 @@ class GymnasiumVectorEnv(VectorEnv):
             check_choice("autoreset_mode", autoreset_mode, [mode.value for mode in AutoresetMode])
             autoreset_mode = AutoresetMode(autoreset_mode)
         self.autoreset_mode = autoreset_mode
-        self.metadata = {"render_modes": RENDER_MODES, "autoreset_mode": autoreset_mode}
-        self._rows = _Rows(task=task, num_envs=num_envs, **options)
+        self.metadata = METADATA | {"autoreset_mode": autoreset_mode}
+        self._world = NumpyWorld(task=task, num_envs=num_envs, **options)
         self.num_envs = num_envs
-        self.single_observation_space = self._rows.observation_space()
-        self.single_action_space = self._rows.action_space()
+        self.single_observation_space = self._world.observation_space()
+        self.single_action_space = self._world.action_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._over = np.zeros(num_envs, bool)
@@ -291,29 +177,33 @@ class GymnasiumVectorEnv(VectorEnv):
                     f"{int(mask.sum())} marks of shape {list(mask.shape)}"
                 )
         if seed is not None:
-            self._rows.world.set_seed(seed)
-        self._rows.reset(mask)
-        self._over = self._rows.flag("terminated") | self._rows.flag("truncated")
-        return self._rows.observation(), _marked(self._rows.info(), self.num_envs)
+            self._world.env.set_seed(seed)
+        self._world.reset(mask)
+        self._over = self._world.flag("terminated") | self._world.flag("truncated")
+        return self._world.observation(), _marked(self._world.info(), self.num_envs)
 
     def step(self, actions: Any) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, Info]:
         """Train all networks for an epoch."""
         resting = self._over & (self.autoreset_mode is AutoresetMode.NEXT_STEP)
-        rewards = self._rows.step(actions, ~resting)
+        rewards = self._world.step(actions, ~resting)
         if resting.any():
-            self._rows.reset(resting)
-        terminated, truncated = self._rows.flag("terminated"), self._rows.flag("truncated")
+            self._world.reset(resting)
+        terminated, truncated = self._world.flag("terminated"), self._world.flag("truncated")
         self._over = terminated | truncated
         last: Info = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._over.any():
             last = self._last()
-            self._rows.reset(self._over)
-        infos = _marked(self._rows.info(), self.num_envs) | last
-        return self._rows.observation(), rewards, terminated, truncated, infos
+            self._world.reset(self._over)
+        infos = _marked(self._world.info(), self.num_envs) | last
+        return self._world.observation(), rewards, terminated, truncated, infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """Draw every network, uint8 ``[100, 160, 3]`` each; None without a ``render_mode``."""
+        return self._world.pictures() if self.render_mode else None
 
     def _last(self) -> Info:
         """The last observations and infos of rows that are over."""
-        observations, infos = self._rows.observation(), self._rows.info()
+        observations, infos = self._world.observation(), self._world.info()
         final = np.full(self.num_envs, None, dtype=object)
         for row in self._over.nonzero()[0]:
             final[row] = {name: values[row] for name, values in observations.items()}
@@ -327,15 +217,11 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def action_masks(self) -> np.ndarray:
         """Legal choices of all heads, one after the other: bool ``[N, choices]``."""
-        return self._rows.action_masks()
+        return self._world.action_masks()
 
     def close_extras(self, **kwargs: Any) -> None:
         """End its use; :meth:`close` calls it."""
-        self._rows.world.close(raise_if_closed=False)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()
+        self._world.env.close(raise_if_closed=False)
 
 
 def _first(values: dict[str, Any]) -> dict[str, Any]:
@@ -363,5 +249,5 @@ def _check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> No
 
 
 def _check_render_mode(render_mode: str | None) -> str | None:
-    check_choice("render_mode", render_mode, [None, *RENDER_MODES])
+    check_choice("render_mode", render_mode, [None, "rgb_array"])
     return render_mode

@@ -26,6 +26,7 @@ from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.training.config import MOST_EPISODES, TrainConfig, describe_options, parse_overrides
 from esper_rl.training.loading import read_config
 from esper_rl.training.trainer import TrainingInterrupted, resume, train
+from esper_rl.video import check_video, record_episode
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -180,6 +181,12 @@ def _build_parser() -> argparse.ArgumentParser:
         default=64,
         help="episodes of each policy (default %(default)s)",
     )
+    evaluation.add_argument(
+        "--video",
+        metavar="FILE",
+        type=Path,
+        help="write the greedy policy's first episode, too, as FILE.gif or FILE.mp4",
+    )
     evaluation.set_defaults(run_command=_evaluate)
 
     tasks = commands.add_parser("tasks", help="list what hosts can be trained on")
@@ -221,7 +228,12 @@ def _parse(overrides: Sequence[str]) -> TrainConfig:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.video is not None:
+        check_video(arguments.video)
     _print_evaluation(arguments.run, arguments.episodes)
+    if arguments.video is not None:
+        record_episode(arguments.run, arguments.video)
+        print(f"The first episode of the greedy policy is in {arguments.video}")
 
 
 def _print_evaluation(run: Path, episodes: int) -> None:

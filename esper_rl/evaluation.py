@@ -47,10 +47,11 @@ EVALUATION_SEED = 20_000_003
 
 Mode = Literal["sampled", "greedy"]
 
-_EXPLORATION = {
+EXPLORATION: Mapping[Mode, ExplorationType] = {
     "sampled": ExplorationType.RANDOM,
     "greedy": ExplorationType.DETERMINISTIC,
 }
+"""TorchRL's name for the way in which a mode takes actions."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,13 @@ def evaluate(
         raise ValueError(
             f"episodes must be the number of rows of env, {list(env.batch_size)}, got {episodes}"
         )
-    check_choice("mode", mode, tuple(_EXPLORATION))
+    check_choice("mode", mode, tuple(EXPLORATION))
 
     returns = torch.zeros(episodes, device=env.device)
     discount = 1.0
     playing = torch.ones(episodes, dtype=torch.bool, device=env.device)
     results = {name: torch.zeros_like(returns) for name in _FINAL}
-    with set_exploration_type(_EXPLORATION[mode]):
+    with set_exploration_type(EXPLORATION[mode]):
         state = env.reset()
         while playing.any():
             # A row whose episode is over starts another one, which doesn't count.
@@ -270,21 +271,38 @@ def play_run(run: str | Path, player: str, episodes: int, gamma: float | None = 
         FileNotFoundError: when there is no such run.
         CheckpointError: when its policy can't be loaded.
     """
+    policy, env, mode = make_player(run, player, episodes)
+    if gamma is None:
+        gamma = read_config(RunFolder.open(run)).ppo.gamma
+    return evaluate(policy, env, episodes, mode, gamma)
+
+
+def make_player(
+    run: str | Path, player: str, episodes: int
+) -> tuple[TensorDictModuleBase, EnvBase, Mode]:
+    """Make a policy or a baseline, a world of so many rows for it, and how it takes its actions.
+
+    Everything random is seeded, so each call gives the same episodes, if nothing else is drawn
+    before they are played.
+
+    Raises:
+        ValueError, FileNotFoundError, CheckpointError: see :func:`play_run`.
+    """
     config = read_config(RunFolder.open(run))
     check_choice("player", player, players_of(config.env.task))
-    gamma = config.ppo.gamma if gamma is None else gamma
-    env = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
-    torch.manual_seed(EVALUATION_SEED)
+    env: EnvBase = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
+    mode: Mode = "sampled"
+    policy: TensorDictModuleBase
     if player in BASELINES:
-        return evaluate(BASELINES[player](), env, episodes, gamma=gamma)
-    best = env.task.best_plan
-    if player == BEST_PLAN and best is not None:
-        policy = PlanPolicy(best, env.max_epochs, env.num_slots)
-        return evaluate(policy, env, episodes, gamma=gamma)
-    actor_critic = load_policy(run, env)
-    transformed = TransformedEnv(env, Compose(*actor_critic.transforms()))
-    torch.manual_seed(EVALUATION_SEED)  # again: loading draws the first weights
-    mode: Mode = "sampled" if player == "sampled" else "greedy"
-    hide = HIDDEN.get(player.rpartition(" ")[2])
-    actor = actor_critic.actor if hide is None else WithoutFeedback(actor_critic.actor, hide)
-    return evaluate(actor, transformed, episodes, mode, gamma)
+        policy = BASELINES[player]()
+    elif player == BEST_PLAN:
+        policy = PlanPolicy(env.task.best_plan, env.max_epochs, env.num_slots)
+    else:
+        actor_critic = load_policy(run, env)
+        env = TransformedEnv(env, Compose(*actor_critic.transforms()))
+        mode = "sampled" if player == "sampled" else "greedy"
+        hide = HIDDEN.get(player.rpartition(" ")[2])
+        actor = actor_critic.actor
+        policy = actor if hide is None else WithoutFeedback(actor, hide)
+    torch.manual_seed(EVALUATION_SEED)  # after loading, which draws the first weights
+    return policy, env, mode
