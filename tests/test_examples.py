@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def test_a_loop_of_ones_own_trains() -> None:
     lines = run(path, "2").splitlines()
     assert len(lines) == 2
     assert all(re.fullmatch(r"iteration \d: return -?\d\.\d\d, \d+% .*WAIT", x) for x in lines)
+
+
+@pytest.mark.skipif(not find_spec("sb3_contrib"), reason="needs the extra sb3")
+def test_another_librarys_agent_trains() -> None:
+    (path,) = (path for path in EXAMPLES if path.stem == "stable_baselines")
+    assert re.fullmatch(
+        r"maskable: return \S+ over the last 32 episodes\n", run(path, "maskable", "1600")
+    )
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
