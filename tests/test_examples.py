@@ -43,6 +43,15 @@ def test_a_loop_of_ones_own_trains() -> None:
     assert all(re.fullmatch(r"iteration \d: return -?\d\.\d\d, \d+% .*WAIT", x) for x in lines)
 
 
+def test_ppo_in_one_file_trains() -> None:
+    (path,) = (path for path in EXAMPLES if path.stem == "single_file_ppo")
+    lines = run(path, "2").splitlines()
+    assert len(lines) == 2
+    assert all(
+        re.fullmatch(r"iteration \d: return \d\.\d\d, accuracy \d\d\.\d %", x) for x in lines
+    )
+
+
 @pytest.mark.skipif(not find_spec("sb3_contrib"), reason="needs the extra sb3")
 def test_another_librarys_agent_trains() -> None:
     (path,) = (path for path in EXAMPLES if path.stem == "stable_baselines")
