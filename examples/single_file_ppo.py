@@ -62,17 +62,17 @@ def advantages(rewards: Tensor, values: Tensor, ends: Tensor) -> Tensor:
     return found
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    iterations = int(sys.argv[1]) if len(sys.argv) > 1 else 13
+def learn(iterations: int, seed: int = 0, learning_rate: float = LEARNING_RATE) -> Agent:
+    """Train an agent, printing how it does."""
+    torch.manual_seed(seed)
     envs = gymnasium.make_vec(
         "envs:esper_rl/Morphogenesis-v0", ROWS, task="digits", autoreset_mode="SameStep"
     )
     choices = envs.single_action_space.nvec.tolist()
-    observation, info = envs.reset(seed=0)
+    observation, info = envs.reset(seed=seed)
     x, masks = as_inputs(observation), torch.from_numpy(info["action_mask"])
     agent = Agent(x.shape[1], choices)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=LEARNING_RATE, eps=1e-5)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=learning_rate, eps=1e-5)
     for iteration in range(iterations):
         steps, accuracy = [], np.zeros(ROWS)
         for _ in range(STEPS):
@@ -113,6 +113,11 @@ def main() -> None:
         discounts = GAMMA ** torch.arange(STEPS)
         earned = (discounts[:, None] * rewards).sum(0).mean()
         print(f"iteration {iteration}: return {earned:.2f}, accuracy {accuracy.mean():.1f} %")
+    return agent
+
+
+def main() -> None:
+    learn(int(sys.argv[1]) if len(sys.argv) > 1 else 13)
 
 
 if __name__ == "__main__":
