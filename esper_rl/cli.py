@@ -20,7 +20,7 @@ import torch
 
 from envs import list_tasks
 from esper_rl.errors import ConfigError
-from esper_rl.evaluation import evaluate_run
+from esper_rl.evaluation import OPEN_LOOP, SHUFFLED, evaluate_run
 from esper_rl.report.tables import format_evaluations
 from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.training.config import MOST_EPISODES, TrainConfig, describe_options, parse_overrides
@@ -182,6 +182,20 @@ def _build_parser() -> argparse.ArgumentParser:
         help="episodes of each policy (default %(default)s)",
     )
     evaluation.add_argument(
+        "--open-loop",
+        action="store_true",
+        help="also play the greedy policy's actions of each host on another one",
+    )
+    evaluation.add_argument(
+        "--shuffle",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="also let the greedy policy see these columns of another host, such as "
+        "accuracy_norm or 'slot*_alpha'; '*' for all; may be said again",
+    )
+    evaluation.add_argument(
         "--video",
         metavar="FILE",
         type=Path,
@@ -230,14 +244,16 @@ def _parse(overrides: Sequence[str]) -> TrainConfig:
 def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.video is not None:
         check_video(arguments.video)
-    _print_evaluation(arguments.run, arguments.episodes)
+    controls = [OPEN_LOOP] if arguments.open_loop else []
+    controls += [SHUFFLED + " ".join(columns) for columns in arguments.shuffle]
+    _print_evaluation(arguments.run, arguments.episodes, controls)
     if arguments.video is not None:
         record_episode(arguments.run, arguments.video)
         print(f"The first episode of the greedy policy is in {arguments.video}")
 
 
-def _print_evaluation(run: Path, episodes: int) -> None:
-    played = evaluate_run(run, episodes)
+def _print_evaluation(run: Path, episodes: int, controls: Sequence[str] = ()) -> None:
+    played = evaluate_run(run, episodes, controls=controls)
     summaries = {name: evaluation.summary() for name, evaluation in played.items()}
     print(format_evaluations(summaries, episodes))
 

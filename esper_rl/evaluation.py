@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from envs.actions import Stage
 from envs.registration import adopt_tasks, make_task, registered_tasks
-from esper_rl.errors import check_choice
+from esper_rl.errors import ConfigError, check_choice
 from esper_rl.growing.baselines import (
     FixedSchedulePolicy,
     HeuristicPolicy,
@@ -33,6 +33,7 @@ from esper_rl.growing.baselines import (
     RandomPolicy,
     WaitPolicy,
 )
+from esper_rl.growing.controls import Recorder, Replay, shuffled
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.report.curves import plot_learning_curve
 from esper_rl.runs import RunFolder
@@ -156,6 +157,13 @@ large drop in return means that it has learned a shortcut), then the baselines."
 BEST_PLAN = "best plan"
 """One more player, on tasks whose best plan is known."""
 
+OPEN_LOOP = "greedy, actions of another host"
+"""The actions that the greedy policy takes on one host, played on another one."""
+
+SHUFFLED = "greedy, shuffled: "
+"""The beginning of a player's name whose policy sees some columns of another host, those that
+the rest of the name says (:func:`esper_rl.growing.controls.shuffled`)."""
+
 
 _DRAWN = ("wait", "fixed-schedule", "heuristic", BEST_PLAN)
 """Players beside which a policy's learning is drawn."""
@@ -168,7 +176,10 @@ def players_of(task: str) -> tuple[str, ...]:
 
 
 def evaluate_run(
-    run: str | Path, episodes: int = 64, gamma: float | None = None
+    run: str | Path,
+    episodes: int = 64,
+    gamma: float | None = None,
+    controls: Sequence[str] = (),
 ) -> dict[str, Evaluation]:
     """Play the policy of a run and the baselines on the same episodes; writes evaluation.json.
 
@@ -180,19 +191,23 @@ def evaluate_run(
         episodes: episodes of each policy, all at once.
         gamma: discount of the returns; default: that of the run, whose sum the policy maximises
             and in which the reward's potentials cancel.
+        controls: more players: :data:`OPEN_LOOP`, or names that begin with :data:`SHUFFLED`.
 
     Returns:
-        An :class:`Evaluation` for each of :data:`PLAYERS`, and for :data:`BEST_PLAN` if the task
-        has one.
+        An :class:`Evaluation` for each of :data:`PLAYERS`, for :data:`BEST_PLAN` if the task has
+        one, and for the controls.
 
     Raises:
         FileNotFoundError: when there is no such run.
         CheckpointError: when its policy can't be loaded.
+        ConfigError: for a control that isn't one, or columns that don't exist.
     """
     folder = RunFolder.open(run)
     load_policy(folder.path)  # what is wrong with the run is said here, not by a worker
     config = read_config(folder)
-    players = players_of(config.env.task)
+    for control in controls:
+        _check_control(control, config.env.num_slots)
+    players = (*players_of(config.env.task), *controls)
     play = partial(play_run, folder.path, episodes=episodes, gamma=gamma)
     with ExitStack() as stack:
         played: Iterable[Evaluation] = map(play, players)
@@ -204,15 +219,16 @@ def evaluate_run(
         results = dict(zip(players, bar, strict=True))
     summaries = {name: result.summary() for name, result in results.items()}
     drops = {
-        name: mean_and_ci(results["greedy"].returns - results[f"greedy, feedback {name}"].returns)
-        for name in HIDDEN
+        player.removeprefix("greedy, "): mean_and_ci(results["greedy"].returns - result.returns)
+        for player, result in results.items()
+        if player.startswith("greedy, ")
     }
     content = {
         "episodes": episodes,
         "seed": EVALUATION_SEED,
         "gamma": config.ppo.gamma if gamma is None else gamma,
         "policies": summaries,
-        "drop_in_return_with_feedback": drops,
+        "drop_in_return": drops,
     }
     _write(folder.evaluation, content)
     if content["gamma"] == config.ppo.gamma:
@@ -226,6 +242,15 @@ def evaluate_run(
         }
         plot_learning_curve(folder.metrics, folder.learning_curve, drawn)
     return results
+
+
+def _check_control(control: str, num_slots: int) -> None:
+    if control.startswith(SHUFFLED):
+        shuffled(control.removeprefix(SHUFFLED), num_slots)
+    elif control != OPEN_LOOP:
+        raise ConfigError(
+            f"controls must be {OPEN_LOOP!r} or begin with {SHUFFLED!r}, got {control!r}"
+        )
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
@@ -262,7 +287,8 @@ def play_run(run: str | Path, player: str, episodes: int, gamma: float | None = 
 
     Args:
         run: folder of a training run.
-        player: one of :data:`PLAYERS`, or :data:`BEST_PLAN`.
+        player: one of :data:`PLAYERS`, :data:`BEST_PLAN`, or a control, see
+            :func:`evaluate_run`.
         episodes: how many, all at once.
         gamma: discount of the returns; default: that of the run.
 
@@ -271,9 +297,15 @@ def play_run(run: str | Path, player: str, episodes: int, gamma: float | None = 
         FileNotFoundError: when there is no such run.
         CheckpointError: when its policy can't be loaded.
     """
-    policy, env, mode = make_player(run, player, episodes)
     if gamma is None:
         gamma = read_config(RunFolder.open(run)).ppo.gamma
+    if player == OPEN_LOOP:
+        policy, env, mode = make_player(run, "greedy", episodes)
+        recorder = Recorder(policy)
+        evaluate(recorder, env, episodes, mode)
+        _, env, _ = make_player(run, "wait", episodes)
+        return evaluate(Replay(recorder.actions), env, episodes, gamma=gamma)
+    policy, env, mode = make_player(run, player, episodes)
     return evaluate(policy, env, episodes, mode, gamma)
 
 
@@ -289,7 +321,8 @@ def make_player(
         ValueError, FileNotFoundError, CheckpointError: see :func:`play_run`.
     """
     config = read_config(RunFolder.open(run))
-    check_choice("player", player, players_of(config.env.task))
+    if not player.startswith(SHUFFLED):
+        check_choice("player", player, players_of(config.env.task))
     env: EnvBase = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
     mode: Mode = "sampled"
     policy: TensorDictModuleBase
@@ -302,6 +335,8 @@ def make_player(
         env = TransformedEnv(env, Compose(*actor_critic.transforms()))
         mode = "sampled" if player == "sampled" else "greedy"
         hide = HIDDEN.get(player.rpartition(" ")[2])
+        if player.startswith(SHUFFLED):
+            hide = shuffled(player.removeprefix(SHUFFLED), config.env.num_slots)
         actor = actor_critic.actor
         policy = actor if hide is None else WithoutFeedback(actor, hide)
     torch.manual_seed(EVALUATION_SEED)  # after loading, which draws the first weights

@@ -121,7 +121,7 @@ def test_a_run_is_shown_beside_the_baselines(played: tuple[Path, dict[str, Evalu
     assert saved["episodes"] == 3
     assert saved["policies"]["wait"] == results["wait"].summary()
     drop = results["greedy"].returns - results["greedy, feedback zeroed"].returns
-    saved_drop = saved["drop_in_return_with_feedback"]["zeroed"]
+    saved_drop = saved["drop_in_return"]["feedback zeroed"]
     assert saved_drop["mean"] == pytest.approx(drop.mean().item())
 
     lines = format_evaluations(
