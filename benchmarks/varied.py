@@ -30,17 +30,23 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from tensordict import TensorDictBase
 from torchrl.envs import Compose, TransformedEnv
 from tqdm import tqdm
 
 from benchmarks.intervals import interval
 from benchmarks.seeds import Run, measure_missing, study_parser, train_seed, write_json
 from envs import register_task
-from envs.actions import HEADS
 from envs.tasks.digits import digits_varied
 from esper_rl import load_policy
-from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate, mean_and_ci
+from esper_rl.evaluation import (
+    EVALUATION_SEED,
+    OPEN_LOOP,
+    SHUFFLED,
+    Mode,
+    evaluate,
+    mean_and_ci,
+    play_run,
+)
 from esper_rl.search import Schedule, best_schedule, describe, play_schedules
 from esper_rl.training.config import TrainConfig, parse_overrides
 from esper_rl.training.environment import make_env
@@ -108,18 +114,6 @@ def mean(values: dict[str, float]) -> float:
 # -- policies ---------------------------------------------------------------------------------
 
 
-class Actions:
-    """Plays what is given, an int64 ``[N]`` for each head at every step."""
-
-    def __init__(self, steps: Sequence[dict[str, torch.Tensor]]) -> None:
-        self.steps = iter(steps)
-
-    def __call__(self, state: TensorDictBase) -> TensorDictBase:
-        for head, chosen in next(self.steps).items():
-            state["action", head] = chosen
-        return state
-
-
 def measure(seed: int, settings: Sequence[str]) -> Run:
     """Train in a process of its own, then play."""
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +122,7 @@ def measure(seed: int, settings: Sequence[str]) -> Run:
         played = {variant: play(run, configure(variant, settings)) for variant in VARIANTS}
         for mode in MODES:
             found[mode] = {variant: returns[mode] for variant, returns in played.items()}
-        found["controls"] = control(run, configure(TASK, settings))
+        found["controls"] = control(run)
     return found
 
 
@@ -146,28 +140,14 @@ def play(run: Path, config: TrainConfig) -> dict[Mode, float]:
     return returns
 
 
-def control(run: Path, config: TrainConfig) -> dict[str, dict[str, float]]:
+def control(run: Path) -> dict[str, dict[str, float]]:
     """What a greedy policy earns less, a host, with actions or observations of another host."""
-    env = make_env(config, num_envs=CONTROL_EPISODES, seed=EVALUATION_SEED + 1)
-    actor_critic = load_policy(run, env)
-    transformed = TransformedEnv(env, Compose(*actor_critic.transforms()))
-    others = torch.randperm(CONTROL_EPISODES, generator=torch.Generator().manual_seed(0))
-    taken: list[dict[str, torch.Tensor]] = []
-
-    def watching(state: TensorDictBase) -> TensorDictBase:
-        state = actor_critic.actor(state)
-        taken.append({head: state["action", head][others] for head in HEADS})
-        return state
-
-    def blind(state: TensorDictBase) -> TensorDictBase:
-        return actor_critic.actor(state.set("observation", state["observation"][others]))
-
-    earned = {}
-    for name, policy in (("watching", watching), ("blind", blind), ("replayed", Actions(taken))):
-        env.set_seed(EVALUATION_SEED + 1)
-        world = env if name == "replayed" else transformed
-        earned[name] = evaluate(policy, world, CONTROL_EPISODES, "greedy", config.ppo.gamma).returns
-    return {name: mean_and_ci(earned["watching"] - earned[name]) for name in ("blind", "replayed")}
+    players = {"blind": f"{SHUFFLED}*", "replayed": OPEN_LOOP}
+    earned = play_run(run, "greedy", CONTROL_EPISODES).returns
+    return {
+        name: mean_and_ci(earned - play_run(run, player, CONTROL_EPISODES).returns)
+        for name, player in players.items()
+    }
 
 
 # -- results ----------------------------------------------------------------------------------
