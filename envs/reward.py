@@ -87,18 +87,18 @@ class RewardConfig:
     shock: float = 0.01
     intervention: dict[Op, float] = field(
         default_factory=lambda: {
-            Op.GERMINATE: 0.005,
-            Op.FOSSILIZE: 0.0025,
-            Op.PRUNE: 0.00125,
-            Op.SET_ALPHA_TARGET: 0.00125,
+            Op.GERMINATE: 0.0025,
+            Op.FOSSILIZE: 0.00125,
+            Op.PRUNE: 0.000625,
+            Op.SET_ALPHA_TARGET: 0.000625,
         }
     )
     fossilize: float = 1.0
     fossilize_limit: float = 0.05
     fossilize_cost: float = 0.05
-    prune: float = 0.03
+    prune: float = 0.015
     prune_limit: float = 0.2
-    upkeep: float = 0.003
+    upkeep: float = 0.01
     synergy: float = 5.0
     hindsight: float = 1.0
     terminal: float = 10.0

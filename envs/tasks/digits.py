@@ -54,6 +54,7 @@ def digits_varied(kernel_size: Sequence[int | None] = (None, None, None)) -> Arr
             intervention={**RewardConfig().intervention, Op.GERMINATE: 0.5},
             bonus=0.0,
             hindsight=0.0,
+            upkeep=0.003,
         ),
     )
 
