@@ -161,7 +161,8 @@ class GymnasiumVectorEnv(VectorEnv):
             options: ``reset_mask``, bool ``[N]``, resets only the rows that it marks.
 
         Raises:
-            TypeError: if the seed isn't one integer, or the mask no bool array.
+            gymnasium.error.Error: if the seed isn't an integer of at least 0.
+            TypeError: if the mask is no bool array.
             ValueError: for another option, or a mask of another shape or without a mark.
         """
         super().reset(seed=seed)

@@ -36,9 +36,9 @@ class StableVecEnv(VecEnv):
 
     def reset(self) -> Any:
         """Begin an episode in all rows; seeded if ``seed`` was called before."""
-        (seed, *_), self._seeds = self._seeds, [None] * self.num_envs
-        observation, _ = self.envs.reset(seed=seed)
-        self.reset_infos = [{} for _ in range(self.num_envs)]
+        observation, _ = self.envs.reset(seed=self._seeds[0])
+        self._reset_seeds()  # a seed is used once, or all episodes were the same
+        self.reset_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
