@@ -42,7 +42,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from envs import ArrayTask, ModuleHost, MorphogenesisEnv, make_task, register_task
+from envs import ArrayTask, ModuleHost, MorphogenesisEnv, make_task
 from envs.actions import HEADS, Op, Style
 from envs.batched.optimizers import SGD, AdamW
 from envs.tasks.arrays import Examples
@@ -212,13 +212,13 @@ def measure(
 ) -> dict[str, object]:
     """Medians over ``repeats`` turns of the environment and the plain loop."""
     device = torch.device(device_name)
-    register_task("module", module_task)
+    asked: str | ArrayTask = module_task() if task_name == "module" else task_name
     # Loaded with the first environment, but not its memory: data, kernels and their libraries.
-    small = MorphogenesisEnv(task_name, num_envs=1, device=device)
+    small = MorphogenesisEnv(asked, num_envs=1, device=device)
     small.reset()
     step(small, waiting(small))
     before = peak_memory(device)
-    env = MorphogenesisEnv(task_name, num_envs=num_envs, max_epochs=1000, device=device)
+    env = MorphogenesisEnv(asked, num_envs=num_envs, max_epochs=1000, device=device)
     task = env.task
     env.reset()
     SITUATIONS[seeds](env)

@@ -26,7 +26,6 @@ from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.training.config import MOST_EPISODES, TrainConfig, describe_options, parse_overrides
 from esper_rl.training.loading import read_config
 from esper_rl.training.trainer import TrainingInterrupted, resume, train
-from esper_rl.video import check_video, record_episode
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -243,6 +242,8 @@ def _parse(overrides: Sequence[str]) -> TrainConfig:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.video is not None:
+        from esper_rl.video import check_video, record_episode  # loads Matplotlib
+
         check_video(arguments.video)
     controls = [OPEN_LOOP] if arguments.open_loop else []
     controls += [SHUFFLED + " ".join(columns) for columns in arguments.shuffle]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from tensordict import TensorDictBase
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from envs.observation import feature_columns, feature_names
 from esper_rl.errors import ConfigError
+from esper_rl.growing.feedback import from_row_before
 
 
 def shuffled(patterns: str, num_slots: int) -> Callable[[Tensor], Tensor]:
@@ -39,13 +41,7 @@ def shuffled(patterns: str, num_slots: int) -> Callable[[Tensor], Tensor]:
                 f"'slot*_alpha', got {pattern!r}"
             )
         columns += feature_columns(*names, num_slots=num_slots)
-
-    def shuffle(observation: Tensor) -> Tensor:
-        other = observation.clone()
-        other[..., columns] = observation.roll(1, dims=0)[..., columns]
-        return other
-
-    return shuffle
+    return partial(from_row_before, columns=columns)
 
 
 class Recorder(TensorDictModuleBase):

@@ -22,11 +22,16 @@ def zeroed(observation: Tensor) -> Tensor:
     return hidden
 
 
+def from_row_before(observation: Tensor, columns: list[int]) -> Tensor:
+    """A copy of ``observation [N, ..., features]`` with some columns of the row before's."""
+    other = observation.clone()
+    other[..., columns] = observation.roll(1, dims=0)[..., columns]
+    return other
+
+
 def permuted(observation: Tensor) -> Tensor:
     """A copy of ``observation [N, ..., features]`` in which each row sees the one before's."""
-    hidden = observation.clone()
-    hidden[..., COLUMNS] = observation.roll(1, dims=0)[..., COLUMNS]
-    return hidden
+    return from_row_before(observation, COLUMNS)
 
 
 HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {"zeroed": zeroed, "permuted": permuted}
