@@ -15,6 +15,7 @@ import numpy as np
 from envs.batched.interpreter import backward, forward
 from envs.batched.modes import Mode
 from envs.batched.products import Array, cached_kernel, kernel
+from envs.batched.steps import step
 
 _GATE = int(Mode.GATE)
 
@@ -35,10 +36,12 @@ class Network(NamedTuple):
         seeds: int64 ``[S, K, 4]`` by kind: first and last line, last place that the seed uses,
             number of columns.
         inputs, outputs: place of the examples and of the logits.
-        classes: number of logits.
+        classes: number of logits of a position.
+        positions: answers of an example, 1 if it has a class as a whole.
         host_places: places of the host's own features, all in front of the seeds'.
         host_columns: parameters of the host, all in front of the seeds'.
         places: of the arena, numbers an example.
+        attention: True if a line is ATTEND; None otherwise, and then that isn't compiled.
     """
 
     lines: Array
@@ -48,9 +51,11 @@ class Network(NamedTuple):
     inputs: int
     outputs: int
     classes: int
+    positions: int
     host_places: int
     host_columns: int
     places: int
+    attention: bool | None
 
 
 class Rows(NamedTuple):
@@ -132,18 +137,10 @@ def _cross_entropy(logits: Array, targets: Array, grad: Array) -> float:
 
 
 @kernel
-def _step(
-    params: Array, velocity: Array, grad: Array, first: int, last: int, rate: float, momentum: float
-) -> float:
-    """SGD with momentum on some columns; the gradient's norm."""
-    m, step = params.dtype.type(momentum), params.dtype.type(rate)
-    square = params.dtype.type(0)
-    for i in range(first, last):
-        g = grad[i]
-        square += g * g
-        velocity[i] = m * velocity[i] + g
-        params[i] -= step * velocity[i]
-    return np.sqrt(square)
+def _logits(network: Network, arena: Array) -> Array:
+    """A view of the logits, ``[classes, positions · B]``."""
+    first, columns = network.outputs * arena.shape[1], network.positions * arena.shape[1]
+    return arena.ravel()[first : first + network.classes * columns].reshape(-1, columns)
 
 
 @cached_kernel
@@ -154,26 +151,27 @@ def train_rows(
     inputs: Array,
     targets: Array,
     examples: Array,
-    velocity: Array,
+    buffers: Array,
     host_lr: Array,
     seed_lr: Array,
-    momentum: float,
+    rule: int,
+    numbers: Array,
     host_norm: Array,
     seed_norm: Array,
     sources: int = SOURCES,
 ) -> None:
-    """Train some rows for an epoch; parameters and velocity change in place.
+    """Train some rows for an epoch; parameters and buffers change in place.
 
     Args:
         network: the programs.
         rows: of all rows.
         chosen: int64 ``[n]``, those that train.
         inputs: floats ``[M, features]``, all training examples.
-        targets: int64 ``[M]``, their classes.
+        targets: int64 ``[M, positions]``, their classes.
         examples: int64 ``[N, batches, B]``, the minibatches.
-        velocity: floats like the parameters.
+        buffers: floats ``[buffers, N, columns]``.
         host_lr, seed_lr: learning rates ``[N]`` and ``[N, S]``.
-        momentum: of SGD.
+        rule, numbers: of the optimizer; see :func:`envs.batched.steps.step`.
         host_norm, seed_norm: mean gradient norms ``[N]`` and ``[N, S]``, written.
     """
     batches, batch = examples.shape[1:]
@@ -183,9 +181,8 @@ def train_rows(
     grad_params = np.empty(rows.params.shape[1], inputs.dtype)
     lines = network.lines
     room, starts = np.empty(len(lines), np.int64), np.empty(slots + 1, np.int64)
-    logits = arena[network.outputs : network.outputs + network.classes]
-    grad_logits = grads[network.outputs : network.outputs + network.classes]
-    answers, nothing = np.empty(batch, np.int64), np.zeros(slots, np.bool_)
+    logits, grad_logits = _logits(network, arena), _logits(network, grads)
+    answers, nothing = np.empty(logits.shape[1], np.int64), np.zeros(slots, np.bool_)
     for row in chosen:
         params, kind = rows.params[row], rows.kind[row]
         mode, alpha = rows.mode[row], rows.alpha[row]
@@ -195,7 +192,8 @@ def train_rows(
         for number in range(batches):
             for b in range(batch):
                 example = examples[row, number, b]
-                answers[b] = targets[example]
+                for position in range(network.positions):
+                    answers[position * batch + b] = targets[example, position]
                 for f in range(inputs.shape[1]):
                     arena[network.inputs + f, b] = inputs[example, f]
             grad_params[:] = 0
@@ -203,20 +201,22 @@ def train_rows(
             for s in range(slots):
                 if kind[s] >= 0:
                     _clear(grads, network.slots[s, 1], network.seeds[s, kind[s], 2])
-            forward(lines, order, params, mode, alpha, arena)
+            forward(lines, order, params, mode, alpha, arena, network.attention)
             _cross_entropy(logits, answers, grad_logits)
-            backward(lines, order, params, mode, alpha, arena, grads, grad_params)
-            host_norm[row] += _step(
-                params, velocity[row], grad_params, 0, network.host_columns,
-                host_lr[row], momentum,
+            backward(
+                lines, order, params, mode, alpha, arena, network.attention, grads, grad_params
+            )
+            host_norm[row] += step(
+                rule, numbers, params, buffers, row, grad_params, 0, network.host_columns,
+                host_lr[row],
             ) / batches  # fmt: skip
             for s in range(slots):
                 if kind[s] >= 0:
                     first = network.slots[s, 7]
                     last = first + network.seeds[s, kind[s], 3]
-                    seed_norm[row, s] += _step(
-                        params, velocity[row], grad_params, first, last,
-                        seed_lr[row, s], momentum,
+                    seed_norm[row, s] += step(
+                        rule, numbers, params, buffers, row, grad_params, first, last,
+                        seed_lr[row, s],
                     ) / batches  # fmt: skip
 
 
@@ -257,7 +257,7 @@ def validate_rows(
         rows: of all rows.
         chosen: int64 ``[n]``, those that are validated.
         inputs: floats ``[features, B]``.
-        targets: int64 ``[B]``.
+        targets: int64 ``[positions · B]``.
         sets: bool ``[K, S]``, in increasing order with slot 0 as the highest digit; first the
             one that leaves out nothing.
         loss: ``[N]``, written.
@@ -268,7 +268,7 @@ def validate_rows(
     arena = np.empty((network.places, batch), inputs.dtype)
     lines = network.lines
     room, starts = np.empty(len(lines), np.int64), np.empty(slots + 1, np.int64)
-    logits = arena[network.outputs : network.outputs + network.classes]
+    logits = _logits(network, arena)
     scratch = np.empty_like(logits)
     for f in range(len(inputs)):
         for b in range(batch):
@@ -293,7 +293,7 @@ def validate_rows(
                     for b in range(batch):
                         arena[network.slots[s, 0] + i, b] = arena[network.slots[s, 1] + i, b]
                 order = order[starts[s + 1] :]
-            forward(lines, order, params, mode, alpha, arena)
+            forward(lines, order, params, mode, alpha, arena, network.attention)
             before = k
             correct[row, k] = _count_correct(logits, targets)
             if k == 0:

@@ -33,6 +33,8 @@ class Opcode(IntEnum):
     MIX = 10
     SHOW = 11  # a seed sees a copy of the features
     BLEND = 12  # and changes them by what it gives, in its mode
+    EMBED = 13
+    ATTEND = 14
 
 
 class Field(IntEnum):
@@ -48,7 +50,7 @@ class Field(IntEnum):
     OUTPUTS = 7
     HEIGHT = 8  # of what is read
     WIDTH = 9
-    SIZE = 10  # of a convolution's kernel, 1 or 3, or DRAWN
+    SIZE = 10  # of a convolution's kernel, 1 or 3, or DRAWN; see the layers for others
     FLAG = 11  # an option; number of the slot for a seed's steps
 
 
@@ -124,8 +126,10 @@ class Assembler:
             other: what is read too.
             scratch: what the layer keeps for the backward pass.
             parameters: first column of the layer's parameters.
-            size: of a convolution's kernel, or :data:`DRAWN`.
-            flag: see :class:`Field`.
+            size: see :class:`Field`; NORM: pixels that are normalised each by itself, or 1 for
+                all together; BLEND: pixels for each of which the gate opens by itself, or 1;
+                ATTEND: heads.
+            flag: see :class:`Field`; EMBED: tokens; ATTEND: the window, or 0.
         """
         values = {
             Field.OPCODE: opcode,

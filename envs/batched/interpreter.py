@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs.batched.attention import attend, attend_backward
 from envs.batched.instructions import DRAWN, Field, Opcode
 from envs.batched.modes import Mode
 from envs.batched.norms import (
@@ -27,7 +28,7 @@ from envs.batched.products import Array, add_dots, add_products, entry_kernel, k
 _OPCODE, _X, _OTHER, _OUT, _SCRATCH, _PARAMETERS = map(int, list(Field)[:6])
 _INPUTS, _OUTPUTS, _HEIGHT, _WIDTH, _SIZE, _FLAG = map(int, list(Field)[6:])
 _CONV, _DEPTHWISE3X3, _NORM, _NORM_POOL, _STEM, _AVERAGE = map(int, list(Opcode)[:6])
-_RELU, _SIGMOID, _ADD, _SCALE, _MIX, _SHOW, _BLEND = map(int, list(Opcode)[6:])
+_RELU, _SIGMOID, _ADD, _SCALE, _MIX, _SHOW, _BLEND, _EMBED, _ATTEND = map(int, list(Opcode)[6:])
 _INCUBATE, _, _MULTIPLY, _GATE = map(int, Mode)
 
 
@@ -59,9 +60,10 @@ def blend(out: Array, h: Array, seed: Array, openness: Array, mode: int, alpha: 
         out: features ``[≥ rows, B]``, ``h`` before.
         h: ``[rows, B]``.
         seed: what it gives, ``[≥ rows, B]``.
-        openness: of its gate, ``[B]``.
+        openness: of its gate, ``[pixels, B]``; or ``[1, B]``, the same for all.
     """
     rows, batch = h.shape
+    pixels = len(openness)
     weight = h.dtype.type(alpha)
     for m in range(rows if mode != _INCUBATE else 0):
         if mode == _MULTIPLY:
@@ -69,8 +71,9 @@ def blend(out: Array, h: Array, seed: Array, openness: Array, mode: int, alpha: 
             for b in range(batch):
                 out[m, b] = h[m, b] * (1 + weight * out[m, b])
         elif mode == _GATE:
+            own = openness[m % pixels]
             for b in range(batch):
-                out[m, b] = h[m, b] + weight * openness[b] * (seed[m, b] - h[m, b])
+                out[m, b] = h[m, b] + weight * own[b] * (seed[m, b] - h[m, b])
         else:
             for b in range(batch):
                 out[m, b] = h[m, b] + weight * (seed[m, b] - h[m, b])
@@ -92,6 +95,7 @@ def blend_backward(
     ``grad`` becomes that of ``h`` in place.
     """
     rows, batch = h.shape
+    pixels = len(openness)
     weight = h.dtype.type(alpha)
     for m in range(rows):
         if mode == _INCUBATE:
@@ -104,9 +108,10 @@ def blend_backward(
                 grad_seed[m, b] = g * h[m, b] * (1 - moved * moved)
                 grad[m, b] += g * moved - grad_seed[m, b]
         elif mode == _GATE:
+            own, grad_own = openness[m % pixels], grad_openness[m % pixels]
             for b in range(batch):
-                grad_openness[b] += weight * grad[m, b] * (seed[m, b] - h[m, b])
-                grad_seed[m, b] = weight * openness[b] * grad[m, b]
+                grad_own[b] += weight * grad[m, b] * (seed[m, b] - h[m, b])
+                grad_seed[m, b] = weight * own[b] * grad[m, b]
                 grad[m, b] -= grad_seed[m, b]
         else:
             for b in range(batch):
@@ -123,9 +128,21 @@ def _kernel(line: Array, params: Array) -> tuple[int, int]:
     return (3, 1 + pointwise) if params[0] > 0 else (1, 1)
 
 
+@kernel
+def _columns(flat: Array, place: int, rows: int, apart: int, batch: int) -> Array:
+    """Features from ``place`` on as ``[rows / apart, apart · B]``: a view of the arena."""
+    return flat[place * batch : (place + rows) * batch].reshape(rows // apart, apart * batch)
+
+
 @entry_kernel
 def forward(
-    lines: Array, order: Array, params: Array, mode: Array, alpha: Array, arena: Array
+    lines: Array,
+    order: Array,
+    params: Array,
+    mode: Array,
+    alpha: Array,
+    arena: Array,
+    attention: bool | None,
 ) -> None:
     """Run lines.
 
@@ -136,6 +153,7 @@ def forward(
         mode: int64 ``[S]``, a :class:`~envs.batched.modes.Mode` for each slot.
         alpha: floats ``[S]``.
         arena: ``[places, B]``, features of B examples, read and written.
+        attention: None where no line is ATTEND.
     """
     batch, flat = arena.shape[1], arena.ravel()
     zero = arena.dtype.type(0)
@@ -147,11 +165,11 @@ def forward(
         rows, start = channels * pixels, line[_PARAMETERS]
         x, own = arena[line[_X] : line[_X] + rows], params[start:]
         mean, rstd = arena[line[_SCRATCH]], arena[line[_SCRATCH] + 1]  # where a layer has them
-        kept = arena[line[_SCRATCH] + 2 :]
+        kept, apart = arena[line[_SCRATCH] + 2 :], line[_SIZE]
         other, out = arena[line[_OTHER] :], arena[line[_OUT] :]
         if opcode == _CONV:
             for m in range(outputs * pixels):
-                value = own[outputs * channels + m] if flag else zero  # a bias: one pixel
+                value = own[outputs * channels + m // pixels] if flag else zero
                 for b in range(batch):
                     out[m, b] = value
             size, first = _kernel(line, own)
@@ -176,7 +194,12 @@ def forward(
                         for b in range(batch):
                             out[p + m, b] += tap * x[q + m, b]
         elif opcode == _NORM:
-            norm_forward(x, own, channels, flag != 0, out, mean, rstd)
+            norm_forward(
+                _columns(flat, line[_X], rows, apart, batch), own, channels, flag != 0,
+                _columns(flat, line[_OUT], rows, apart, batch),
+                _columns(flat, line[_SCRATCH], apart, apart, batch)[0],
+                _columns(flat, line[_SCRATCH] + apart, apart, apart, batch)[0],
+            )  # fmt: skip
         elif opcode == _NORM_POOL:
             pooled = out[: rows // 4]
             pool_forward(x, own, channels, line[_WIDTH], pooled, kept, mean, rstd)
@@ -218,7 +241,20 @@ def forward(
                 for b in range(batch):
                     out[m, b] = x[m, b]
         elif opcode == _BLEND:
-            blend(out, x, other, mean, mode[flag], alpha[flag])
+            openness = arena[line[_SCRATCH] : line[_SCRATCH] + apart]
+            blend(out, x, other, openness, mode[flag], alpha[flag])
+        elif opcode == _EMBED:
+            tokens = x.ravel()
+            for c in range(outputs):
+                vectors, to = own[c * flag : (c + 1) * flag], (line[_OUT] + c * rows) * batch
+                for i in range(len(tokens)):
+                    flat[to + i] = vectors[int(tokens[i])]
+        elif opcode == _ATTEND:
+            attend(
+                attention, _columns(flat, line[_X], rows, pixels, batch), own, line[_SIZE],
+                flag, batch, _columns(flat, line[_OUT], outputs * pixels, pixels, batch),
+                flat[line[_SCRATCH] * batch :],
+            )  # fmt: skip
 
 
 @entry_kernel
@@ -229,13 +265,14 @@ def backward(
     mode: Array,
     alpha: Array,
     arena: Array,
+    attention: bool | None,
     grads: Array,
     grad_params: Array,
 ) -> None:
     """Run lines backwards.
 
     Args:
-        lines, order, params, mode, alpha, arena: as :func:`forward` got and left them.
+        lines, order, params, mode, alpha, arena, attention: as :func:`forward` got and left them.
         grads: gradients with respect to features, shaped like ``arena``; those of inputs are
             added, those of outputs may be overwritten.
         grad_params: gradients with respect to ``params``, added.
@@ -252,6 +289,7 @@ def backward(
         grad_x, grad_own = grads[line[_X] : line[_X] + rows], grad_params[start:]
         mean, rstd = arena[line[_SCRATCH]], arena[line[_SCRATCH] + 1]
         kept, grad_kept = arena[line[_SCRATCH] + 2 :], grads[line[_SCRATCH] + 2 :]
+        apart = line[_SIZE]
         other, grad_other = arena[line[_OTHER] :], grads[line[_OTHER] :]
         grad = grads[line[_OUT] :]
         if opcode == _CONV:
@@ -271,9 +309,9 @@ def backward(
                 )  # fmt: skip
             if flag:
                 for o in range(outputs):
-                    total = zero
-                    for b in range(batch):
-                        total += grad[o, b]
+                    total, first = zero, (line[_OUT] + o * pixels) * batch
+                    for i in range(first, first + pixels * batch):
+                        total += flat_grads[i]
                     grad_own[outputs * channels + o] += total
         elif opcode == _DEPTHWISE3X3:
             found = runs(3, line[_HEIGHT], line[_WIDTH])
@@ -287,7 +325,13 @@ def backward(
                             grad_x[q + m, b] += tap * grad[p + m, b]
                     grad_own[9 * c + found[k, 2]] += dot
         elif opcode == _NORM:
-            norm_backward(grad, x, own, channels, mean, rstd, flag != 0, grad_x, grad_own)
+            norm_backward(
+                _columns(flat_grads, line[_OUT], rows, apart, batch),
+                _columns(flat, line[_X], rows, apart, batch), own, channels,
+                _columns(flat, line[_SCRATCH], apart, apart, batch)[0],
+                _columns(flat, line[_SCRATCH] + apart, apart, apart, batch)[0], flag != 0,
+                _columns(flat_grads, line[_X], rows, apart, batch), grad_own,
+            )  # fmt: skip
         elif opcode == _NORM_POOL:
             whole = grad_kept[rows // 4 : rows // 4 + rows]
             unpool(grad, kept, line[_WIDTH], whole)
@@ -333,6 +377,22 @@ def backward(
                     for b in range(batch):
                         grad_x[m, b] += grad[m, b]
         elif opcode == _BLEND:
+            last = line[_SCRATCH] + apart
             blend_backward(
-                grad, grad_other, grads[line[_SCRATCH]], x, other, mean, mode[flag], alpha[flag]
-            )
+                grad, grad_other, grads[line[_SCRATCH] : last], x, other,
+                arena[line[_SCRATCH] : last], mode[flag], alpha[flag],
+            )  # fmt: skip
+        elif opcode == _EMBED:
+            tokens = x.ravel()
+            for c in range(outputs):
+                vectors, at = grad_own[c * flag : (c + 1) * flag], (line[_OUT] + c * rows) * batch
+                for i in range(len(tokens)):
+                    vectors[int(tokens[i])] += flat_grads[at + i]
+        elif opcode == _ATTEND:
+            scratch = line[_SCRATCH] * batch
+            attend_backward(
+                attention, _columns(flat_grads, line[_OUT], outputs * pixels, pixels, batch),
+                _columns(flat, line[_X], rows, pixels, batch), line[_SIZE], flag, batch,
+                flat[scratch:], flat_grads[scratch:],
+                _columns(flat_grads, line[_X], rows, pixels, batch), grad_own,
+            )  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.batched.instructions import DRAWN, Assembler, Buffer, Opcode
 from envs.batched.parameters import NORM_EPSILON, Parameter, bias, norm, weight, zeros
-from envs.batched.programs import NotCompiledError, Params
+from envs.batched.programs import Params
 
 # -- layers with weights ----------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ class PointwiseConv:
 class Linear:
     """A fully connected layer, ``[n, inputs, …, B]`` to ``[n, outputs, …, B]``.
 
-    Every pixel or position goes through it by itself. Compiled it takes ``[n, inputs, B]`` only.
+    Every pixel or position goes through it by itself.
 
     Args:
         name: of its weight ``[outputs, inputs]``; the bias is ``{name}_bias``.
@@ -74,10 +74,9 @@ class Linear:
         return torch.baddbmm(bias, params[self.name], x.flatten(2)).unflatten(2, x.shape[2:])
 
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
-        if x.height * x.width > 1:
-            raise NotCompiledError("Linear has no compiled form for pixels or positions")
         start = code.columns(self.parameters)
-        return code.line(Opcode.CONV, x, code.buffer(self.outputs), parameters=start, flag=1)
+        out = code.buffer(self.outputs, x.height, x.width)
+        return code.line(Opcode.CONV, x, out, parameters=start, flag=1)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from torch import Tensor
 
 from envs.errors import check_number
+
+
+class Rule(IntEnum):
+    """Optimizers that :mod:`envs.batched.steps` has in compiled form."""
+
+    SGD = 0
+    ADAMW = 1
 
 
 class Optimizer(Protocol):
@@ -22,11 +30,11 @@ class Optimizer(Protocol):
     def step(
         self, params: Tensor, buffers: Sequence[Tensor], gradient: Tensor, rate: Tensor
     ) -> None:
-        """Change ``params`` and ``buffers`` in place; all tensors are vectors of one length.
+        """Change ``params`` and ``buffers`` in place; all tensors are of one shape.
 
         Args:
             params: the parameters.
-            buffers: what is remembered of them, ``num_buffers`` vectors.
+            buffers: what is remembered of them, ``num_buffers`` tensors.
             gradient: of the loss.
             rate: learning rate of each parameter.
         """
@@ -45,6 +53,12 @@ class SGD:
     """
 
     momentum: float = 0.9
+    rule = Rule.SGD
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Its arguments, for the compiled form."""
+        return (self.momentum,)
 
     def __post_init__(self) -> None:
         check_number("momentum", self.momentum, least=0, below=1)
@@ -80,6 +94,12 @@ class AdamW:
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.01
+    rule = Rule.ADAMW
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Its arguments, for the compiled form."""
+        return self.beta1, self.beta2, self.epsilon, self.weight_decay
 
     def __post_init__(self) -> None:
         check_number("beta1", self.beta1, least=0, below=1)

@@ -1,6 +1,6 @@
 """Layers of many networks on sequences: features are ``[n, C, 1, T, B]``, T positions in a row.
 
-They have no compiled form. Layers that treat every pixel alike (:class:`PointwiseConv`,
+Layers that treat every pixel alike (:class:`PointwiseConv`,
 :class:`Linear`, :class:`ReLU`) treat every position alike and go with them.
 """
 
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.batched.layers import Linear, normalise
-from envs.batched.parameters import Parameter, norm, weight, zeros
+from envs.batched.instructions import Assembler, Buffer, Opcode
+from envs.batched.layers import Linear, PointwiseConv, normalise
+from envs.batched.parameters import Parameter, norm, zeros
 from envs.batched.programs import Params
 
 MOST_DISTANCES = 32
@@ -48,6 +49,11 @@ class Embedding:
         chosen = x.flatten(1)[:, None].expand(len(vectors), self.channels, -1)
         return vectors.gather(2, chosen).unflatten(2, (1, *x.shape[1:]))
 
+    def emit(self, code: Assembler, x: Buffer) -> Buffer:
+        start = code.columns(self.parameters)
+        out = code.buffer(self.channels, 1, x.size)
+        return code.line(Opcode.EMBED, x, out, parameters=start, flag=self.tokens)
+
 
 @dataclass(frozen=True)
 class LayerNorm:
@@ -70,6 +76,13 @@ class LayerNorm:
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         out = normalise(params, self.name, x, over=(1,))
         return F.relu(out) if self.relu else out
+
+    def emit(self, code: Assembler, x: Buffer) -> Buffer:
+        start, pixels = code.columns(self.parameters), x.height * x.width
+        out, kept = code.buffer(x.channels, x.height, x.width), code.buffer(2, x.height, x.width)
+        return code.line(
+            Opcode.NORM, x, out, scratch=kept, parameters=start, size=pixels, flag=int(self.relu)
+        )
 
 
 @dataclass(frozen=True)
@@ -106,26 +119,41 @@ class CausalAttention:
         return MOST_DISTANCES if self.window is None else self.window
 
     @property
+    def _in(self) -> PointwiseConv:
+        return PointwiseConv(f"{self.name}_in", self.channels, 3 * self.channels)
+
+    @property
+    def _distance(self) -> Parameter:
+        return zeros(f"{self.name}_distance", self.heads, self.distances)
+
+    @property
     def _out(self) -> Linear:
         return Linear(f"{self.name}_out", self.channels, self.channels, zero=True)
 
     @property
     def parameters(self) -> Sequence[Parameter]:
-        return [
-            weight(f"{self.name}_in", 3 * self.channels, self.channels),
-            zeros(f"{self.name}_distance", self.heads, self.distances),
-            *self._out.parameters,
-        ]
+        return [*self._in.parameters, self._distance, *self._out.parameters]
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         n, _, _, length, batch = x.shape
-        projected = torch.bmm(params[f"{self.name}_in"], x.flatten(2))
+        projected = self._in(params, x)
         parts = projected.view(n, 3, self.heads, -1, length, batch).permute(1, 0, 2, 5, 4, 3)
         queries, keys, values = parts.contiguous()  # [n, heads, B, T, channels / heads]
         scores = queries @ keys.mT / math.sqrt(self.channels // self.heads)
         weights = (scores + self._bias(params, length)).softmax(-1)
         seen = (weights @ values).permute(0, 1, 4, 3, 2).reshape(x.shape)
         return self._out(params, seen)
+
+    def emit(self, code: Assembler, x: Buffer) -> Buffer:
+        projected = self._in.emit(code, x)
+        start, length = code.columns([self._distance]), x.height * x.width
+        seen = code.buffer(self.channels, x.height, x.width)
+        weights = code.buffer(self.heads * min(self.window or length, length), x.height, x.width)
+        code.line(
+            Opcode.ATTEND, projected, seen, scratch=weights, parameters=start, size=self.heads,
+            flag=self.window or 0,
+        )  # fmt: skip
+        return self._out.emit(code, seen)
 
     def _bias(self, params: Params, length: int) -> Tensor:
         """Terms of the scores, ``[n, heads, 1, T, T]``; −∞ where nothing is seen."""
@@ -149,3 +177,6 @@ class OnlyPositions:
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         return x.squeeze(2)
+
+    def emit(self, code: Assembler, x: Buffer) -> Buffer:
+        return x

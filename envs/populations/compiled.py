@@ -1,9 +1,8 @@
-"""Passes of growing networks on CPUs, compiled: layers that have such a form, classes, SGD."""
+"""Passes of growing networks on CPUs, compiled: of layers and optimizers that have such a form."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from itertools import product
 from threading import Timer
 
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from envs.batched.compiled import Network, Rows, train_rows, validate_rows
-from envs.batched.instructions import Assembler, Opcode
-from envs.batched.optimizers import SGD, Optimizer
+from envs.batched.instructions import Assembler, Field, Opcode
+from envs.batched.optimizers import SGD, AdamW, Optimizer
 from envs.batched.programs import NotCompiledError, emit
 from envs.batched.workers import run_chunks
 from envs.populations.base import ablations
@@ -22,9 +21,9 @@ from envs.populations.networks import Networks, Work
 
 _LOGGER = logging.getLogger(__name__)
 
-_PIECE = 128
-"""Validation examples that go through a network at once: its features then fit the cache, and
-there are as many as vector units like."""
+_PIECE, _LEAST = 128, 16
+"""Validation examples, or positions of at least so many examples, that go through a network at
+once: its features then fit the cache, and there are as many as vector units like."""
 
 _SHARES = 2
 """Parts into which a thread's work is divided, so that all threads end at about the same time."""
@@ -39,29 +38,34 @@ class CompiledPasses:
         optimizer: how parameters follow their gradients.
 
     Raises:
-        NotCompiledError: if a layer has no compiled form, or the data have no class for each
-            example, or the optimizer isn't SGD.
+        NotCompiledError: if a layer or the optimizer has no compiled form, or the data have no
+            class for each example, or for each position.
     """
 
     def __init__(self, networks: Networks, data: Data, optimizer: Optimizer) -> None:
-        if not isinstance(data, LabelledData) or data.targets.dim() != 1:
-            raise NotCompiledError("targets are not one class for each example")
-        if not isinstance(optimizer, SGD):
-            raise NotCompiledError(f"{type(optimizer).__name__} is not SGD")
+        if not isinstance(data, LabelledData) or data.targets.dim() > 2:
+            raise NotCompiledError("targets are not classes of examples or of their positions")
+        if not isinstance(optimizer, SGD | AdamW):
+            raise NotCompiledError(f"{type(optimizer).__name__} is neither SGD nor AdamW")
         self.networks, self.data, self.optimizer = networks, data, optimizer
-        self.network = assemble(networks, data.validation_inputs().shape[1])
+        self._targets = data.targets.view(len(data.targets), -1)
+        self._answers = data.validation_targets()[0].view(-1, data.validation_size)
+        self._numbers = np.array(optimizer.numbers)
+        features, positions = data.validation_inputs().shape[1], len(self._answers)
+        self.network = assemble(networks, features, positions)
+        self._at_once = max(_LEAST, _PIECE // positions)
         slots, left_out = torch.arange(networks.num_slots), ablations(networks.num_slots)
         digits = left_out[:, None] >> slots & 1
         order = (digits << slots.flip(0)).sum(1).argsort()  # that of envs.batched.compiled
         self._left_out, self._sets = left_out[order], digits[order].bool().numpy()
 
-    def prepare(self, matrices: Sequence[Tensor]) -> None:
+    def prepare(self, params: Tensor, buffers: Tensor) -> None:
         """Compile, or load what was compiled before, with a word to the user if it takes long.
 
         Args:
-            matrices: as for :meth:`train`; nothing in them changes.
+            params, buffers: as for :meth:`train`; nothing in them changes.
         """
-        params, slots = matrices[0], self.networks.num_slots
+        slots = self.networks.num_slots
         free = torch.zeros(len(params), slots)
         work = Work((free - 1).long(), free.long(), free, free.sum(1), free)
         examples = torch.zeros(len(params), 1, 1, dtype=torch.int64)
@@ -71,23 +75,18 @@ class CompiledPasses:
         notice.daemon = True
         notice.start()
         try:
-            self.train(matrices, work, examples, no_rows)
+            self.train(params, buffers, work, examples, no_rows)
             self.validate(params, work, no_rows, places, ablate=False)
         finally:
             notice.cancel()
 
     def train(
-        self,
-        matrices: Sequence[Tensor],
-        work: Work,
-        examples: Tensor,
-        rows: Tensor,
+        self, params: Tensor, buffers: Tensor, work: Work, examples: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`envs.populations.plain.PlainPasses.train`."""
-        params, velocity = matrices
         host_norm = params.new_zeros(len(params))
         seed_norm = params.new_zeros(len(params), self.networks.num_slots)
-        inputs, targets = self.data.inputs.to(params.dtype).numpy(), self.data.targets.numpy()
+        inputs, targets = self.data.inputs.to(params.dtype).numpy(), self._targets.numpy()
         minibatches = examples.contiguous().numpy()
         host_lr, seed_lr = (rate.to(params.dtype).numpy() for rate in (work.host_lr, work.seed_lr))
         state = _rows(params, work)
@@ -100,10 +99,11 @@ class CompiledPasses:
                 inputs,
                 targets,
                 minibatches,
-                velocity.numpy(),
+                buffers.numpy(),
                 host_lr,
                 seed_lr,
-                self.optimizer.momentum,
+                int(self.optimizer.rule),
+                self._numbers,
                 host_norm.numpy(),
                 seed_norm.numpy(),
             )
@@ -118,10 +118,12 @@ class CompiledPasses:
         number = len(self._left_out) if ablate else 1
         left_out, sets = self._left_out[:number], self._sets[:number]
         state = _rows(params, work)
-        inputs, targets = self.data.validation_inputs()[0], self.data.validation_targets()[0]
+        inputs, at_once = self.data.validation_inputs()[0].to(params.dtype), self._at_once
         pieces = [
-            (x.to(params.dtype).contiguous().numpy(), answers.numpy())
-            for x, answers in zip(inputs.split(_PIECE, 1), targets.split(_PIECE), strict=True)
+            (x.contiguous().numpy(), answers.flatten().numpy())
+            for x, answers in zip(
+                inputs.split(at_once, 1), self._answers.split(at_once, 1), strict=True
+            )
         ]
         loss = np.zeros((len(pieces), len(params)))
         correct = np.zeros((len(pieces), len(params), number), np.int64)
@@ -134,7 +136,7 @@ class CompiledPasses:
 
         run_chunks(measure, product(range(len(pieces)), _shares(rows)))
         sizes = np.array([[len(answers)] for _, answers in pieces])
-        mean_loss = torch.from_numpy((loss * sizes).sum(0) / len(targets))
+        mean_loss = torch.from_numpy((loss * sizes).sum(0) / self._answers.numel())
         counted = params.new_zeros(len(params), int(places.max()) + 1)
         counted[:, places[left_out]] = torch.from_numpy(correct.sum(0)).to(params.dtype)
         return mean_loss.to(params.dtype), counted
@@ -151,15 +153,17 @@ def _shares(rows: Tensor) -> list[np.ndarray]:
     return [np.ascontiguousarray(rows.numpy()[i::count]) for i in range(count)]
 
 
-def assemble(networks: Networks, features: int) -> Network:
+def assemble(networks: Networks, features: int, positions: int) -> Network:
     """Write the instructions of all programs.
 
     Args:
         networks: hosts and seeds.
         features: numbers of an example.
+        positions: answers of an example.
 
     Raises:
-        NotCompiledError: if a layer has no compiled form.
+        NotCompiledError: if a layer has no compiled form, or the outputs aren't a logit of each
+            class for each answer.
     """
     code = Assembler()
     h = inputs = code.buffer(features)
@@ -169,6 +173,8 @@ def assemble(networks: Networks, features: int) -> Network:
         h = emit(segment, code, h)
         segments.append((first, len(code.lines)))
         outputs.append(h)
+    if h.size != networks.host.num_classes * positions:
+        raise NotCompiledError(f"{h.size} outputs an example")
     host_places, places = code.place, code.place
     slots, seeds = [], []
     for s, (columns, choices) in enumerate(zip(networks.slots, networks.seeds, strict=True)):
@@ -187,7 +193,9 @@ def assemble(networks: Networks, features: int) -> Network:
             code.column, code.place = column, place
             first = len(code.lines)
             given = emit(seed.module, code, seen)
-            code.line(Opcode.BLEND, seen, out, other=given, scratch=openness, flag=s)
+            code.line(
+                Opcode.BLEND, seen, out, other=given, scratch=openness, size=openness.size, flag=s
+            )
             of_kind[kind] = (first, len(code.lines), code.place, seed.layout.size)
             places = max(places, code.place)
         seeds.append(of_kind)
@@ -199,7 +207,9 @@ def assemble(networks: Networks, features: int) -> Network:
         inputs.start,
         h.start,
         networks.host.num_classes,
+        positions,
         host_places,
         networks.host_size,
         places,
+        True if any(line[Field.OPCODE] == Opcode.ATTEND for line in code.lines) else None,
     )

@@ -68,7 +68,7 @@ class PlainPasses:
     def __init__(self, networks: Networks, data: Data, optimizer: Optimizer) -> None:
         self.networks, self.data, self.optimizer = networks, data, optimizer
 
-    def prepare(self, matrices: Sequence[Tensor]) -> None:
+    def prepare(self, params: Tensor, buffers: Tensor) -> None:
         """Nothing to prepare."""
 
     # -- forward ----------------------------------------------------------------------------
@@ -107,17 +107,13 @@ class PlainPasses:
 
     @torch.enable_grad()  # collectors step environments without gradients
     def train(
-        self,
-        matrices: Sequence[Tensor],
-        work: Work,
-        examples: Tensor,
-        rows: Tensor,
+        self, params: Tensor, buffers: Tensor, work: Work, examples: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Train rows for one epoch.
 
         Args:
-            matrices: floats ``[N, columns]``, changed in place: the parameters, then the
-                optimizer's buffers.
+            params: floats ``[N, columns]``, changed in place.
+            buffers: the optimizer's, floats ``[buffers, N, columns]``, changed in place.
             work: what the slots do.
             examples: int64 ``[N, batches, B]``.
             rows: int64 ``[n]``, without repetition; the others stay as they are.
@@ -125,7 +121,8 @@ class PlainPasses:
         Returns:
             Gradient norms, means over the minibatches: of hosts ``[N]`` and seeds ``[N, S]``.
         """
-        norms = matrices[0].new_zeros(len(matrices[0]), 1 + self.networks.num_slots)
+        norms = params.new_zeros(len(params), 1 + self.networks.num_slots)
+        matrices = [params, *buffers]
 
         def train(chunk: Tensor) -> None:
             self._train_chunk(matrices, work, examples[chunk], chunk, norms)

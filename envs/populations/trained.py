@@ -43,7 +43,7 @@ class TrainedPopulation:
         networks: what the rows can be.
         passes: how they are trained and validated on the device.
         params: float32 ``[N, columns]``; see :class:`~envs.populations.networks.Networks`.
-        buffers: the optimizer's, each shaped like ``params``.
+        buffers: the optimizer's, ``[buffers, N, columns]``.
     """
 
     def __init__(
@@ -70,20 +70,18 @@ class TrainedPopulation:
         self._ablations = ablations(num_slots)
         self._places = torch.zeros(1 << num_slots, dtype=torch.int64)
         self._places[self._ablations] = torch.arange(len(self._ablations))
-        self.params, *self.buffers = (
-            torch.zeros(num_rows, networks.size, dtype=torch.float32, device=device)
-            for _ in range(1 + optimizer.num_buffers)
-        )
+        self.params = torch.zeros(num_rows, networks.size, dtype=torch.float32)
+        self.buffers = torch.zeros(optimizer.num_buffers, *self.params.shape, dtype=torch.float32)
         self.to(device)
 
     def to(self, device: torch.device) -> None:
         self.device = device
         self.data.to(device)
-        for name in ("params", "offered", "_module_sizes", "_gate_sizes", "_ablations", "_places"):
+        tables = ("offered", "_module_sizes", "_gate_sizes", "_ablations", "_places")
+        for name in ("params", "buffers", *tables):
             setattr(self, name, getattr(self, name).to(device))
-        self.buffers = [buffer.to(device) for buffer in self.buffers]
         self.passes = make_passes(self.networks, self.data, self.optimizer, device)
-        self.passes.prepare([self.params, *self.buffers])
+        self.passes.prepare(self.params, self.buffers)
 
     @property
     def weights(self) -> Sequence[Tensor]:
@@ -93,7 +91,7 @@ class TrainedPopulation:
     @property
     def optimizer_state(self) -> Sequence[Tensor]:
         """The optimizer's buffers, each ``[N, columns]``."""
-        return self.buffers
+        return list(self.buffers)
 
     @property
     def host_params(self) -> Tensor:
@@ -163,7 +161,7 @@ class TrainedPopulation:
         if rows is None:
             rows = torch.arange(self.num_rows, device=self.device)
         work = slot_work(inputs, training=True)
-        return self.passes.train([self.params, *self.buffers], work, examples, rows)
+        return self.passes.train(self.params, self.buffers, work, examples, rows)
 
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
         work = slot_work(inputs, training=False)

@@ -8,14 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.batched.instructions import Assembler
-from envs.batched.interpreter import backward, forward
 from envs.batched.layers import (
     Conv3x3,
     DepthwiseConv3x3,
@@ -30,7 +27,8 @@ from envs.batched.layers import (
     Sigmoid,
 )
 from envs.batched.programs import Layer, Mix, Program, Residual, ScaleChannels
-from tests.support.layers import NETWORKS, assert_same, draw, results
+from envs.batched.sequences import LayerNorm
+from tests.support.layers import NETWORKS, assert_same, both_forms, draw, results
 from tests.support.populations import batch_first, batch_last
 
 IN, OUT, HEIGHT, WIDTH, BATCH = 5, 6, 4, 6, 7
@@ -65,6 +63,10 @@ def norm_pool_relu(*args: Tensor) -> Tensor:
     return F.relu(F.max_pool2d(norm(*args), 2))
 
 
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return F.layer_norm(x.movedim(1, -1), (IN,), scale, shift).movedim(-1, 1)
+
+
 def attention(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x * F.linear(x.mean((2, 3)), weight, bias).sigmoid()[:, :, None, None]
 
@@ -93,6 +95,17 @@ LAYERS: dict[str, tuple[Layer, Callable[..., Tensor], tuple[int, ...]]] = {
     "norm, pool and ReLU": (Norm("n", IN, pool=True), norm_pool_relu, FEATURES),
     "linear": (Linear("w", IN, OUT), F.linear, (IN, BATCH)),
     "linear from 0": (Linear("w", IN, OUT, zero=True), F.linear, (IN, BATCH)),
+    "linear at every pixel": (
+        Linear("w", IN, OUT),
+        lambda x, *weights: F.linear(x.movedim(1, -1), *weights).movedim(-1, 1),
+        FEATURES,
+    ),
+    "layer norm": (LayerNorm("n", IN), layer_norm, FEATURES),
+    "layer norm and ReLU": (
+        LayerNorm("n", IN, relu=True),
+        lambda *args: F.relu(layer_norm(*args)),
+        FEATURES,
+    ),
     "average": (GlobalAverage(), lambda x: x.mean((2, 3)), FEATURES),
     "ReLU": (ReLU(), F.relu, (IN, BATCH)),
     "sigmoid": (Sigmoid(), torch.sigmoid, (IN, BATCH)),
@@ -127,70 +140,11 @@ ARGUMENTS = [
 ]
 
 
-def run_plain(layer: Layer) -> Callable[..., Tensor]:
-    """The layer as a function of its input and parameters, with a leading n each."""
-    names = [entry.name for entry in layer.parameters]
-    return lambda x, *params: layer(dict(zip(names, params, strict=True)), x)
-
-
-class _Compiled(torch.autograd.Function):
-    """The layer's instructions for one network, between other features and parameters."""
-
-    @staticmethod
-    def forward(ctx, layer: Layer, shape: torch.Size, x: Tensor, *params: Tensor) -> Tensor:
-        code = Assembler()
-        code.column = 3  # of parameters that belong to others
-        code.buffer(2)
-        seen = code.buffer(*x.shape[:-1])
-        out = layer.emit(code, seen)
-        arena = np.full((code.place + 1, x.shape[-1]), 7.0)
-        arena[seen.start : seen.start + seen.size] = x.flatten(0, -2).numpy()
-        flat = np.concatenate([np.zeros(3), *(p.flatten().numpy() for p in params), np.zeros(2)])
-        ctx.run = (code.table(), np.arange(len(code.lines)), flat, *_no_slots(), arena)
-        ctx.buffers, ctx.shapes = (seen, out), [x.shape, *(p.shape for p in params)]
-        forward(*ctx.run)
-        assert (arena[:2] == 7).all()
-        assert (arena[code.place :] == 7).all()
-        return torch.from_numpy(arena[out.start : out.start + out.size].copy()).view(shape)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (seen, out), arena, flat = ctx.buffers, ctx.run[-1], ctx.run[2]
-        grads, grad_flat = np.zeros_like(arena), np.full_like(flat, 2.0)  # to be added to
-        grads[out.start : out.start + out.size] = grad.reshape(-1, grad.shape[-1]).numpy()
-        backward(*ctx.run, grads, grad_flat)
-        shape, *param_shapes = ctx.shapes
-        grad_x = torch.from_numpy(grads[seen.start : seen.start + seen.size]).view(shape)
-        sizes = [shape.numel() for shape in param_shapes]
-        parts = torch.from_numpy(grad_flat)[3:-2].split(sizes)
-        assert (grad_flat[[0, 1, 2, -2, -1]] == 2).all()
-        params = [part.view(shape) - 2 for part, shape in zip(parts, param_shapes, strict=True)]
-        return None, None, grad_x, *params
-
-
-def _no_slots() -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros(0, np.int64), np.zeros(0)
-
-
-def run_compiled(layer: Layer) -> Callable[..., Tensor]:
-    """As :func:`run_plain`, one network after the other through the compiled interpreter."""
-
-    def run(*args: Tensor) -> Tensor:
-        shape = run_plain(layer)(*args).shape[1:]
-        return torch.stack([_Compiled.apply(layer, shape, *one) for one in zip(*args, strict=True)])
-
-    return run
-
-
 def run_torch(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """As :func:`run_plain`, one network after the other in torch."""
     return lambda *args: torch.stack(
         [batch_last(reference(batch_first(x), *params)) for x, *params in zip(*args, strict=True)]
     )
-
-
-FORMS = {"plain": run_plain, "compiled": run_compiled}
-both_forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
 def arguments(name: str) -> list[Tensor]:

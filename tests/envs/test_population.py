@@ -189,7 +189,7 @@ def test_validation_changes_nothing():
 def test_preparing_changes_nothing(plain):
     population, _ = make_every_population(plain=plain)
     before = state(population)
-    population.passes.prepare([population.params, *population.buffers])
+    population.passes.prepare(population.params, population.buffers)
     assert all(mine.equal(old) for mine, old in zip(state(population), before, strict=True))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import pydoc_data.topics
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,17 +15,21 @@ from torchrl.envs.utils import check_env_specs
 
 from envs import MorphogenesisEnv, TextHost, make_task
 from envs.actions import Algorithm, Stage
+from envs.batched.attention import exponentials
 from envs.batched.optimizers import AdamW
+from envs.batched.products import cached_kernel
 from envs.batched.randomness import fold
 from envs.blueprints import TEXT_BLUEPRINTS
 from envs.blueprints.text import WINDOW
 from envs.populations import SlotInputs
+from envs.populations.compiled import CompiledPasses
 from envs.populations.data import LabelledData
 from envs.populations.trained import TrainedPopulation
 from envs.tasks.text import CHARACTERS, HELD_OUT, LENGTH, decode, encode, windows
-from tests.support.layers import NETWORKS, assert_same, results
+from tests.support.layers import NETWORKS, assert_same, both_forms, results, run_plain
 from tests.support.plain import load_flat
 from tests.support.plain_text import parameters_of, plain_text_network, plain_text_seed
+from tests.support.populations import use_plain_passes
 
 NAMES = list(TEXT_BLUEPRINTS)
 T, BATCH = 40, 3
@@ -46,20 +52,23 @@ def noisy(name: str, channels: int) -> Tensor:
     return start + 0.3 * noise
 
 
-def apply(name: str, params: Tensor, x: Tensor) -> Tensor:
+def apply(name: str, params: Tensor, x: Tensor, form: Callable = run_plain) -> Tensor:
     program = TEXT_BLUEPRINTS[name](x.shape[1])
-    return program(program.layout.unflatten(params), x)
+    return form(program)(x, *program.layout.unflatten(params).values())
 
 
 # -- seeds ------------------------------------------------------------------------------------
 
 
+@both_forms
 @every_blueprint
-@pytest.mark.parametrize("channels", [12, 48])
-def test_a_seed_is_the_torch_module_with_its_weights(name: str, channels: int) -> None:
+@pytest.mark.parametrize(("channels", "length"), [(12, T), (48, T), (12, 5)])
+def test_a_seed_is_the_torch_module_with_its_weights(
+    name: str, channels: int, length: int, form: Callable
+) -> None:
     """Forward and gradients, of every network."""
-    params, x = noisy(name, channels), features(channels)
-    mine = results(lambda params, x: apply(name, params, x), [params, x])
+    params, x = noisy(name, channels), features(channels, length)
+    mine = results(lambda params, x: apply(name, params, x, form), [params, x])
     upstream = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(9))
     for i in range(NETWORKS):
         seed = plain_text_seed(name, channels).double()
@@ -73,20 +82,22 @@ def test_a_seed_is_the_torch_module_with_its_weights(name: str, channels: int) -
         assert_same([mine[0][i, :, 0], mine[1][i], mine[2][i, :, 0]], theirs)
 
 
+@both_forms
 @every_blueprint
-def test_a_fresh_seed_is_the_identity_and_learns(name: str) -> None:
-    params, x = fresh(name, 12).float().requires_grad_(), features(12).float()
-    out = apply(name, params, x)
+def test_a_fresh_seed_is_the_identity_and_learns(name: str, form: Callable) -> None:
+    params, x = fresh(name, 12).requires_grad_(), features(12)
+    out = apply(name, params, x, form)
     assert out.equal(x)
     assert torch.autograd.grad((out * x.roll(1, 3)).sum(), params)[0].norm(dim=1).min() > 0
 
 
+@both_forms
 @every_blueprint
-def test_a_position_sees_nothing_after_it(name: str) -> None:
+def test_a_position_sees_nothing_after_it(name: str, form: Callable) -> None:
     params, x = noisy(name, 12), features(12)
     later = x.clone()
     later[:, :, :, 20] = later[:, :, :, 20].flip(1)
-    before, after = apply(name, params, x), apply(name, params, later)
+    before, after = (apply(name, params, each, form) for each in (x, later))
     assert after[:, :, :, :20].equal(before[:, :, :, :20])
     assert not after[:, :, :, 20].allclose(before[:, :, :, 20])
     changed = (after != before).all(0).any(0).all(-1).squeeze(0).nonzero().flatten().tolist()
@@ -111,13 +122,35 @@ def test_heads_of_a_window_start_at_their_own_distance() -> None:
     assert back.tolist() == pytest.approx(wanted, abs=1e-4)
 
 
+@cached_kernel
+def _exponentials(x):
+    exponentials(x)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float32, 2e-6), (np.float64, 1e-13)])
+def test_exponentials_are_numpys(dtype: type, rtol: float) -> None:
+    """0 is 1, −∞ and what is far below are all but 0, and NaN stays."""
+    x = np.concatenate([[0, -np.inf, -1e9, np.nan], -np.logspace(-6, np.log10(86), 10_001)])
+    mine = x.astype(dtype)
+    _exponentials(mine)
+    assert mine[0] == 1
+    assert (mine[1:3] < 1e-37).all()
+    assert np.isnan(mine[3])
+    np.testing.assert_allclose(mine[4:], np.exp(x[4:].astype(dtype)), rtol=rtol)
+
+
 # -- hosts ------------------------------------------------------------------------------------
 
 TOKENS, CHANNELS = 7, (8, 8, 4)
 
 
-def population(rows: int, dtype: torch.dtype = torch.float64) -> TrainedPopulation:
-    """Small hosts on random tokens."""
+both_passes = pytest.mark.parametrize("plain", [False, True], ids=["compiled", "plain"])
+
+
+def population(
+    rows: int, dtype: torch.dtype = torch.float64, *, plain: bool = False
+) -> TrainedPopulation:
+    """Small hosts on random tokens; ``plain`` in PyTorch instead of compiled."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(TOKENS, (60, 13), generator=generator)
     examples = tokens[:, :-1], tokens[:, 1:]
@@ -126,8 +159,10 @@ def population(rows: int, dtype: torch.dtype = torch.float64) -> TrainedPopulati
         examples, examples, host.prepare, batches_per_epoch=3, minibatch_size=5, device=CPU
     )
     made = TrainedPopulation(host, data, AdamW(), rows, 2, CPU)
+    assert isinstance(made.passes, CompiledPasses)
+    made = use_plain_passes(made) if plain else made
     made.params = made.params.to(dtype)
-    made.buffers = [buffer.to(dtype) for buffer in made.buffers]
+    made.buffers = made.buffers.to(dtype)
     made.reset_hosts(torch.arange(rows), fold(torch.arange(rows), 5))
     return made
 
@@ -163,9 +198,10 @@ def grown(made: TrainedPopulation) -> SlotInputs:
     return growth
 
 
-def test_an_epoch_is_that_of_plain_networks_with_adamw() -> None:
+@both_passes
+def test_an_epoch_is_that_of_plain_networks_with_adamw(plain: bool) -> None:
     """Parameters afterwards, and loss and accuracy, of every blueprint in every mode."""
-    made = population(len(KINDS))
+    made = population(len(KINDS), plain=plain)
     growth = grown(made)
     networks = [plain_text_network(made, growth, row) for row in range(len(KINDS))]
     examples = made.data.draw(fold(torch.arange(len(KINDS)), 1))
@@ -216,8 +252,9 @@ def test_a_grown_host_sees_nothing_after_a_position() -> None:
         assert not after[:, :, 6].allclose(before[:, :, 6])
 
 
-def test_rows_never_mix() -> None:
-    whole, alone = population(len(KINDS)), population(len(KINDS))
+@both_passes
+def test_rows_never_mix(plain: bool) -> None:
+    whole, alone = (population(len(KINDS), plain=plain) for _ in range(2))
     growth = grown(whole)
     grown(alone)
     whole.params[3] = math.nan

@@ -74,7 +74,7 @@ def make_population(
     population = TrainedPopulation(task.host, data, task.optimizer, num_rows, num_slots, CPU)
     rows = torch.arange(num_rows)
     population.params = population.params.to(dtype)
-    population.buffers = [buffer.to(dtype) for buffer in population.buffers]
+    population.buffers = population.buffers.to(dtype)
     population.reset_hosts(rows, host_keys(rows))
     return population
 

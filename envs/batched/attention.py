@@ -1,0 +1,183 @@
+"""Causal self-attention of one small network on CPUs, compiled by Numba.
+
+Features are ``[C, T·B]``, the B examples of a position beside each other. So the positions that lie
+d before others are the same columns, d·B further left: everything is loops over neighbouring
+numbers, and nothing is computed for positions that aren't seen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from envs.batched.products import Array, kernel
+from envs.batched.sequences import FIRST_BIAS, MOST_DISTANCES
+
+_LOG_2 = float(np.log(2.0))
+_FACTORS = tuple(1.0 / np.cumprod([1.0, *range(1, 13)]))
+"""Of the exponential's series."""
+
+
+@kernel
+def exponentials(x: Array) -> None:
+    """x = exp(x) in place for x ≤ 0, in operations that are vectorised; 0 below 1e-37 or so.
+
+    exp(x) is 2ᵏ · exp(r) with |r| ≤ ln 2 / 2, and 2ᵏ a product by the binary digits of −k.
+    """
+    number = x.dtype.type
+    for i in range(len(x)):
+        y = number(-87) if x[i] < -87 else x[i]  # NaN passes
+        k = np.floor(y * number(1 / _LOG_2) + number(0.5))
+        r, left, power = y - k * number(_LOG_2), -k, number(1)
+        series = number(_FACTORS[12])
+        for n in range(11, -1, -1):
+            series = series * r + number(_FACTORS[n])
+        for digit in range(6, -1, -1):
+            value = number(1 << digit)
+            power = power * number(0.5 ** (1 << digit)) if left >= value else power
+            left = left - value if left >= value else left
+        x[i] = series * power
+
+
+@kernel
+def attend(
+    wanted: bool | None,
+    x: Array,
+    distance: Array,
+    heads: int,
+    window: int,
+    batch: int,
+    out: Array,
+    weights: Array,
+) -> None:
+    """Work of :class:`~envs.batched.sequences.CausalAttention` between its projections.
+
+    Args:
+        wanted: None where no program has attention: then nothing of this is compiled.
+        x: queries, keys and values, ``[3·C, T·B]``.
+        distance: flat ``[heads, distances]``, the learned terms of the scores.
+        window: positions that one sees, itself included; 0 for all.
+        batch: B.
+        out: ``[C, T·B]``, written.
+        weights: flat ``[heads, distances that are seen, T·B]``, written.
+    """
+    if wanted is None:
+        return
+    size, columns = len(out) // heads, x.shape[1]
+    seen = _seen(window, columns // batch)
+    distances = window if window > 0 else MOST_DISTANCES
+    number = x.dtype.type
+    scale, zero = number(1 / np.sqrt(size)), number(0)
+    most, mass = np.empty(columns, x.dtype), np.empty(columns, x.dtype)
+    for h in range(heads):
+        queries, keys, values = _parts(x, h * size)
+        for d in range(seen):
+            weight = _row(weights, h * seen + d, columns)
+            first = number(FIRST_BIAS) if window > 0 and d == h + 1 else zero
+            bias = distance[h * distances + min(d, distances - 1)] + first
+            for i in range(d * batch, columns):
+                weight[i] = zero
+            for c in range(size):
+                query, key = queries[c], keys[c]
+                for i in range(columns - d * batch):
+                    weight[i + d * batch] += query[i + d * batch] * key[i]
+            for i in range(d * batch, columns):
+                weight[i] = weight[i] * scale + bias
+        most[:] = _row(weights, h * seen, columns)
+        for d in range(1, seen):
+            weight = _row(weights, h * seen + d, columns)
+            for i in range(d * batch, columns):
+                most[i] = weight[i] if weight[i] > most[i] else most[i]
+        mass[:] = 0
+        for d in range(seen):
+            weight = _row(weights, h * seen + d, columns)
+            for i in range(d * batch, columns):
+                weight[i] -= most[i]
+            exponentials(weight[d * batch :])
+            for i in range(d * batch, columns):
+                mass[i] += weight[i]
+        for c in range(size):
+            out[h * size + c] = 0
+        for d in range(seen):
+            weight = _row(weights, h * seen + d, columns)
+            for i in range(d * batch, columns):
+                weight[i] /= mass[i]
+            for c in range(size):
+                value, given = values[c], out[h * size + c]
+                for i in range(columns - d * batch):
+                    given[i + d * batch] += weight[i + d * batch] * value[i]
+
+
+@kernel
+def attend_backward(
+    wanted: bool | None,
+    grad: Array,
+    x: Array,
+    heads: int,
+    window: int,
+    batch: int,
+    weights: Array,
+    grad_weights: Array,
+    grad_x: Array,
+    grad_distance: Array,
+) -> None:
+    """Gradients of :func:`attend`, added; ``grad_weights`` is room shaped like ``weights``.
+
+    Of scores s with weights w and their gradients g it is w · (g − Σ w·g).
+    """
+    if wanted is None:
+        return
+    size, columns = len(grad) // heads, x.shape[1]
+    seen = _seen(window, columns // batch)
+    distances = window if window > 0 else MOST_DISTANCES
+    number = x.dtype.type
+    scale, zero = number(1 / np.sqrt(size)), number(0)
+    dot = np.empty(columns, x.dtype)
+    for h in range(heads):
+        queries, keys, values = _parts(x, h * size)
+        to_queries, to_keys, to_values = _parts(grad_x, h * size)
+        dot[:] = 0
+        for d in range(seen):
+            weight = _row(weights, h * seen + d, columns)
+            to_weight = _row(grad_weights, h * seen + d, columns)
+            for i in range(d * batch, columns):
+                to_weight[i] = zero
+            for c in range(size):
+                given, value, to_value = grad[h * size + c], values[c], to_values[c]
+                for i in range(columns - d * batch):
+                    to_weight[i + d * batch] += given[i + d * batch] * value[i]
+                    to_value[i] += weight[i + d * batch] * given[i + d * batch]
+            for i in range(d * batch, columns):
+                dot[i] += weight[i] * to_weight[i]
+        for d in range(seen):
+            weight = _row(weights, h * seen + d, columns)
+            to_score = _row(grad_weights, h * seen + d, columns)
+            total = zero
+            for i in range(d * batch, columns):
+                to_score[i] = weight[i] * (to_score[i] - dot[i])
+                total += to_score[i]
+                to_score[i] *= scale
+            grad_distance[h * distances + min(d, distances - 1)] += total
+            for c in range(size):
+                query, key = queries[c], keys[c]
+                to_query, to_key = to_queries[c], to_keys[c]
+                for i in range(columns - d * batch):
+                    to_query[i + d * batch] += to_score[i + d * batch] * key[i]
+                    to_key[i] += to_score[i + d * batch] * query[i + d * batch]
+
+
+@kernel
+def _parts(x: Array, first: int) -> tuple[Array, Array, Array]:
+    """Queries, keys and values from a channel on."""
+    channels = len(x) // 3
+    return x[first:], x[channels + first :], x[2 * channels + first :]
+
+
+@kernel
+def _seen(window: int, length: int) -> int:
+    """Distances at which something is seen."""
+    return min(window, length) if window > 0 else length
+
+
+@kernel
+def _row(flat: Array, number: int, columns: int) -> Array:
+    return flat[number * columns : (number + 1) * columns]
