@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from benchmarks.seeds import write_json
 from envs import MorphogenesisEnv
-from esper_rl.evaluation import EVALUATION_SEED, Evaluation, evaluate
+from esper_rl.evaluation import EVALUATION_SEED, evaluate
 from esper_rl.growing.baselines import SchedulePolicy
+from esper_rl.report.episodes import Evaluation
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = ("digits", "digits_full", "pydoc")

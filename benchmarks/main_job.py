@@ -27,7 +27,8 @@ import torch
 
 from benchmarks.intervals import interval
 from benchmarks.seeds import Run, measure_missing, study_parser, train_seed, write_json
-from esper_rl.evaluation import mean_and_ci, play_run
+from esper_rl.evaluation import play_run
+from esper_rl.report.episodes import mean_and_ci
 from esper_rl.search import best_schedule
 from esper_rl.training.config import parse_overrides
 

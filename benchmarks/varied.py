@@ -44,9 +44,9 @@ from esper_rl.evaluation import (
     SHUFFLED,
     Mode,
     evaluate,
-    mean_and_ci,
     play_run,
 )
+from esper_rl.report.episodes import mean_and_ci
 from esper_rl.search import Schedule, best_schedule, describe, play_schedules
 from esper_rl.training.config import TrainConfig, parse_overrides
 from esper_rl.training.environment import make_env

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
+import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from errno import EDQUOT, EIO, ENOSPC
-from io import TextIOWrapper
+from importlib.metadata import version
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
-from threading import current_thread, main_thread
-from typing import Any, TextIO, cast
+from typing import Any
 
-import torch
-
-from envs import list_tasks
+from envs import list_tasks, make_task
 from esper_rl.errors import ConfigError
-from esper_rl.evaluation import OPEN_LOOP, SHUFFLED, evaluate_run
-from esper_rl.report.tables import format_evaluations
+from esper_rl.evaluation import EVALUATION_SEED, OPEN_LOOP, SHUFFLED, evaluate_run
+from esper_rl.report.episodes import MEASURES, without_nan
+from esper_rl.report.tables import format_evaluations, format_problem, format_task
 from esper_rl.runs import CheckpointError, RunFolder
+from esper_rl.terminal import ended_by_signals, is_out_of_memory, write_anywhere
 from esper_rl.training.config import MOST_EPISODES, TrainConfig, describe_options, parse_overrides
 from esper_rl.training.loading import read_config
 from esper_rl.training.trainer import TrainingInterrupted, resume, train
+
+_PAGE = 88
+"""Columns of text that doesn't go to a terminal."""
+
+_JSON_HELP = "print JSON instead of a table"
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -40,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 when training failed or disk or memory is full, 2 for bad input, 130
         after Ctrl-C, SIGTERM or SIGHUP.
     """
-    _write_anywhere()
+    write_anywhere()
     arguments = _build_parser().parse_args(argv)
     try:
-        with _ended_by_signals():
+        with ended_by_signals():
             arguments.run_command(arguments)
     except (ConfigError, CheckpointError) as error:
         return _fail(str(error), EXIT_BAD_INPUT)
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FloatingPointError as error:
         return _fail(str(error), EXIT_FAILED)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return _fail(
             f"out of memory; fewer rows (env.num_envs), episodes or steps_per_iteration, or a "
@@ -72,64 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has an error of its own for accelerators only."""
-    named = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return named or "can't allocate memory" in str(error)
-
-
 def _fail(message: str, code: int) -> int:
     print(f"esper-rl: {message}", file=sys.stderr)
     return code
-
-
-def _write_anywhere() -> None:
-    """Let output to a closed terminal, or one that knows no "±", be no reason to fail."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as we live
-        elif isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    if sys.stderr is not None and sys.stderr is sys.__stderr__:
-        sys.stderr = cast(TextIO, _Forgiving(sys.stderr))
-
-
-class _Forgiving:
-    """A stream that goes on when its terminal has gone, or its disk is full."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end what is done inside as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {}
-    if current_thread() is main_thread():  # nothing else may catch signals
-        kinds = [kind for kind in ("SIGTERM", "SIGHUP") if hasattr(signal, kind)]
-        before = {kind: signal.signal(getattr(signal, kind), interrupt) for kind in kinds}
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(getattr(signal, kind), handler)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -138,6 +85,7 @@ def _build_parser() -> argparse.ArgumentParser:
         description="Teach an agent to grow neural networks while they train.",
         epilog="`esper-rl COMMAND --help` tells more about a command.",
     )
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     training = commands.add_parser(
@@ -175,6 +123,12 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     evaluation.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
     evaluation.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="play in another world than the run's, such as env.task=digits_full, or device=cuda",
+    )
+    evaluation.add_argument(
         "--episodes",
         type=_episodes,
         default=64,
@@ -200,7 +154,47 @@ def _build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="write the greedy policy's first episode, too, as FILE.gif or FILE.mp4",
     )
+    evaluation.add_argument(
+        "--seed",
+        type=int,
+        default=EVALUATION_SEED,
+        help="of the episodes (default %(default)s)",
+    )
+    evaluation.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="another file to write than the run's evaluation.json",
+    )
+    evaluation.add_argument("--json", action="store_true", help=_JSON_HELP)
     evaluation.set_defaults(run_command=_evaluate)
+
+    comparison = commands.add_parser(
+        "compare",
+        help="compare designs over training seeds",
+        description=(
+            "Compare runs by their evaluations: those that differ in nothing but the seed are one "
+            "design. Interquartile means, probabilities of improvement, performance profiles and "
+            "learning curves with 95 % intervals over training seeds (Agarwal et al. 2021)."
+        ),
+    )
+    comparison.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="folders of runs, or folders above them"
+    )
+    comparison.add_argument(
+        "--player", default="greedy", help="whose evaluation counts (default %(default)s)"
+    )
+    comparison.add_argument(
+        "--measure",
+        choices=MEASURES,
+        default="returns",
+        help="what is compared (default %(default)s)",
+    )
+    comparison.add_argument(
+        "--output", metavar="FILE", type=Path, help="write a page, too: FILE.html or FILE.md"
+    )
+    comparison.add_argument("--json", action="store_true", help=_JSON_HELP)
+    comparison.set_defaults(run_command=_compare)
 
     tasks = commands.add_parser("tasks", help="list what hosts can be trained on")
     tasks.set_defaults(run_command=_list_tasks)
@@ -247,20 +241,68 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         check_video(arguments.video)
     controls = [OPEN_LOOP] if arguments.open_loop else []
     controls += [SHUFFLED + " ".join(columns) for columns in arguments.shuffle]
-    _print_evaluation(arguments.run, arguments.episodes, controls)
+    _print_evaluation(
+        arguments.run,
+        arguments.episodes,
+        as_json=arguments.json,
+        controls=controls,
+        seed=arguments.seed,
+        settings=arguments.settings,
+        output=arguments.output,
+    )
     if arguments.video is not None:
         record_episode(arguments.run, arguments.video)
         print(f"The first episode of the greedy policy is in {arguments.video}")
 
 
-def _print_evaluation(run: Path, episodes: int, controls: Sequence[str] = ()) -> None:
-    played = evaluate_run(run, episodes, controls=controls)
+def _print_evaluation(run: Path, episodes: int, as_json: bool = False, **options: Any) -> None:
+    played = evaluate_run(run, episodes, **options)
     summaries = {name: evaluation.summary() for name, evaluation in played.items()}
-    print(format_evaluations(summaries, episodes))
+    if as_json:
+        print(json.dumps(without_nan({"run": str(run), "policies": summaries}), indent=2))
+    else:
+        print(format_evaluations(summaries, episodes, _width()))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from esper_rl.report import comparison_page as page  # loads SciPy
+    from esper_rl.report.comparison import read_designs
+
+    output = arguments.output
+    if output is not None and output.suffix not in (".html", ".md"):
+        raise ConfigError(f"--output must end in .html or .md, got {str(output)!r}")
+    designs = read_designs(arguments.runs, arguments.player, arguments.measure)
+    summary, title = page.summarise(designs), f"{arguments.measure} of {arguments.player}"
+    if arguments.json:
+        print(json.dumps(without_nan(summary), indent=2))
+    else:
+        print(title, *map(page.as_text, page.tables(summary)), sep="\n\n")
+        print("\nin brackets: 95 % intervals, bootstrapped over training seeds")
+    if page.caution(summary):
+        print(f"esper-rl: {page.caution(summary)}", file=sys.stderr)
+    if output is not None:
+        tables = "\n\n".join(map(page.as_markdown, page.tables(summary)))
+        markdown = f"# {title}\n\n{page.caution(summary)}\n\n{tables}\n"
+        text = page.as_page(title, summary, designs) if output.suffix == ".html" else markdown
+        output.write_text(text, encoding="utf-8")
 
 
 def _list_tasks(arguments: argparse.Namespace) -> None:
-    print("\n".join(list_tasks()))
+    for name in list_tasks():
+        try:
+            print(format_task(name, make_task(name), _width() or _PAGE))
+        except (ImportError, OSError, ValueError) as error:  # data that the user has to bring
+            print(format_problem(name, str(error), _width() or _PAGE))
+
+
+def _width() -> int | None:
+    """Columns of the terminal, None if output goes elsewhere."""
+    return get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _version() -> str:
+    packages = ("esper-rl", "torch", "torchrl", "tensordict")
+    return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
 def _describe_fields() -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cloudpickle
 import torch
@@ -36,6 +33,7 @@ from esper_rl.growing.baselines import (
 from esper_rl.growing.controls import Recorder, Replay, shuffled
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.report.curves import plot_learning_curve
+from esper_rl.report.episodes import Evaluation, as_json, as_text, keep_longest
 from esper_rl.runs import RunFolder
 from esper_rl.runs.files import write_whole
 from esper_rl.training.environment import make_env
@@ -53,33 +51,6 @@ EXPLORATION: Mapping[Mode, ExplorationType] = {
     "greedy": ExplorationType.DETERMINISTIC,
 }
 """TorchRL's name for the way in which a mode takes actions."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Results of E episodes; every field is a float tensor ``[E]`` on the CPU.
-
-    Attributes:
-        returns: sum of rewards, discounted only if a ``gamma`` was given.
-        final_accuracy: validation accuracy after the last epoch, in percent.
-        seed_params: parameters of the seeds that are in the host at the end.
-        fossilized: slots with a fossilized seed at the end.
-    """
-
-    returns: Tensor
-    final_accuracy: Tensor
-    seed_params: Tensor
-    fossilized: Tensor
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Mean and half width of the 95 % confidence interval (normal) of every field."""
-        return {name: mean_and_ci(values) for name, values in vars(self).items()}
-
-
-def mean_and_ci(values: Tensor) -> dict[str, float]:
-    """Mean of ``values [E]``, and half the width of its 95 % interval (normal)."""
-    spread = values.std().item() if len(values) > 1 else math.nan
-    return {"mean": values.mean().item(), "ci95": 1.96 * spread / math.sqrt(len(values))}
 
 
 @torch.no_grad()
@@ -180,11 +151,16 @@ def evaluate_run(
     episodes: int = 64,
     gamma: float | None = None,
     controls: Sequence[str] = (),
+    *,
+    seed: int = EVALUATION_SEED,
+    settings: Sequence[str] = (),
+    output: str | Path | None = None,
 ) -> dict[str, Evaluation]:
     """Play the policy of a run and the baselines on the same episodes; writes evaluation.json.
 
-    Baselines are drawn into the run's learning curve, unless they are discounted otherwise.
-    Runs in as many processes as collected for the training run.
+    Played in the run's own world, without ``settings``, the file is the run's and baselines are
+    drawn into its learning curve, unless they are discounted otherwise. Runs in as many processes
+    as collected for the training run.
 
     Args:
         run: folder of a training run.
@@ -192,6 +168,10 @@ def evaluate_run(
         gamma: discount of the returns; default: that of the run, whose sum the policy maximises
             and in which the reward's potentials cancel.
         controls: more players: :data:`OPEN_LOOP`, or names that begin with :data:`SHUFFLED`.
+        seed: of the episodes.
+        settings: another world or device than the run's, such as ``["env.task=digits_full"]``;
+            see :func:`esper_rl.training.config.play_otherwise`.
+        output: another file to write.
 
     Returns:
         An :class:`Evaluation` for each of :data:`PLAYERS`, for :data:`BEST_PLAN` if the task has
@@ -200,15 +180,28 @@ def evaluate_run(
     Raises:
         FileNotFoundError: when there is no such run.
         CheckpointError: when its policy can't be loaded.
-        ConfigError: for a control that isn't one, or columns that don't exist.
+        ConfigError: for a control that isn't one, columns that don't exist, or settings that
+            aren't allowed.
     """
     folder = RunFolder.open(run)
-    load_policy(folder.path)  # what is wrong with the run is said here, not by a worker
-    config = read_config(folder)
+    config = read_config(folder, settings)
+    if output is not None and not Path(output).parent.is_dir():
+        raise ConfigError(f"the output's folder must exist, got {str(Path(output).parent)!r}")
+    own, task = (make_task(each.env.task) for each in (read_config(folder), config))
+    if own.topology != task.topology:
+        raise ConfigError(
+            f"the run's policy knows blueprints of {own.topology} hosts, {config.env.task} has "
+            f"{task.topology} hosts"
+        )
+    # What is wrong with the run is said here, not by a worker.
+    load_policy(folder.path, make_env(config, num_envs=1, seed=seed))
     for control in controls:
         _check_control(control, config.env.num_slots)
     players = (*players_of(config.env.task), *controls)
-    play = partial(play_run, folder.path, episodes=episodes, gamma=gamma)
+    gamma = config.ppo.gamma if gamma is None else gamma
+    play = partial(
+        play_run, folder.path, episodes=episodes, gamma=gamma, seed=seed, settings=settings
+    )
     with ExitStack() as stack:
         played: Iterable[Evaluation] = map(play, players)
         if config.workers > 1:
@@ -217,21 +210,13 @@ def evaluate_run(
             played = stack.enter_context(pool).imap(play, players)
         bar = tqdm(played, "evaluate", len(players), unit="policy", leave=False, delay=5)
         results = dict(zip(players, bar, strict=True))
-    summaries = {name: result.summary() for name, result in results.items()}
-    drops = {
-        player.removeprefix("greedy, "): mean_and_ci(results["greedy"].returns - result.returns)
-        for player, result in results.items()
-        if player.startswith("greedy, ")
-    }
-    content = {
-        "episodes": episodes,
-        "seed": EVALUATION_SEED,
-        "gamma": config.ppo.gamma if gamma is None else gamma,
-        "policies": summaries,
-        "drop_in_return": drops,
-    }
-    _write(folder.evaluation, content)
-    if content["gamma"] == config.ppo.gamma:
+    content = as_json(results, seed=seed, gamma=gamma, settings=settings)
+    if output is not None:
+        write_whole(Path(output), as_text(content))
+    elif not settings:
+        keep_longest(folder.evaluation, content)
+    if not settings and gamma == config.ppo.gamma:
+        summaries = content["policies"]
         drawn = {
             name: {
                 "return": summaries[name]["returns"]["mean"],
@@ -253,36 +238,21 @@ def _check_control(control: str, num_slots: int) -> None:
         )
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
-    """Write an evaluation, unless a longer one is there; what can't be written is said."""
-    try:
-        before = json.loads(file.read_text())["episodes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = 0
-    if before > content["episodes"]:
-        _LOGGER.warning("%s holds %d episodes a policy and stays as it is", file, before)
-        return
-    try:
-        text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
-        write_whole(file, text.encode())
-    except OSError as error:
-        _LOGGER.warning("the evaluation can't be written: %s", error)
-
-
-def _plain(content: Any) -> Any:
-    """The same with None for nan, which JSON doesn't know."""
-    if isinstance(content, dict):
-        return {name: _plain(value) for name, value in content.items()}
-    return None if content != content else content
-
-
 def _start_worker(tasks: bytes) -> None:
     adopt_tasks(cloudpickle.loads(tasks))
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the process that started it ends it
 
 
-def play_run(run: str | Path, player: str, episodes: int, gamma: float | None = None) -> Evaluation:
+def play_run(
+    run: str | Path,
+    player: str,
+    episodes: int,
+    gamma: float | None = None,
+    *,
+    seed: int = EVALUATION_SEED,
+    settings: Sequence[str] = (),
+) -> Evaluation:
     """Play a policy of a run, or a baseline on its task; on the same episodes for all of them.
 
     Args:
@@ -291,6 +261,8 @@ def play_run(run: str | Path, player: str, episodes: int, gamma: float | None = 
             :func:`evaluate_run`.
         episodes: how many, all at once.
         gamma: discount of the returns; default: that of the run.
+        seed: of the episodes.
+        settings: see :func:`evaluate_run`.
 
     Raises:
         ValueError: for an unknown player, or the best plan of a task that has none.
@@ -299,18 +271,24 @@ def play_run(run: str | Path, player: str, episodes: int, gamma: float | None = 
     """
     if gamma is None:
         gamma = read_config(RunFolder.open(run)).ppo.gamma
+    make = partial(make_player, run, episodes=episodes, seed=seed, settings=settings)
     if player == OPEN_LOOP:
-        policy, env, mode = make_player(run, "greedy", episodes)
+        policy, env, mode = make("greedy")
         recorder = Recorder(policy)
         evaluate(recorder, env, episodes, mode)
-        _, env, _ = make_player(run, "wait", episodes)
+        _, env, _ = make("wait")
         return evaluate(Replay(recorder.actions), env, episodes, gamma=gamma)
-    policy, env, mode = make_player(run, player, episodes)
+    policy, env, mode = make(player)
     return evaluate(policy, env, episodes, mode, gamma)
 
 
 def make_player(
-    run: str | Path, player: str, episodes: int
+    run: str | Path,
+    player: str,
+    episodes: int,
+    *,
+    seed: int = EVALUATION_SEED,
+    settings: Sequence[str] = (),
 ) -> tuple[TensorDictModuleBase, EnvBase, Mode]:
     """Make a policy or a baseline, a world of so many rows for it, and how it takes its actions.
 
@@ -320,10 +298,10 @@ def make_player(
     Raises:
         ValueError, FileNotFoundError, CheckpointError: see :func:`play_run`.
     """
-    config = read_config(RunFolder.open(run))
+    config = read_config(RunFolder.open(run), settings)
     if not player.startswith(SHUFFLED):
         check_choice("player", player, players_of(config.env.task))
-    env: EnvBase = make_env(config, num_envs=episodes, seed=EVALUATION_SEED)
+    env: EnvBase = make_env(config, num_envs=episodes, seed=seed)
     mode: Mode = "sampled"
     policy: TensorDictModuleBase
     if player in BASELINES:
@@ -339,5 +317,5 @@ def make_player(
             hide = shuffled(player.removeprefix(SHUFFLED), config.env.num_slots)
         actor = actor_critic.actor
         policy = actor if hide is None else WithoutFeedback(actor, hide)
-    torch.manual_seed(EVALUATION_SEED)  # after loading, which draws the first weights
+    torch.manual_seed(seed)  # after loading, which draws the first weights
     return policy, env, mode

@@ -11,8 +11,9 @@ import torch
 
 from envs import MorphogenesisEnv
 from esper_rl.errors import check_choice, check_integer
-from esper_rl.evaluation import EVALUATION_SEED, Evaluation, evaluate
+from esper_rl.evaluation import EVALUATION_SEED, evaluate
 from esper_rl.growing.baselines import SchedulePolicy
+from esper_rl.report.episodes import Evaluation
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 

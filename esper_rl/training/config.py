@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,13 @@ from esper_rl.errors import (
 from esper_rl.growing import PRESETS, PolicyConfig
 from esper_rl.objectives import BOOTSTRAPS, RATIOS
 from esper_rl.policy.config import option
-from esper_rl.training.options import from_signature, overriding
+from esper_rl.training.options import (
+    ANY_KEYS,
+    from_signature,
+    nearest_option,
+    overriding,
+    walk_options,
+)
 
 _EnvOptions: Any = from_signature(
     "EnvOptions",
@@ -210,9 +215,6 @@ _LOGGER = logging.getLogger(__name__)
 
 _ACCELERATORS = ("cuda", "mps", "xpu")
 
-_ANY_KEYS = "{}"
-"""Default of an option that is a dictionary: ``OPTION.KEY=VALUE`` sets an entry."""
-
 
 def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
     """The default configuration with some fields replaced.
@@ -251,15 +253,44 @@ def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
     return _to_config(_merge(defaults, others))
 
 
+_OF_A_WORLD = ("env.", "reward.", "device", "workers", "threads")
+"""Beginnings of keys that a policy can be played with otherwise than it was trained."""
+
+
+def play_otherwise(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """A run's configuration with another world or device, for its evaluation.
+
+    Args:
+        config: of the run.
+        overrides: as for :func:`parse_overrides`; keys of ``env``, ``reward``, or ``device``,
+            ``workers`` and ``threads``.
+
+    Raises:
+        ConfigError: see :func:`parse_overrides`; also for another key.
+
+    Examples:
+        >>> play_otherwise(TrainConfig(), ["env.task=digits_full"]).env.task
+        'digits_full'
+    """
+    merged = _merge(OmegaConf.structured(config), overrides)
+    for override in overrides:
+        if not override.startswith(_OF_A_WORLD):
+            raise ConfigError(
+                f"override {override!r}: a policy is played as it was trained; only env.…, "
+                "reward.…, device, workers and threads may be others"
+            )
+    return _to_config(merged)
+
+
 def _merge(config: Any, overrides: Sequence[str]) -> Any:
     options = {key: default for key, default, _ in describe_options()}
-    open_ended = tuple(f"{key}." for key, default in options.items() if default == _ANY_KEYS)
+    open_ended = tuple(f"{key}." for key, default in options.items() if default == ANY_KEYS)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r}: write it as key=value")
         if key not in options and not key.startswith(open_ended):
-            near = difflib.get_close_matches(key, options, n=1, cutoff=0.0)[0]
+            near = nearest_option(key, describe_options())
             raise ConfigError(
                 f"override {override!r}: there is no field {key!r}; the nearest is {near!r}, "
                 "`esper-rl train --help` lists all"
@@ -326,22 +357,7 @@ def dump_config(config: TrainConfig) -> str:
 
 def describe_options() -> list[tuple[str, str, str]]:
     """Key, default (in YAML) and help text of every field, in order, for ``--help``."""
-    return list(_walk(TrainConfig(), prefix=""))
-
-
-def _walk(config: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
-    for entry in fields(config):
-        value, key = getattr(config, entry.name), prefix + entry.name
-        if is_dataclass(value):
-            yield from _walk(value, key + ".")
-        elif isinstance(value, dict) and value:
-            yield from (
-                (f"{key}.{name}", str(v), entry.metadata["help"]) for name, v in value.items()
-            )
-        elif isinstance(value, dict) or "dict[" in str(entry.type):
-            yield key, _ANY_KEYS, entry.metadata["help"]
-        else:
-            yield key, "null" if value is None else str(value), entry.metadata["help"]
+    return list(walk_options(TrainConfig()))
 
 
 def _to_config(config: Any) -> TrainConfig:

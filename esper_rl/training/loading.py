@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,20 +12,26 @@ from esper_rl.errors import config_errors
 from esper_rl.growing import PolicyConfig
 from esper_rl.policy import ActorCritic, make_actor_critic
 from esper_rl.runs import Checkpoint, CheckpointError, RunFolder
-from esper_rl.training.config import TrainConfig, load_config
+from esper_rl.training.config import TrainConfig, load_config, play_otherwise
 from esper_rl.training.environment import make_env
 
 
-def read_config(run: RunFolder) -> TrainConfig:
+def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
     """Read the configuration that a run was started with.
 
     A run that was made on a device that this machine doesn't have goes on, or plays, on the CPU.
 
+    Args:
+        run: its folder.
+        settings: what is to be otherwise, see :func:`~esper_rl.training.config.play_otherwise`.
+
     Raises:
-        ConfigError: when it isn't one of this version; the message names the file.
+        ConfigError: when it isn't one of this version; the message names the file. Also for
+            settings that aren't allowed.
     """
     with config_errors(f"{run.config}: "):
-        return load_config(run.config.read_text(encoding="utf-8"), anywhere=True)
+        config = load_config(run.config.read_text(encoding="utf-8"), anywhere=True)
+    return play_otherwise(config, settings)
 
 
 def make_checkpoint(
@@ -53,7 +60,7 @@ def load_policy(
     config = read_config(folder)
     if env is None:
         env = make_env(config, num_envs=1, seed=config.seed)
-    checkpoint = Checkpoint.read(folder.checkpoint, device=config.device)
+    checkpoint = Checkpoint.read(folder.checkpoint, device=str(env.device))
     try:
         saved = PolicyConfig(**checkpoint.policy)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Options of a run that other code states already: names, defaults and texts are taken from there.
+"""Options of a run: made from what other code states already, listed, and looked for by name.
 
 A class's docstring says what each argument is ("Args:" or "Attributes:"); its signature says how
 it is called, of what type it is and what it is by default.
@@ -6,10 +6,11 @@ it is called, of what type it is and what it is by default.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
-from collections.abc import Callable, Collection
-from dataclasses import Field, fields, make_dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import Field, fields, is_dataclass, make_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -97,3 +98,35 @@ def _shown(entry: Field) -> str:
     if isinstance(default, dict):
         default = ", ".join(f"{key.name} {value}" for key, value in default.items())
     return f"null: the task's, mostly {default}"
+
+
+ANY_KEYS = "{}"
+"""Default of an option that is a dictionary: ``OPTION.KEY=VALUE`` sets an entry."""
+
+
+def walk_options(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Key, default (in YAML) and help text of every field of a dataclass, and of those in it."""
+    for entry in fields(config):
+        value, key = getattr(config, entry.name), prefix + entry.name
+        if is_dataclass(value):
+            yield from walk_options(value, key + ".")
+        elif isinstance(value, dict) and value:
+            yield from (
+                (f"{key}.{name}", str(v), entry.metadata["help"]) for name, v in value.items()
+            )
+        elif isinstance(value, dict) or "dict[" in str(entry.type):
+            yield key, ANY_KEYS, entry.metadata["help"]
+        else:
+            yield key, "null" if value is None else str(value), entry.metadata["help"]
+
+
+def nearest_option(key: str, options: Sequence[tuple[str, str, str]]) -> str:
+    """The known key that ``key`` names in words, or the one that is written most like it."""
+    *_, group, name = f".{key}".split(".")
+    words = name.replace("_", " ")
+    described = [known for known, _, text in options if words and text.startswith(words)]
+    same_group = [known for known in described if known.split(".")[0] == group]
+    if described:
+        return (same_group or described)[0]
+    known = [known for known, _, _ in options]
+    return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 import esper_rl.cli as cli
-from esper_rl.training.config import describe_options
+from esper_rl.evaluation import evaluate
+from esper_rl.growing.baselines import WaitPolicy
+from esper_rl.training.config import describe_options, parse_overrides
+from esper_rl.training.environment import make_env
+from tests.support.runs import TINY
 
 
 def test_train_and_evaluate_print_the_table(
@@ -33,15 +41,91 @@ def test_evaluation_can_be_left_out(
 
 
 def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """With data, host, slots and blueprints; one whose data aren't there says what it needs."""
     assert cli.main(["tasks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
     names = ["cifar10", "digits", "digits_full", "digits_varied", "pydoc", "scaffold"]
-    assert capsys.readouterr().out.split() == names
+    starts = [i for i, line in enumerate(lines) if not line.startswith(" ")]
+    assert [lines[i] for i in starts] == names
+    assert max(map(len, lines)) <= 88
+    texts = [
+        " ".join(" ".join(lines[i + 1 : j]).split()) for i, j in pairwise([*starts, len(lines)])
+    ]
+    told = dict(zip(names, texts, strict=True))
+    assert "missing: data_batch_1.bin" in told["cifar10"]
+    assert "3 slots; 50 epochs an episode; 1,297 training and 500 validation" in told["digits"]
+    assert "convolutional host of 1,090 parameters" in told["digits"]
+    assert told["pydoc"].endswith("mlp_small, mlp, flex_attention")
+    assert "closed-form" in told["scaffold"]
+
+
+def test_the_version_names_what_it_runs_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0
+    assert f"esper-rl {version('esper-rl')}, torch {torch.__version__}" in capsys.readouterr().out
+
+
+def test_an_evaluation_of_another_world(
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file is another one, and the run's own stays as it is; JSON is all that is printed."""
+    run, output = tmp_path / "run", tmp_path / "other.json"
+    assert cli.main(["train", *tiny_overrides]) == 0
+    before = (run / "evaluation.json").read_bytes()
+    capsys.readouterr()
+    words = ["evaluate", str(run), "env.task=digits_full", "--episodes=2", "--seed=5", "--json"]
+    assert cli.main([*words, f"--output={output}"]) == 0
+    printed, written = json.loads(capsys.readouterr().out), json.loads(output.read_text())
+    assert printed["policies"] == written["policies"]
+    assert (written["seed"], written["settings"]) == (5, ["env.task=digits_full"])
+    assert (run / "evaluation.json").read_bytes() == before
+    played = written["by_episode"]["wait"]
+    assert len(played["returns"]) == len(played["final_accuracy"]) == 2
+    assert sum(played["returns"]) / 2 == pytest.approx(
+        written["policies"]["wait"]["returns"]["mean"]
+    )
+    config = parse_overrides([*TINY, "env.task=digits_full"])
+    env = make_env(config, num_envs=2, seed=5)
+    torch.manual_seed(5)
+    again = evaluate(WaitPolicy(), env, 2, gamma=config.ppo.gamma)
+    assert played["returns"] == again.returns.tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["env.task=pydoc"],
+            "policy knows blueprints of convolutional hosts, pydoc has transformer",
+        ),
+        (["ppo.lr=1"], "a policy is played as it was trained"),
+        (["env.num_slots=2"], "policy.num_slots must be env.num_slots"),
+        (["--output=nowhere/there.json"], "the output's folder must exist, got 'nowhere'"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(
+    words: list[str],
+    says: str,
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["train", *tiny_overrides, "eval_episodes=0"]) == 0
+    capsys.readouterr()
+    sizes = ["env.batches_per_epoch=null", "env.minibatch_size=null", "env.validation_size=null"]
+    assert cli.main(["evaluate", str(tmp_path / "run"), *sizes, *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["train", "env.tusk=digits"], "'env.task'"),
+        (["train", "ppo.learning_rate=1"], "the nearest is 'ppo.lr'"),
+        (["train", "ppo.entropy_coef=1"], "the nearest is 'ppo.entropy_coeff'"),
         (["train", "env.task=digit"], "digits_full"),
         (["train", "total_steps=lots"], "'lots'"),
         (["train", "run_dir=/"], "exists already"),

@@ -19,7 +19,6 @@ from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl import train
 from esper_rl.evaluation import (
     PLAYERS,
-    Evaluation,
     evaluate,
     evaluate_run,
     play_run,
@@ -27,6 +26,7 @@ from esper_rl.evaluation import (
 )
 from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
+from esper_rl.report.episodes import Evaluation
 from esper_rl.report.tables import format_evaluations
 from esper_rl.training.config import TrainConfig, parse_overrides
 from tests.support.runs import TINY
@@ -132,6 +132,23 @@ def test_a_run_is_shown_beside_the_baselines(played: tuple[Path, dict[str, Evalu
     assert len({len(line) for line in [*lines[:2], *table]}) == 1
     wait = results["wait"].summary()["final_accuracy"]
     assert f"{wait['mean']:.1f} ± {wait['ci95']:.1f}" in table[PLAYERS.index("wait")]
+
+
+def test_a_narrow_terminal_gets_a_narrow_table(
+    played: tuple[Path, dict[str, Evaluation]],
+) -> None:
+    """The same numbers, each policy's below its name."""
+    _, results = played
+    summaries = {name: evaluation.summary() for name, evaluation in results.items()}
+    wide, narrow = (format_evaluations(summaries, 3, width) for width in (None, 60))
+    lines = narrow.splitlines()
+    assert max(map(len, lines)) <= 60
+    words = [{word for word in table.split() if set(word) != {"-"}} for table in (wide, narrow)]
+    assert words[0] - {"policy"} == words[1]
+    for name in PLAYERS:
+        numbers = lines[lines.index(name) + 1].split()
+        (whole,) = [line for line in wide.splitlines() if line.startswith(f"{name}  ")]
+        assert whole.removeprefix(name).split() == numbers
 
 
 def test_returns_are_discounted_as_the_run_was(tiny_config: Callable[..., TrainConfig]) -> None:

@@ -1,0 +1,244 @@
+"""Comparison of designs over training seeds, as Agarwal et al. (2021) recommend it.
+
+A run counts once, by the mean of its evaluation: the unit is the training seed, never an episode or
+a row of the world. Designs are runs that differ in nothing but the seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from scipy.stats import bootstrap, trim_mean
+from yaml import YAMLError
+
+from esper_rl.errors import ConfigError
+from esper_rl.runs import RunFolder
+
+_LOGGER = logging.getLogger(__name__)
+
+FEW_SEEDS = 5
+"""With fewer training seeds than this a comparison proves nothing."""
+
+_NOT_A_DESIGN = (
+    "seed", "run_dir", "device", "workers", "threads", "save_seconds", "eval_episodes",
+)  # fmt: skip
+"""Fields by which two runs of the same design may differ."""
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException, YAMLError)
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % interval (percentile bootstrap over training seeds)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """A run of a design.
+
+    Attributes:
+        path: its folder.
+        seed: of the training.
+        settings: its configuration but for what doesn't belong to a design, flat, by key.
+        score: mean of its evaluation.
+        curve: environment steps and return in training, ``[iterations, 2]``; empty if unreadable.
+    """
+
+    path: Path
+    seed: int
+    settings: dict[str, Any]
+    score: float
+    curve: np.ndarray
+
+
+@dataclass(frozen=True)
+class Design:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        name: the fields in which it differs from the other designs.
+        runs: one a training seed.
+    """
+
+    name: str
+    runs: Sequence[SeedRun]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """One a training seed."""
+        return np.array([run.score for run in self.runs])
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """List the folders of runs among ``paths`` and below them, each once.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        configs = [path / "config.yaml"] if (path / "config.yaml").is_file() else []
+        for config in configs or sorted(path.rglob("config.yaml")):
+            found.setdefault(config.parent.resolve(), config.parent)
+    if not found:
+        names = ", ".join(map(str, paths)) or "nothing"
+        raise ConfigError(
+            f"runs: got {names}, where no run is; name folders of runs, or above them"
+        )
+    return list(found.values())
+
+
+def read_designs(paths: Iterable[str | Path], player: str, measure: str) -> list[Design]:
+    """Group runs by design; those that can't be compared are named in warnings and left out.
+
+    Args:
+        paths: folders of runs, or folders above them.
+        player: whose evaluation counts, such as ``"greedy"``.
+        measure: one of :data:`~esper_rl.report.episodes.MEASURES`.
+
+    Raises:
+        ConfigError: if no run can be compared.
+    """
+    runs: list[SeedRun] = []
+    for path in find_runs(paths):
+        try:
+            run = read_run(path, player, measure)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            OmegaConfBaseException,
+            YAMLError,
+        ) as error:
+            _LOGGER.warning("%s is left out: %s", path, _reason(error))
+            continue
+        task = runs[0].settings.get("env.task") if runs else None
+        if runs and run.settings.get("env.task") != task:
+            _LOGGER.warning(
+                "%s is left out: it is of task %s, the first run of %s",
+                path, run.settings.get("env.task"), task,
+            )  # fmt: skip
+            continue
+        runs.append(run)
+    if not runs:
+        raise ConfigError(
+            f"runs: none has an evaluation of {player!r} that can be read; "
+            "`esper-rl evaluate RUN` makes one"
+        )
+    return _group(runs)
+
+
+def read_run(path: Path, player: str, measure: str) -> SeedRun:
+    """Read what a comparison needs of a run.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: when its configuration or evaluation isn't there,
+            or isn't of a kind that is known here.
+    """
+    folder = RunFolder(path)
+    config = OmegaConf.to_container(OmegaConf.create(folder.config.read_text()))
+    if not isinstance(config, dict):
+        raise ValueError("its config.yaml isn't that of a run")
+    settings = _flat(config)
+    policies = json.loads(folder.evaluation.read_text())["policies"]
+    if player not in policies:
+        raise ValueError(f"its evaluation has {', '.join(policies)}, no {player!r}")
+    score = policies[player][measure]["mean"]
+    if score is None or not math.isfinite(score):
+        raise ValueError(f"its {measure} is {score}")
+    design = {key: value for key, value in settings.items() if key not in _NOT_A_DESIGN}
+    return SeedRun(path, settings["seed"], design, score, _read_curve(folder))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and str(error.filename).endswith("evaluation.json"):
+        return "it has no evaluation.json; `esper-rl evaluate` makes one"
+    kind = type(error).__name__ if isinstance(error, KeyError) else ""
+    return f"{kind} {error}".strip().splitlines()[0]
+
+
+def _read_curve(folder: RunFolder) -> np.ndarray:
+    try:
+        with folder.metrics.open(newline="") as file:
+            lines = [[float(line["steps"]), float(line["return"])] for line in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _LOGGER.warning("%s has no learning curve: %s", folder.path, _reason(error))
+        lines = []
+    return np.array(lines).reshape(-1, 2)
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _group(runs: Sequence[SeedRun]) -> list[Design]:
+    keys = sorted({key for run in runs for key in run.settings})
+    differing = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
+    groups: dict[str, dict[int, SeedRun]] = {}
+    for run in runs:
+        told = [f"{key}={run.settings.get(key)}" for key in differing]
+        group = groups.setdefault(" ".join(told) or "all runs", {})
+        if run.seed in group:
+            _LOGGER.warning(
+                "%s is left out: %s has the same settings and seed", run.path, group[run.seed].path
+            )
+        group.setdefault(run.seed, run)
+    return [Design(name, list(group.values())) for name, group in groups.items()]
+
+
+# -- statistics -------------------------------------------------------------------------------
+
+
+def interquartile_mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean of the middle half of the scores."""
+    return trim_mean(scores, 0.25, axis=axis)
+
+
+def interval_of(
+    statistic: Callable[..., np.ndarray], *samples: np.ndarray, resamples: int = 9999
+) -> Interval:
+    """A statistic of independent samples with its interval; nan where a sample has one seed."""
+    value = float(statistic(*samples, axis=-1))
+    if min(map(len, samples)) < 2:
+        return Interval(value, math.nan, math.nan)
+    if all(np.ptp(sample) == 0 for sample in samples):
+        return Interval(value, value, value)  # nothing to resample
+    found = bootstrap(
+        samples, statistic, n_resamples=resamples, method="percentile", vectorized=True, rng=0
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high))
+
+
+def probability_of_improvement(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Probability that a run of the first design scores more than one of the second.
+
+    Ties count one half (the Mann-Whitney statistic over the number of pairs).
+    """
+    x, y = np.moveaxis(x, axis, -1)[..., :, None], np.moveaxis(y, axis, -1)[..., None, :]
+    return ((x > y) + 0.5 * (x == y)).mean((-2, -1))
+
+
+def performance_profile(scores: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Share of the runs that score more than each level."""
+    return (scores[:, None] > levels).mean(0)

@@ -1,0 +1,194 @@
+"""A comparison as a table for a terminal, as Markdown, as JSON, and as a page with pictures."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from html import escape
+from io import BytesIO
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from esper_rl.report.comparison import (
+    FEW_SEEDS,
+    Design,
+    Interval,
+    interquartile_mean,
+    interval_of,
+    performance_profile,
+    probability_of_improvement,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+div { overflow-x: auto }
+table { border-collapse: collapse }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884 }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100%; background: white; border-radius: 4px }
+"""
+
+
+def summarise(designs: Sequence[Design]) -> dict[str, Any]:
+    """Compute what a comparison says.
+
+    Returns:
+        ``"designs"``: of each by name its number of ``"seeds"``, the ``"interquartile_mean"`` and
+        the ``"mean"`` with their intervals, and the ``"scores"``; ``"improvement"``: for every
+        ordered pair of designs the probability that a run of the first scores more.
+    """
+    return {
+        "designs": {
+            design.name: {
+                "seeds": len(design.runs),
+                "interquartile_mean": interval_of(interquartile_mean, design.scores),
+                "mean": interval_of(np.mean, design.scores),
+                "scores": {str(run.path): run.score for run in design.runs},
+            }
+            for design in designs
+        },
+        "improvement": [
+            {
+                "better": a.name,
+                "than": b.name,
+                "probability": interval_of(probability_of_improvement, a.scores, b.scores),
+            }
+            for a, b in permutations(designs, 2)
+        ],
+    }
+
+
+def caution(summary: Mapping[str, Any]) -> str:
+    """A warning where there are too few training seeds, otherwise an empty string."""
+    few = [name for name, design in summary["designs"].items() if design["seeds"] < FEW_SEEDS]
+    if not few:
+        return ""
+    return (
+        f"Fewer than {FEW_SEEDS} training seeds ({'; '.join(few)}): this proves nothing. "
+        "Train more of them."
+    )
+
+
+def tables(summary: Mapping[str, Any]) -> list[list[list[str]]]:
+    """Rows of cells, titles first: the designs, then the pairs of them, if there are any."""
+    designs = [["design", "seeds", "interquartile mean", "mean"]] + [
+        [name, str(found["seeds"]), _cell(found["interquartile_mean"]), _cell(found["mean"])]
+        for name, found in summary["designs"].items()
+    ]
+    pairs = [["a run of", "scores more than one of", "with probability"]] + [
+        [pair["better"], pair["than"], _cell(pair["probability"])]
+        for pair in summary["improvement"]
+    ]
+    return [designs, pairs] if len(pairs) > 1 else [designs]
+
+
+def _cell(interval: Interval) -> str:
+    value, low, high = interval
+    return f"{value:.2f}" if low != low else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def as_page(title: str, summary: Mapping[str, Any], designs: Sequence[Design]) -> str:
+    """One HTML page that needs no network."""
+    parts = []
+    for rows in tables(summary):
+        head, *body = [
+            "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
+            for tag, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
+        ]
+        parts.append(f"<div><table>{head}{''.join(body)}</table></div>")
+    picture = b64encode(draw(designs)).decode()
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><style>{_STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+<p><strong>{escape(caution(summary))}</strong></p>
+{parts[0]}
+<p>In brackets: 95 % intervals, bootstrapped over training seeds.</p>
+<img alt="Intervals, performance profiles and learning curves of the designs"
+ src="data:image/png;base64,{picture}">
+{"".join(parts[1:])}
+</body></html>
+"""
+
+
+def draw(designs: Sequence[Design]) -> bytes:
+    """PNG: interquartile means, performance profiles, learning curves with 95 % bands."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    means, profiles, curves = figure.subplots(1, 3)
+    every = np.concatenate([design.scores for design in designs])
+    margin = 0.05 * (np.ptp(every) or 1.0)
+    levels = np.linspace(every.min() - margin, every.max() + margin, 200)
+    for i, design in enumerate(designs):
+        colour = _COLOURS[i % len(_COLOURS)]
+        value, low, high = interval_of(interquartile_mean, design.scores)
+        means.plot(design.scores, [i] * len(design.runs), "|", color=colour, alpha=0.5)
+        if low == low:
+            means.plot([low, high], [i, i], color=colour, linewidth=6, alpha=0.4)
+        means.plot(value, i, "o", color=colour)
+        profiles.step(levels, performance_profile(design.scores, levels), color=colour)
+        _draw_curve(curves, design, colour)
+    means.set_yticks(range(len(designs)), [_wrapped(design.name) for design in designs])
+    for i, label in enumerate(means.get_yticklabels()):
+        label.set_color(_COLOURS[i % len(_COLOURS)])
+    means.set_ylim(len(designs) - 0.5, -0.5)
+    means.set_title("interquartile mean, and every run")
+    profiles.set_title("share of runs that score more")
+    profiles.set_ylim(-0.02, 1.02)
+    curves.set_title("return in training")
+    curves.set_xlabel("environment steps")
+    for axes in (means, profiles):
+        axes.set_xlabel("score")
+    for axes in (means, profiles, curves):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    file = BytesIO()
+    figure.savefig(file, dpi=130, format="png")
+    return file.getvalue()
+
+
+def _draw_curve(axes: Axes, design: Design, colour: str) -> None:
+    """Interquartile mean over the seeds, as far as all of them have come."""
+    known = [run.curve[np.isfinite(run.curve[:, 1])] for run in design.runs]
+    known = [curve for curve in known if len(curve)]
+    if not known:
+        return
+    last = min(curve[-1, 0] for curve in known)
+    steps = max(known, key=len)[:, 0]
+    steps = steps[(steps <= last) & (steps >= max(curve[0, 0] for curve in known))]
+    returns = np.array([np.interp(steps, *curve.T) for curve in known])  # [seeds, steps]
+    axes.plot(steps, interquartile_mean(returns, axis=0), color=colour)
+    if len(known) > 1:
+        chosen = np.random.default_rng(0).integers(len(known), size=(999, len(known)))
+        resampled = interquartile_mean(returns[chosen], axis=1)
+        axes.fill_between(
+            steps, *np.percentile(resampled, (2.5, 97.5), axis=0), color=colour, alpha=0.15, lw=0
+        )
+
+
+def _wrapped(name: str) -> str:
+    return name.replace(" ", "\n")
