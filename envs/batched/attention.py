@@ -70,41 +70,39 @@ def attend(
     most, mass = np.empty(columns, x.dtype), np.empty(columns, x.dtype)
     for h in range(heads):
         queries, keys, values = _parts(x, h * size)
-        for d in range(seen):
-            weight = _row(weights, h * seen + d, columns)
-            first = number(FIRST_BIAS) if window > 0 and d == h + 1 else zero
-            bias = distance[h * distances + min(d, distances - 1)] + first
-            for i in range(d * batch, columns):
-                weight[i] = zero
-            for c in range(size):
-                query, key = queries[c], keys[c]
-                for i in range(columns - d * batch):
-                    weight[i + d * batch] += query[i + d * batch] * key[i]
-            for i in range(d * batch, columns):
-                weight[i] = weight[i] * scale + bias
-        most[:] = _row(weights, h * seen, columns)
-        for d in range(1, seen):
-            weight = _row(weights, h * seen + d, columns)
-            for i in range(d * batch, columns):
-                most[i] = weight[i] if weight[i] > most[i] else most[i]
+        most[:] = -np.inf
         mass[:] = 0
         for d in range(seen):
-            weight = _row(weights, h * seen + d, columns)
-            for i in range(d * batch, columns):
-                weight[i] -= most[i]
-            exponentials(weight[d * batch :])
-            for i in range(d * batch, columns):
-                mass[i] += weight[i]
+            weight = _row(weights, h * seen + d, columns, d * batch)
+            first = number(FIRST_BIAS) if window > 0 and d == h + 1 else zero
+            bias = distance[h * distances + min(d, distances - 1)] + first
+            weight[:] = 0
+            for c in range(size):
+                query, key = queries[c, d * batch :], keys[c]
+                for i in range(len(weight)):
+                    weight[i] += query[i] * key[i]
+            largest = most[d * batch :]
+            for i in range(len(weight)):
+                weight[i] = weight[i] * scale + bias
+                largest[i] = weight[i] if weight[i] > largest[i] else largest[i]
+        for d in range(seen):
+            weight = _row(weights, h * seen + d, columns, d * batch)
+            largest, total = most[d * batch :], mass[d * batch :]
+            for i in range(len(weight)):
+                weight[i] -= largest[i]
+            exponentials(weight)
+            for i in range(len(weight)):
+                total[i] += weight[i]
         for c in range(size):
             out[h * size + c] = 0
         for d in range(seen):
-            weight = _row(weights, h * seen + d, columns)
-            for i in range(d * batch, columns):
-                weight[i] /= mass[i]
+            weight, total = _row(weights, h * seen + d, columns, d * batch), mass[d * batch :]
+            for i in range(len(weight)):
+                weight[i] /= total[i]
             for c in range(size):
-                value, given = values[c], out[h * size + c]
-                for i in range(columns - d * batch):
-                    given[i + d * batch] += weight[i + d * batch] * value[i]
+                value, given = values[c], out[h * size + c, d * batch :]
+                for i in range(len(weight)):
+                    given[i] += weight[i] * value[i]
 
 
 @kernel
@@ -137,32 +135,32 @@ def attend_backward(
         to_queries, to_keys, to_values = _parts(grad_x, h * size)
         dot[:] = 0
         for d in range(seen):
-            weight = _row(weights, h * seen + d, columns)
-            to_weight = _row(grad_weights, h * seen + d, columns)
-            for i in range(d * batch, columns):
-                to_weight[i] = zero
+            weight = _row(weights, h * seen + d, columns, d * batch)
+            to_weight = _row(grad_weights, h * seen + d, columns, d * batch)
+            to_weight[:] = 0
             for c in range(size):
-                given, value, to_value = grad[h * size + c], values[c], to_values[c]
-                for i in range(columns - d * batch):
-                    to_weight[i + d * batch] += given[i + d * batch] * value[i]
-                    to_value[i] += weight[i + d * batch] * given[i + d * batch]
-            for i in range(d * batch, columns):
-                dot[i] += weight[i] * to_weight[i]
+                given, value, to_value = grad[h * size + c, d * batch :], values[c], to_values[c]
+                for i in range(len(weight)):
+                    to_weight[i] += given[i] * value[i]
+                    to_value[i] += weight[i] * given[i]
+            product = dot[d * batch :]
+            for i in range(len(weight)):
+                product[i] += weight[i] * to_weight[i]
         for d in range(seen):
-            weight = _row(weights, h * seen + d, columns)
-            to_score = _row(grad_weights, h * seen + d, columns)
-            total = zero
-            for i in range(d * batch, columns):
-                to_score[i] = weight[i] * (to_score[i] - dot[i])
+            weight = _row(weights, h * seen + d, columns, d * batch)
+            to_score = _row(grad_weights, h * seen + d, columns, d * batch)
+            total, product = zero, dot[d * batch :]
+            for i in range(len(weight)):
+                to_score[i] = weight[i] * (to_score[i] - product[i])
                 total += to_score[i]
                 to_score[i] *= scale
             grad_distance[h * distances + min(d, distances - 1)] += total
             for c in range(size):
-                query, key = queries[c], keys[c]
-                to_query, to_key = to_queries[c], to_keys[c]
-                for i in range(columns - d * batch):
-                    to_query[i + d * batch] += to_score[i + d * batch] * key[i]
-                    to_key[i] += to_score[i + d * batch] * query[i + d * batch]
+                query, key = queries[c, d * batch :], keys[c]
+                to_query, to_key = to_queries[c, d * batch :], to_keys[c]
+                for i in range(len(weight)):
+                    to_query[i] += to_score[i] * key[i]
+                    to_key[i] += to_score[i] * query[i]
 
 
 @kernel
@@ -179,5 +177,6 @@ def _seen(window: int, length: int) -> int:
 
 
 @kernel
-def _row(flat: Array, number: int, columns: int) -> Array:
-    return flat[number * columns : (number + 1) * columns]
+def _row(flat: Array, number: int, columns: int, first: int) -> Array:
+    """Columns of a row from ``first`` on: of the positions that have others so far before them."""
+    return flat[number * columns + first : (number + 1) * columns]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from envs.batched.attention import exponentials
 from envs.batched.interpreter import backward, forward
 from envs.batched.modes import Mode
 from envs.batched.products import Array, cached_kernel, kernel
@@ -120,19 +121,26 @@ def _clear(arena: Array, first: int, last: int) -> None:
 def _cross_entropy(logits: Array, targets: Array, grad: Array) -> float:
     """Mean loss in nats of logits ``[classes, B]``; ``grad`` is set to its gradient."""
     classes, batch = logits.shape
+    most, mass = logits[0].copy(), np.zeros(batch, logits.dtype)
+    for c in range(1, classes):
+        for b in range(batch):
+            most[b] = logits[c, b] if logits[c, b] > most[b] else most[b]
+    for c in range(classes):
+        share = grad[c]
+        for b in range(batch):
+            share[b] = logits[c, b] - most[b]
+        exponentials(share)
+        for b in range(batch):
+            mass[b] += share[b]
     total = 0.0
     for b in range(batch):
-        most = logits[0, b]
-        for c in range(1, classes):
-            most = max(most, logits[c, b])
-        mass = logits.dtype.type(0)
-        for c in range(classes):
-            grad[c, b] = np.exp(logits[c, b] - most)
-            mass += grad[c, b]
-        for c in range(classes):
-            grad[c, b] /= mass * batch
+        total += np.log(mass[b]) + most[b] - logits[targets[b], b]
+        mass[b] = 1 / (mass[b] * batch)
+    for c in range(classes):
+        for b in range(batch):
+            grad[c, b] *= mass[b]
+    for b in range(batch):
         grad[targets[b], b] -= logits.dtype.type(1) / batch
-        total += np.log(mass) + most - logits[targets[b], b]
     return total / batch
 
 
@@ -206,18 +214,16 @@ def train_rows(
             backward(
                 lines, order, params, mode, alpha, arena, network.attention, grads, grad_params
             )
-            host_norm[row] += step(
-                rule, numbers, params, buffers, row, grad_params, 0, network.host_columns,
-                host_lr[row],
-            ) / batches  # fmt: skip
-            for s in range(slots):
-                if kind[s] >= 0:
-                    first = network.slots[s, 7]
-                    last = first + network.seeds[s, kind[s], 3]
-                    seed_norm[row, s] += step(
-                        rule, numbers, params, buffers, row, grad_params, first, last,
-                        seed_lr[row, s],
-                    ) / batches  # fmt: skip
+            for s in range(-1, slots):  # the host, then its seeds: one call, compiled once
+                first, last, rate = 0, network.host_columns, host_lr[row]
+                if s >= 0:
+                    first, rate = network.slots[s, 7], seed_lr[row, s]
+                    last = first + (network.seeds[s, kind[s], 3] if kind[s] >= 0 else 0)
+                norm = step(rule, numbers, params, buffers, row, grad_params, first, last, rate)
+                if s < 0:
+                    host_norm[row] += norm / batches
+                else:
+                    seed_norm[row, s] += norm / batches
 
 
 @kernel
