@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from envs.actions import Op, Stage, head_sizes
 from envs.attribution import age_measurements, credit_helpers, record_measurements
 from envs.batched.randomness import Stream, fold
 from envs.batched.workers import as_usual
+from envs.beginning import begin, shown_loss
 from envs.errors import check_choice, check_device, check_integer, check_seed
 from envs.governor import Governor
 from envs.lifecycle import (
@@ -33,7 +33,7 @@ from envs.resuming import load_tensors, save_tensors
 from envs.reward import REWARD_TERMS, RewardConfig, Transition, compute_terms
 from envs.rows import cloned
 from envs.specs import SpecMaker, show
-from envs.state import History, Slots, State
+from envs.state import Slots, State
 from envs.tasks.base import Task
 
 TIME_LIMITS: tuple[str, ...] = ("terminate", "truncate")
@@ -246,10 +246,7 @@ class MorphogenesisEnv(EnvBase):
         fresh = self._fresh()
         fresh.episode = self.state.episode + 1
         fresh.key = fold(torch.full_like(self._rows, self._seed), self._rows, fresh.episode)
-        self.population.reset_hosts(rows, fold(fresh.key[rows], Stream.HOST))
-        validation = self.population.validate(self.slot_inputs(fresh.slots), rows, ablate=False)
-        validation = validation.spread(rows, self.num_envs)
-        fresh.history = History.starting(self._shown(validation.loss), validation.accuracy)
+        begin(fresh, self.population, self.task, rows, self.slot_inputs(fresh.slots))
         self.state.replace(mask, fresh)
         self.governor.save(self.state, mask)
         return self.observe()
@@ -354,15 +351,11 @@ class MorphogenesisEnv(EnvBase):
         failed = self.governor.find_failures(state, validation.loss) & stepping
         age_measurements(state.slots)
         record_measurements(state.slots, validation, due & ~failed)
-        loss = self._shown(validation.loss)
+        loss = shown_loss(validation.loss, self.task)
         state.history = state.history.recorded(loss, validation.accuracy)
         self.governor.roll_back(state, failed, applied)
         credit_helpers(state, applied.fossilized)
         self.governor.save_healthy(state, stepping)
-
-    def _shown(self, loss: Tensor) -> Tensor:
-        """Losses as the agent sees them."""
-        return loss.nan_to_num(nan=math.inf).clamp(max=self.task.loss_limit)
 
     def _reward(self, before: State, applied: Applied) -> Tensor:
         """Compute the reward of a step, ``[N, 1]``, and remember its terms."""

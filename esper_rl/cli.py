@@ -109,6 +109,8 @@ def _build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="go on with the run in this folder, whatever has ended it",
     )
+    training.add_argument("--quiet", action="store_true", help="show no progress")
+    training.add_argument("--json", action="store_true", help=_JSON_HELP)
     training.set_defaults(run_command=_train)
 
     evaluation = commands.add_parser(
@@ -209,13 +211,16 @@ def _train(arguments: argparse.Namespace) -> None:
                 f"{' '.join(arguments.overrides)}"
             )
         config = read_config(RunFolder.open(arguments.resume, begun=True))
-        run = resume(arguments.resume)
+        run = resume(arguments.resume, quiet=arguments.quiet)
     else:
         config = _parse(arguments.overrides)
-        run = train(config)
-    print(f"run folder: {run}")
+        run = train(config, quiet=arguments.quiet)
+    if not arguments.json:
+        print(f"run folder: {run}")
     if config.eval_episodes:
-        _print_evaluation(run, config.eval_episodes)
+        _print_evaluation(run, config.eval_episodes, as_json=arguments.json)
+    elif arguments.json:
+        print(json.dumps({"run": str(run)}))
 
 
 def _parse(overrides: Sequence[str]) -> TrainConfig:

@@ -208,7 +208,9 @@ def evaluate_run(
             tasks = cloudpickle.dumps(registered_tasks())
             pool = get_context("spawn").Pool(config.workers, _start_worker, (tasks,))
             played = stack.enter_context(pool).imap(play, players)
-        bar = tqdm(played, "evaluate", len(players), unit="policy", leave=False, delay=5)
+        bar = tqdm(
+            played, "evaluate", len(players), unit="policy", leave=False, delay=5, disable=None
+        )
         results = dict(zip(players, bar, strict=True))
     content = as_json(results, seed=seed, gamma=gamma, settings=settings)
     if output is not None:

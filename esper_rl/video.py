@@ -71,7 +71,7 @@ def play_frames(run: str | Path, player: str) -> list[Picture]:
         state = env.reset()
         accuracies = [state["metrics", "val_accuracy"].item()]
         frames = [draw_network(state[0], accuracies, epochs)]
-        for _ in tqdm(range(epochs), "video", unit="epoch", leave=False, delay=5):
+        for _ in tqdm(range(epochs), "video", unit="epoch", leave=False, delay=5, disable=None):
             state = policy(state)
             action = {head: int(chosen) for head, chosen in state["action"].items()}
             step, state = env.step_and_maybe_reset(state)

@@ -47,7 +47,7 @@ class ArrayTask(Task):
         topology, num_slots: default: the host's.
         parameter_budget: default: 8 times the host's parameters.
         guessing_loss: default: ln C for the host's C classes.
-        description, max_epochs, host_lr, seed_lr, loss_limit, reward, reward_terms: see
+        description, max_epochs, warm_up, host_lr, seed_lr, loss_limit, reward, reward_terms: see
             :class:`Task`.
 
     Raises:

@@ -24,6 +24,7 @@ class Task(ABC):
         topology: kind of host; a policy knows the blueprints of one kind only.
         num_slots: slots of its host.
         max_epochs: default length of an episode.
+        warm_up: epochs that a host trains by itself before its episode begins.
         host_lr: learning rate of hosts and fossilized seeds.
         seed_lr: learning rate of live seeds.
         parameter_budget: seed parameters at which ``params_utilization`` is 1.
@@ -48,6 +49,7 @@ class Task(ABC):
     topology: str
     num_slots: int
     max_epochs: int = 50
+    warm_up: int = 0
     host_lr: float = 0.05
     seed_lr: float = 0.05
     parameter_budget: int
@@ -61,6 +63,7 @@ class Task(ABC):
     def __post_init__(self) -> None:
         for name in ("num_slots", "max_epochs", "parameter_budget"):
             self._set(name, check_integer(name, getattr(self, name)))
+        self._set("warm_up", check_integer("warm_up", self.warm_up, least=0))
         check_number("host_lr", self.host_lr, least=0)
         check_number("seed_lr", self.seed_lr, least=0)
         check_number("loss_limit", self.loss_limit, above=0)

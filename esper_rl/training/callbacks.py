@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from time import perf_counter
 
 from tqdm import tqdm
 
@@ -66,22 +67,60 @@ class Warnings(Callback):
         self.before = now
 
 
+SECONDS_A_LINE = 10.0
+"""Time between two lines of :class:`ProgressLines`, or more."""
+
+
+def make_progress() -> Callback:
+    """A bar on a terminal, lines elsewhere."""
+    return Progress() if sys.stderr.isatty() else ProgressLines()
+
+
+def _steps(config: TrainConfig, run: RunFolder) -> tuple[int, int]:
+    """Environment steps that a run has made already, and those that it will have made."""
+    return count_rows(run.metrics) * config.rollout_steps, config.iterations * config.rollout_steps
+
+
+def _headline(metrics: Mapping[str, float]) -> dict[str, str]:
+    return {
+        "return": f"{metrics['return']:.2f}",
+        "accuracy": f"{metrics['final_accuracy']:.1f}%",
+        "H(op)": f"{metrics['head_entropy/op']:.2f}",
+        "H(blueprint)": f"{metrics['head_entropy/blueprint']:.2f}",
+    }
+
+
+class ProgressLines(Callback):
+    """Steps, time left and the headline numbers, as lines for a log."""
+
+    def on_start(self, config: TrainConfig, run: RunFolder) -> None:
+        self.first, self.total = _steps(config, run)
+        self.began = self.told = perf_counter()
+
+    def on_iteration(self, metrics: Mapping[str, float]) -> None:
+        now, steps = perf_counter(), metrics["steps"]
+        if steps < self.total and now - self.told < SECONDS_A_LINE:
+            return
+        self.told = now
+        seconds = (now - self.began) / (steps - self.first) * (self.total - steps)
+        left = tqdm.format_interval(seconds)
+        numbers = ", ".join(f"{name} {value}" for name, value in _headline(metrics).items())
+        print(
+            f"{steps:,.0f} of {self.total:,} steps, {left} left, {numbers}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 class Progress(Callback):
     """A bar with steps, steps per second, time left and the headline numbers."""
 
     def on_start(self, config: TrainConfig, run: RunFolder) -> None:
-        done = count_rows(run.metrics) * config.rollout_steps  # of a run that goes on
-        total = config.iterations * config.rollout_steps
+        done, total = _steps(config, run)
         self.bar = tqdm(initial=done, total=total, unit="step")
 
     def on_iteration(self, metrics: Mapping[str, float]) -> None:
-        headline = {
-            "return": f"{metrics['return']:.2f}",
-            "accuracy": f"{metrics['final_accuracy']:.1f}%",
-            "H(op)": f"{metrics['head_entropy/op']:.2f}",
-            "H(blueprint)": f"{metrics['head_entropy/blueprint']:.2f}",
-        }
-        self.bar.set_postfix(headline, refresh=False)
+        self.bar.set_postfix(_headline(metrics), refresh=False)
         self.bar.update(metrics["steps"] - self.bar.n)
 
     def on_end(self) -> None:

@@ -92,6 +92,10 @@ def _deaf_to_signals(start: Callable[..., Made], *args: Any, **kwargs: Any) -> M
 
     def started() -> Made:
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            # Python's own helper process, started with the first other one, would end the mask.
+            from multiprocessing.resource_tracker import ensure_running
+
+            ensure_running()
             kinds = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
             signal.pthread_sigmask(signal.SIG_BLOCK, kinds)
         return start(*args, **kwargs)

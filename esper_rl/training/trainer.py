@@ -31,7 +31,7 @@ from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages, final_v
 from esper_rl.policy import make_actor_critic
 from esper_rl.runs import ResumePoints, RunFolder
 from esper_rl.runs.metrics import keep_rows
-from esper_rl.training.callbacks import Callback, MetricsFile, Progress, Warnings
+from esper_rl.training.callbacks import Callback, MetricsFile, Warnings, make_progress
 from esper_rl.training.collection import collection_seconds, make_collector
 from esper_rl.training.compiling import remove_broken_libraries
 from esper_rl.training.config import TrainConfig, dump_config
@@ -53,12 +53,13 @@ class TrainingInterrupted(KeyboardInterrupt):
         self.run = run
 
 
-def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
+def train(config: TrainConfig, callbacks: Sequence[Callback] = (), *, quiet: bool = False) -> Path:
     """Train a policy with PPO.
 
     Args:
         config: what to train, where and for how long.
-        callbacks: what else shall happen, beside metrics on disk, warnings and a progress bar.
+        callbacks: what else shall happen, beside metrics on disk, warnings and progress.
+        quiet: show no progress.
 
     Returns:
         The run folder, with ``config.yaml``, ``metrics.csv`` (one line an iteration),
@@ -83,10 +84,10 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> Path:
         return RunFolder.create(config.run_dir, config.env.task, dump_config(config))
 
     with _computing_with(config.threads):
-        return _run(config, make_folder, callbacks)
+        return _run(config, make_folder, callbacks, quiet=quiet)
 
 
-def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
+def resume(run: str | Path, callbacks: Sequence[Callback] = (), *, quiet: bool = False) -> Path:
     """Go on with a run that has been ended, by whatever, from the last point that it has saved.
 
     On CPUs it becomes bitwise what it would have been without that, but for its timings; what it
@@ -94,7 +95,7 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
 
     Args:
         run: folder of the run.
-        callbacks: as for :func:`train`, which also says what is returned and raised.
+        callbacks, quiet: as for :func:`train`, which also says what is returned and raised.
 
     Raises:
         FileNotFoundError: when there is no such run.
@@ -104,7 +105,7 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
     folder = RunFolder.open(run, begun=True)
     config = read_config(folder)
     with _computing_with(config.threads):
-        return _run(config, lambda: folder, callbacks)
+        return _run(config, lambda: folder, callbacks, quiet=quiet)
 
 
 @contextmanager
@@ -119,7 +120,11 @@ def _computing_with(threads: int | None) -> Iterator[None]:
 
 
 def _run(
-    config: TrainConfig, folder: Callable[[], RunFolder], callbacks: Sequence[Callback]
+    config: TrainConfig,
+    folder: Callable[[], RunFolder],
+    callbacks: Sequence[Callback],
+    *,
+    quiet: bool,
 ) -> Path:
     """Train in a folder, asked for when nothing is wrong, from its latest point on."""
     torch.manual_seed(config.seed)
@@ -141,7 +146,8 @@ def _run(
     advantage_options = config.ppo.advantage_options()
     iterations = config.iterations  # makes the task: once, not in every iteration
     run = folder()
-    print(f"training in {run.path}; the processes start", file=sys.stderr, flush=True)
+    if not quiet:
+        print(f"training in {run.path}; the processes start", file=sys.stderr, flush=True)
 
     def save() -> None:
         make_checkpoint(actor_critic, config.policy, env.topology, steps).write(run.checkpoint)
@@ -191,7 +197,8 @@ def _run(
                 actor_critic.network.compile_parts()
             save()
             ends.push(save_unless_failed)
-            callbacks = [MetricsFile(), Warnings(), Progress(), *callbacks]
+            shown = [] if quiet else [make_progress()]
+            callbacks = [MetricsFile(), Warnings(), *shown, *callbacks]
             for callback in callbacks:
                 callback.on_start(config, run)
                 ends.callback(callback.on_end)

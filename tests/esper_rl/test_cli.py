@@ -32,6 +32,29 @@ def test_train_and_evaluate_print_the_table(
     assert capsys.readouterr().out == table
 
 
+def test_a_quiet_run_prints_json_alone(
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *tiny_overrides, "--quiet", "--json"]) == 0
+    captured = capsys.readouterr()
+    printed = json.loads(captured.out)
+    assert printed["run"] == str(tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert printed["policies"] == written["policies"]
+    assert "steps" not in captured.err
+    assert "processes" not in captured.err
+
+
+def test_a_log_gets_lines(tiny_overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """No carriage returns, and a last line with all steps, whenever the one before was."""
+    assert cli.main(["train", *tiny_overrides, "eval_episodes=0", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "\r" not in captured.err
+    (last,) = [line for line in captured.err.splitlines() if " left, " in line]
+    assert last.startswith("40 of 40 steps, 00:00 left, return ")
+    assert json.loads(captured.out).keys() == {"run"}
+
+
 def test_evaluation_can_be_left_out(
     tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,7 +179,7 @@ def test_bad_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixtur
 def test_a_run_that_fails_is_one_line_and_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(config: object) -> Path:
+    def fail(config: object, quiet: bool) -> Path:
         raise FloatingPointError("the loss is nan")
 
     monkeypatch.setattr(cli, "train", fail)
