@@ -286,9 +286,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     if page.caution(summary):
         print(f"esper-rl: {page.caution(summary)}", file=sys.stderr)
     if output is not None:
-        tables = "\n\n".join(map(page.as_markdown, page.tables(summary)))
-        markdown = f"# {title}\n\n{page.caution(summary)}\n\n{tables}\n"
-        text = page.as_page(title, summary, designs) if output.suffix == ".html" else markdown
+        if output.suffix == ".html":
+            text = page.as_page(title, summary, designs)
+        else:
+            text = page.as_markdown(title, summary)
         output.write_text(text, encoding="utf-8")
 
 

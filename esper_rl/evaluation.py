@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from envs.actions import Stage
 from envs.registration import adopt_tasks, make_task, registered_tasks
-from esper_rl.errors import ConfigError, check_choice
+from esper_rl.errors import ConfigError, check_choice, check_folder_of
 from esper_rl.growing.baselines import (
     FixedSchedulePolicy,
     HeuristicPolicy,
@@ -185,14 +185,15 @@ def evaluate_run(
     """
     folder = RunFolder.open(run)
     config = read_config(folder, settings)
-    if output is not None and not Path(output).parent.is_dir():
-        raise ConfigError(f"the output's folder must exist, got {str(Path(output).parent)!r}")
-    own, task = (make_task(each.env.task) for each in (read_config(folder), config))
-    if own.topology != task.topology:
-        raise ConfigError(
-            f"the run's policy knows blueprints of {own.topology} hosts, {config.env.task} has "
-            f"{task.topology} hosts"
-        )
+    if output is not None:
+        check_folder_of("output", output)
+    if settings:  # before another world is made, whose networks may have to be compiled
+        own, task = (make_task(each.env.task) for each in (read_config(folder), config))
+        if own.topology != task.topology:
+            raise ConfigError(
+                f"the run's policy knows blueprints of {own.topology} hosts, {config.env.task} has "
+                f"{task.topology} hosts"
+            )
     # What is wrong with the run is said here, not by a worker.
     load_policy(folder.path, make_env(config, num_envs=1, seed=seed))
     for control in controls:

@@ -11,7 +11,7 @@ from torchrl.envs.utils import set_exploration_type
 from tqdm import tqdm
 
 from envs.rendering import Picture, draw_network
-from esper_rl.errors import ConfigError
+from esper_rl.errors import ConfigError, check_folder_of
 from esper_rl.evaluation import EXPLORATION, make_player
 
 FRAMES_PER_SECOND = 5
@@ -29,8 +29,7 @@ def check_video(path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in KINDS:
         raise ConfigError(f"a video must end in {' or '.join(KINDS)}, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"the video's folder must exist, got {str(path.parent)!r}")
+    check_folder_of("video", path)
     if path.suffix.lower() == ".mp4":
         try:
             import imageio_ffmpeg  # noqa: F401

@@ -88,14 +88,13 @@ class ArrayTask(Task):
         else:
             validation = _examples("validation", validation)
             _check_examples("validation", validation, self.host)
-        size = sum(segment.layout.size for segment in self.host.segments)
         most_examples = len(train.targets) // check_integer(
             "batches_per_epoch", self.batches_per_epoch
         )
         defaults = {
             "topology": self.host.topology,
             "num_slots": len(self.host.slot_channels),
-            "parameter_budget": 8 * size,
+            "parameter_budget": 8 * self.host_size,
             "minibatch_size": min(64, max(1, most_examples)),
             "validation_size": len(validation.targets),
             "guessing_loss": math.log(self.host.num_classes) or None,
@@ -111,6 +110,11 @@ class ArrayTask(Task):
         most = examples // self.minibatch_size
         self._check("batches_per_epoch", most, "minibatches of that size")
         self._check("validation_size", len(validation.targets), "validation examples")
+
+    @property
+    def host_size(self) -> int:
+        """Parameters of the host."""
+        return sum(segment.layout.size for segment in self.host.segments)
 
     def _check(self, name: str, most: int, what: str) -> None:
         self._set(name, check_integer(name, getattr(self, name), most=most, what=what))

@@ -6,7 +6,6 @@ a row of the world. Designs are runs that differ in nothing but the seed.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -23,6 +22,7 @@ from yaml import YAMLError
 
 from esper_rl.errors import ConfigError
 from esper_rl.runs import RunFolder
+from esper_rl.runs.metrics import read_columns
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -174,12 +174,11 @@ def _reason(error: Exception) -> str:
 
 def _read_curve(folder: RunFolder) -> np.ndarray:
     try:
-        with folder.metrics.open(newline="") as file:
-            lines = [[float(line["steps"]), float(line["return"])] for line in csv.DictReader(file)]
+        columns = read_columns(folder.metrics, ("steps", "return"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         _LOGGER.warning("%s has no learning curve: %s", folder.path, _reason(error))
-        lines = []
-    return np.array(lines).reshape(-1, 2)
+        return np.empty((0, 2))
+    return np.stack(list(columns.values()), 1)
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from esper_rl.report.comparison import (
     performance_profile,
     probability_of_improvement,
 )
+from esper_rl.report.tables import align
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,14 +98,17 @@ def _cell(interval: Interval) -> str:
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
     """A table for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(align(rows, str.ljust))
 
 
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+def as_markdown(title: str, summary: Mapping[str, Any]) -> str:
+    """All tables in Markdown."""
+
+    def table(rows: Sequence[Sequence[str]]) -> str:
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+    return "\n\n".join([f"# {title}", caution(summary), *map(table, tables(summary))]) + "\n"
 
 
 def as_page(title: str, summary: Mapping[str, Any], designs: Sequence[Design]) -> str:
@@ -116,7 +120,7 @@ def as_page(title: str, summary: Mapping[str, Any], designs: Sequence[Design]) -
             for tag, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
         ]
         parts.append(f"<div><table>{head}{''.join(body)}</table></div>")
-    picture = b64encode(draw(designs)).decode()
+    picture = b64encode(draw(summary, designs)).decode()
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -132,7 +136,7 @@ def as_page(title: str, summary: Mapping[str, Any], designs: Sequence[Design]) -
 """
 
 
-def draw(designs: Sequence[Design]) -> bytes:
+def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> bytes:
     """PNG: interquartile means, performance profiles, learning curves with 95 % bands."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -145,7 +149,7 @@ def draw(designs: Sequence[Design]) -> bytes:
     levels = np.linspace(every.min() - margin, every.max() + margin, 200)
     for i, design in enumerate(designs):
         colour = _COLOURS[i % len(_COLOURS)]
-        value, low, high = interval_of(interquartile_mean, design.scores)
+        value, low, high = summary["designs"][design.name]["interquartile_mean"]
         means.plot(design.scores, [i] * len(design.runs), "|", color=colour, alpha=0.5)
         if low == low:
             means.plot([low, high], [i, i], color=colour, linewidth=6, alpha=0.4)

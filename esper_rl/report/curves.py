@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from esper_rl.runs.metrics import read_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart with every kind of colour vision.
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 _GREY, _LINES = "#555555", ("--", ":", "-.", (0, (1, 4)))
+
+
+_SHOWN = (
+    "steps",
+    "return",
+    "return_std",
+    "final_accuracy",
+    "final_accuracy_std",
+    "head_entropy/op",
+    "head_entropy/blueprint",
+)
 
 
 def plot_learning_curve(
@@ -33,22 +45,8 @@ def plot_learning_curve(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = []
-    if metrics.exists():
-        with metrics.open(newline="") as file:
-            lines = list(csv.DictReader(file))
-    columns = {
-        name: np.array([float(line[name]) for line in lines])
-        for name in (
-            "steps",
-            "return",
-            "return_std",
-            "final_accuracy",
-            "final_accuracy_std",
-            "head_entropy/op",
-            "head_entropy/blueprint",
-        )
-    }
+    known = read_columns(metrics, _SHOWN) if metrics.exists() else {name: [] for name in _SHOWN}
+    columns = {name: np.array(values) for name, values in known.items()}
     # The object-oriented interface leaves pyplot's global state to the caller.
     figure = Figure(figsize=(7, 8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -68,7 +66,7 @@ def plot_learning_curve(
     if players:
         returns.legend(frameon=False)
     entropy.set_xlabel("environment steps (host epochs over all rows)")
-    state = "" if lines else ": no iteration finished yet"
+    state = "" if len(columns["steps"]) else ": no iteration finished yet"
     returns.set_title(f"Learning curve of {metrics.parent.name}{state}")
     figure.savefig(picture, dpi=120)
 

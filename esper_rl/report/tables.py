@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill
 
 from envs import ArrayTask
@@ -42,11 +42,11 @@ def format_evaluations(
     for name, summary in summaries.items():
         cells = [_cell(**summary[key], digits=digits) for key, (_, digits) in _COLUMNS.items()]
         rows.append([name, *cells])
-    lines = _align(rows)
+    lines = align(rows)
     if width is not None and len(lines[0]) > width:
         # Titles of two words are two lines, and numbers stand below the names.
         titles = [title.partition(" ")[::2] for title, _ in _COLUMNS.values()]
-        numbers = _align(
+        numbers = align(
             [["", *words] for words in zip(*titles, strict=True)]
             + [["", *row[1:]] for row in rows[1:]]
         )
@@ -61,11 +61,18 @@ def format_evaluations(
     return "\n".join([*lines[:head], rule, *lines[head:], rule, note])
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns beside each other, the first one at its left edge, the others at their right."""
+def align(
+    rows: Sequence[Sequence[str]], others: Callable[[str, int], str] = str.rjust
+) -> list[str]:
+    """Columns beside each other, the first one at its left edge.
+
+    Args:
+        rows: of cells.
+        others: how the other columns stand, by default at their right edge.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        "  ".join([row[0].ljust(widths[0]), *map(others, row[1:], widths[1:])]).rstrip()
         for row in rows
     ]
 
@@ -81,12 +88,11 @@ def format_task(name: str, task: Task, width: int) -> str:
     facts = [f"{task.num_slots} slots", f"{task.max_epochs} epochs an episode"]
     blueprints: Sequence[str] = BLUEPRINTS
     if isinstance(task, ArrayTask):
-        host = sum(segment.layout.size for segment in task.host.segments)
         examples = len(task.train.targets)
         facts += [
             f"{examples:,} training and {task.validation_size:,} validation examples",
             f"{task.batches_per_epoch} minibatches of {task.minibatch_size} an epoch",
-            f"{task.topology} host of {host:,} parameters",
+            f"{task.topology} host of {task.host_size:,} parameters",
         ]
         blueprints = tuple(task.host.blueprints)
     grown = f"grows {', '.join(blueprints)}"

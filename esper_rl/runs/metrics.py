@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from esper_rl.runs.files import write_whole
@@ -20,6 +20,18 @@ def append_row(file: Path, row: Mapping[str, float]) -> None:
         if new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def read_columns(file: Path, names: Sequence[str]) -> dict[str, list[float]]:
+    """Some numbers of all iterations, by name.
+
+    Raises:
+        OSError: when there is no file.
+        KeyError, TypeError, ValueError: when a number is missing, or isn't one.
+    """
+    with file.open(newline="") as opened:
+        lines = list(csv.DictReader(opened))
+    return {name: [float(line[name]) for line in lines] for name in names}
 
 
 def count_rows(file: Path) -> int:

@@ -283,14 +283,15 @@ def play_otherwise(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig
 
 
 def _merge(config: Any, overrides: Sequence[str]) -> Any:
-    options = {key: default for key, default, _ in describe_options()}
+    described = describe_options()
+    options = {key: default for key, default, _ in described}
     open_ended = tuple(f"{key}." for key, default in options.items() if default == ANY_KEYS)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r}: write it as key=value")
         if key not in options and not key.startswith(open_ended):
-            near = nearest_option(key, describe_options())
+            near = nearest_option(key, described)
             raise ConfigError(
                 f"override {override!r}: there is no field {key!r}; the nearest is {near!r}, "
                 "`esper-rl train --help` lists all"
