@@ -30,7 +30,7 @@ from benchmarks.seeds import Run, measure_missing, study_parser, train_seed, wri
 from esper_rl.evaluation import play_run
 from esper_rl.report.episodes import mean_and_ci
 from esper_rl.search import best_schedule
-from esper_rl.training.config import parse_overrides
+from esper_rl.training.composition import compose_config
 
 RESULTS = Path(__file__).parent / "results"
 EPISODES = 256
@@ -46,7 +46,7 @@ def measure(seed: int, settings: Sequence[str]) -> Run:
         run = Path(folder) / "run"
         found = train_seed(seed, settings, run)
         played = {name: play_run(run, name, EPISODES) for name in (SCHEDULE, *TRAINED)}
-    searched = best_schedule(parse_overrides(settings), episodes=EPISODES, seed=seed)
+    searched = best_schedule(compose_config(settings), episodes=EPISODES, seed=seed)
     played[SEARCHED], found[SEARCHED] = searched.evaluation, str(searched)
     for name, evaluation in played.items():
         found[f"{name}_return"] = evaluation.returns.mean().item()

@@ -45,7 +45,7 @@ from envs import MorphogenesisEnv, feature_names
 from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
 from esper_rl import load_policy, train
 from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
-from esper_rl.training.config import parse_overrides
+from esper_rl.training.composition import compose_config
 
 RESULTS = Path(__file__).parent / "results"
 EPISODES = 256
@@ -86,9 +86,9 @@ def measure(variant: str, seed: int, threads: int) -> dict[str, float]:
     env = MorphogenesisEnv("scaffold", num_envs=EPISODES, seed=EVALUATION_SEED)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        config = parse_overrides(
+        config = compose_config(
             [
-                "env.task=scaffold",
+                "task=scaffold",
                 *VARIANTS[variant],
                 f"seed={seed}",
                 f"threads={threads}",

@@ -48,7 +48,8 @@ from esper_rl.evaluation import (
 )
 from esper_rl.report.episodes import mean_and_ci
 from esper_rl.search import Schedule, best_schedule, describe, play_schedules
-from esper_rl.training.config import TrainConfig, parse_overrides
+from esper_rl.training.composition import compose_config
+from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,7 +70,7 @@ Returns = dict[str, dict[str, float]]
 
 
 def configure(task: str, settings: Sequence[str] = ()) -> TrainConfig:
-    return parse_overrides([f"env.task={task}", *settings])
+    return compose_config([f"task={task}", *settings])
 
 
 # -- schedules --------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def measure(seed: int, settings: Sequence[str]) -> Run:
     """Train in a process of its own, then play."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        found = train_seed(seed, [f"env.task={TASK}", *settings], run)
+        found = train_seed(seed, [f"task={TASK}", *settings], run)
         played = {variant: play(run, configure(variant, settings)) for variant in VARIANTS}
         for mode in MODES:
             found[mode] = {variant: returns[mode] for variant, returns in played.items()}

@@ -29,7 +29,7 @@ _registered: dict[str, TaskFactory] = {}
 
 
 def register_task(name: str, factory: TaskFactory) -> None:
-    """Give a task a name in this process, for environments and ``esper-rl train env.task=NAME``.
+    """Give a task a name in this process, for environments and ``esper-rl train task=NAME``.
 
     A package gives its tasks names by an entry point in the group ``esper_rl.tasks`` instead:
     ``my-task = "my_package.tasks:make"``. Every process knows those.

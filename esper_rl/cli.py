@@ -5,29 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from errno import EDQUOT, EIO, ENOSPC
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
-from textwrap import fill
 from typing import Any
 
 from envs import list_tasks, make_task
-from esper_rl.errors import ConfigError
-from esper_rl.evaluation import EVALUATION_SEED, OPEN_LOOP, SHUFFLED, evaluate_run
-from esper_rl.report.episodes import MEASURES, without_nan
+from esper_rl.arguments import build_parser
+from esper_rl.errors import ConfigError, config_errors
+from esper_rl.evaluation import OPEN_LOOP, SHUFFLED, Evaluation, evaluate_run
+from esper_rl.report.episodes import without_nan
 from esper_rl.report.tables import format_evaluations, format_problem, format_task
 from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.terminal import ended_by_signals, is_out_of_memory, write_anywhere
-from esper_rl.training.config import MOST_EPISODES, TrainConfig, describe_options, parse_overrides
+from esper_rl.training.composition import compose_config, load_config
+from esper_rl.training.config import TrainConfig
 from esper_rl.training.loading import read_config
 from esper_rl.training.trainer import TrainingInterrupted, resume, train
 
 _PAGE = 88
 """Columns of text that doesn't go to a terminal."""
-
-_JSON_HELP = "print JSON instead of a table"
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         after Ctrl-C, SIGTERM or SIGHUP.
     """
     write_anywhere()
-    arguments = _build_parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     try:
         with ended_by_signals():
-            arguments.run_command(arguments)
+            _COMMANDS[arguments.command](arguments)
     except (ConfigError, CheckpointError) as error:
         return _fail(str(error), EXIT_BAD_INPUT)
     except OSError as error:
@@ -79,141 +79,22 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="esper-rl",
-        description="Teach an agent to grow neural networks while they train.",
-        epilog="`esper-rl COMMAND --help` tells more about a command.",
-    )
-    parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    training = commands.add_parser(
-        "train",
-        help="train a policy, then evaluate it",
-        description=(
-            "Train a policy with PPO, then play it beside the baselines. A run\n"
-            "leaves config.yaml, metrics.csv, checkpoint.pt, learning_curve.png and\n"
-            "evaluation.json in its folder, and in resume/ what --resume needs. Ctrl-C\n"
-            "ends it early; its policy is kept, and --resume goes on."
-        ),
-        epilog=_describe_fields(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    training.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="fields that differ from the defaults"
-    )
-    training.add_argument(
-        "--resume",
-        metavar="RUN",
-        type=Path,
-        help="go on with the run in this folder, whatever has ended it",
-    )
-    training.add_argument("--quiet", action="store_true", help="show no progress")
-    training.add_argument("--json", action="store_true", help=_JSON_HELP)
-    training.set_defaults(run_command=_train)
-
-    evaluation = commands.add_parser(
-        "evaluate",
-        help="play a trained policy beside the baselines",
-        description=(
-            "Play the policy of a run, greedy and sampled, also with its action feedback hidden, "
-            "the baselines wait, random, fixed-schedule (conv_heavy at slot 0 as early as "
-            "possible) and heuristic, and the best plan where it is known, on the same episodes. "
-            "Prints a table and writes it to evaluation.json in the run's folder."
-        ),
-    )
-    evaluation.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
-    evaluation.add_argument(
-        "settings",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="play in another world than the run's, such as env.task=digits_full, or device=cuda",
-    )
-    evaluation.add_argument(
-        "--episodes",
-        type=_episodes,
-        default=64,
-        help="episodes of each policy (default %(default)s)",
-    )
-    evaluation.add_argument(
-        "--open-loop",
-        action="store_true",
-        help="also play the greedy policy's actions of each host on another one",
-    )
-    evaluation.add_argument(
-        "--shuffle",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="COLUMN",
-        help="also let the greedy policy see these columns of another host, such as "
-        "accuracy_norm or 'slot*_alpha'; '*' for all; may be said again",
-    )
-    evaluation.add_argument(
-        "--video",
-        metavar="FILE",
-        type=Path,
-        help="write the greedy policy's first episode, too, as FILE.gif or FILE.mp4",
-    )
-    evaluation.add_argument(
-        "--seed",
-        type=int,
-        default=EVALUATION_SEED,
-        help="of the episodes (default %(default)s)",
-    )
-    evaluation.add_argument(
-        "--output",
-        metavar="FILE",
-        type=Path,
-        help="another file to write than the run's evaluation.json",
-    )
-    evaluation.add_argument("--json", action="store_true", help=_JSON_HELP)
-    evaluation.set_defaults(run_command=_evaluate)
-
-    comparison = commands.add_parser(
-        "compare",
-        help="compare designs over training seeds",
-        description=(
-            "Compare runs by their evaluations: those that differ in nothing but the seed are one "
-            "design. Interquartile means, probabilities of improvement, performance profiles and "
-            "learning curves with 95 % intervals over training seeds (Agarwal et al. 2021)."
-        ),
-    )
-    comparison.add_argument(
-        "runs", metavar="RUN", nargs="+", type=Path, help="folders of runs, or folders above them"
-    )
-    comparison.add_argument(
-        "--player", default="greedy", help="whose evaluation counts (default %(default)s)"
-    )
-    comparison.add_argument(
-        "--measure",
-        choices=MEASURES,
-        default="returns",
-        help="what is compared (default %(default)s)",
-    )
-    comparison.add_argument(
-        "--output", metavar="FILE", type=Path, help="write a page, too: FILE.html or FILE.md"
-    )
-    comparison.add_argument("--json", action="store_true", help=_JSON_HELP)
-    comparison.set_defaults(run_command=_compare)
-
-    tasks = commands.add_parser("tasks", help="list what hosts can be trained on")
-    tasks.set_defaults(run_command=_list_tasks)
-    return parser
-
-
 def _train(arguments: argparse.Namespace) -> None:
+    others = {"--config": arguments.config, "-m": arguments.multirun}
+    given = [name for name, value in others.items() if value]
     if arguments.resume is not None:
-        if arguments.overrides:
+        given = [*given, *arguments.overrides]
+        if given:
             raise ConfigError(
-                "--resume goes on with the configuration that it has; leave out "
-                f"{' '.join(arguments.overrides)}"
+                f"--resume goes on with the configuration that it has; leave out {' '.join(given)}"
             )
         config = read_config(RunFolder.open(arguments.resume, begun=True))
         run = resume(arguments.resume, quiet=arguments.quiet)
+    elif arguments.multirun:
+        _sweep(arguments)
+        return
     else:
-        config = _parse(arguments.overrides)
+        config = _parse(arguments.overrides, arguments.config)
         run = train(config, quiet=arguments.quiet)
     if not arguments.json:
         print(f"run folder: {run}")
@@ -223,9 +104,36 @@ def _train(arguments: argparse.Namespace) -> None:
         print(json.dumps({"run": str(run)}))
 
 
-def _parse(overrides: Sequence[str]) -> TrainConfig:
+def _sweep(arguments: argparse.Namespace) -> None:
+    """Train with each combination of values, then compare the runs."""
+    from esper_rl.training.sweep import sweep
+
+    if arguments.config is not None:
+        raise ConfigError("-m begins with the defaults; leave out --config, or -m")
+    silent = arguments.quiet or arguments.json
+    folder = sweep(arguments.overrides, partial(_train_of_sweep, quiet=silent))
+    if not arguments.json:
+        print(f"sweep folder: {folder}")
+    if any(RunFolder(path.parent).evaluation.exists() for path in folder.rglob("config.yaml")):
+        _print_comparison([folder], "greedy", "returns", as_json=arguments.json)
+
+
+def _train_of_sweep(config: TrainConfig, *, quiet: bool) -> None:
+    run = train(config, quiet=quiet)
+    if config.eval_episodes:
+        played = evaluate_run(run, config.eval_episodes)
+        if not quiet:
+            _print_table(played, config.eval_episodes)
+
+
+def _parse(overrides: Sequence[str], start: Path | None) -> TrainConfig:
     """The configuration of a new run; what isn't quite as it was said is said."""
-    config = parse_overrides(overrides)
+    if start is None:
+        config = compose_config(overrides)
+    else:
+        with config_errors(f"{start}: "):
+            begun = replace(load_config(start.read_text(encoding="utf-8")), run_dir=None)
+        config = compose_config(overrides, begun)
     keys = [override.partition("=")[0] for override in overrides]
     for key in sorted({key for key in keys if keys.count(key) > 1}):
         print(f"esper-rl: {key} is given more than once; the last one counts", file=sys.stderr)
@@ -262,23 +170,36 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _print_evaluation(run: Path, episodes: int, as_json: bool = False, **options: Any) -> None:
     played = evaluate_run(run, episodes, **options)
-    summaries = {name: evaluation.summary() for name, evaluation in played.items()}
     if as_json:
+        summaries = {name: evaluation.summary() for name, evaluation in played.items()}
         print(json.dumps(without_nan({"run": str(run), "policies": summaries}), indent=2))
     else:
-        print(format_evaluations(summaries, episodes, _width()))
+        _print_table(played, episodes)
+
+
+def _print_table(played: Mapping[str, Evaluation], episodes: int) -> None:
+    summaries = {name: evaluation.summary() for name, evaluation in played.items()}
+    print(format_evaluations(summaries, episodes, _width()))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from esper_rl.report import comparison_page as page  # loads SciPy
-    from esper_rl.report.comparison import read_designs
-
     output = arguments.output
     if output is not None and output.suffix not in (".html", ".md"):
         raise ConfigError(f"--output must end in .html or .md, got {str(output)!r}")
-    designs = read_designs(arguments.runs, arguments.player, arguments.measure)
-    summary, title = page.summarise(designs), f"{arguments.measure} of {arguments.player}"
-    if arguments.json:
+    _print_comparison(
+        arguments.runs, arguments.player, arguments.measure, as_json=arguments.json, output=output
+    )
+
+
+def _print_comparison(
+    runs: Sequence[Path], player: str, measure: str, *, as_json: bool, output: Path | None = None
+) -> None:
+    from esper_rl.report import comparison_page as page  # loads SciPy
+    from esper_rl.report.comparison import read_designs
+
+    designs = read_designs(runs, player, measure)
+    summary, title = page.summarise(designs), f"{measure} of {player}"
+    if as_json:
         print(json.dumps(without_nan(summary), indent=2))
     else:
         print(title, *map(page.as_text, page.tables(summary)), sep="\n\n")
@@ -306,38 +227,9 @@ def _width() -> int | None:
     return get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def _version() -> str:
-    packages = ("esper-rl", "torch", "torchrl", "tensordict")
-    return ", ".join(f"{name} {version(name)}" for name in packages)
-
-
-def _describe_fields() -> str:
-    options = describe_options()
-    keys = max(len(f"{key}={default}") for key, default, _ in options)
-    width = max(60, get_terminal_size().columns)
-    lines = [
-        fill(
-            text,
-            width,
-            initial_indent=f"  {f'{key}={default}'.ljust(keys)}  ",
-            subsequent_indent=" " * (keys + 4),
-        )
-        for key, default, text in options
-    ]
-    return "\n".join(
-        [
-            "fields and their defaults:",
-            *lines,
-            "",
-            "example: esper-rl train total_steps=8000 ppo.lr=1e-3 run_dir=runs/first",
-        ]
-    )
-
-
-def _episodes(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= MOST_EPISODES:
-        raise argparse.ArgumentTypeError(
-            f"got {number}, allowed are whole numbers from 1 to {MOST_EPISODES}"
-        )
-    return number
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "tasks": _list_tasks,
+}

@@ -169,7 +169,7 @@ def evaluate_run(
             and in which the reward's potentials cancel.
         controls: more players: :data:`OPEN_LOOP`, or names that begin with :data:`SHUFFLED`.
         seed: of the episodes.
-        settings: another world or device than the run's, such as ``["env.task=digits_full"]``;
+        settings: another world or device than the run's, such as ``["task=digits_full"]``;
             see :func:`esper_rl.training.config.play_otherwise`.
         output: another file to write.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torchrl.envs import EnvBase
 
@@ -98,15 +99,25 @@ class PolicyConfig(ActorCriticConfig):
             >>> PolicyConfig.v1().describe(), PolicyConfig(lstm_layers=2).describe()
             ('V1 policy for 3 slots', 'V2 policy (lstm_layers=2) for 3 slots')
         """
-        presets = {name: preset(self.num_slots) for name, preset in PRESETS.items()}
-        differing = {
-            name: [field for field, value in vars(self).items() if value != getattr(preset, field)]
-            for name, preset in presets.items()
-        }
-        nearest = min(differing, key=lambda name: len(differing[name]))
-        changes = ", ".join(f"{field}={getattr(self, field)}" for field in differing[nearest])
-        details = f" ({changes})" if changes else ""
-        return f"{nearest.upper()} policy{details} for {self.num_slots} slots"
+        preset, changes = self.nearest_preset()
+        told = ", ".join(f"{field}={value}" for field, value in changes.items())
+        details = f" ({told})" if told else ""
+        return f"{preset.upper()} policy{details} for {self.num_slots} slots"
+
+    def nearest_preset(self) -> tuple[str, dict[str, Any]]:
+        """The preset that it differs least from, and the fields in which it does.
+
+        Examples:
+            >>> PolicyConfig(lstm_layers=2).nearest_preset()
+            ('v2', {'lstm_layers': 2})
+        """
+        changes = {}
+        for name, make in PRESETS.items():
+            preset = vars(make(self.num_slots))
+            changes[name] = {
+                field: value for field, value in vars(self).items() if value != preset[field]
+            }
+        return min(changes.items(), key=lambda each: len(each[1]))
 
     @classmethod
     def v1(cls, num_slots: int = 3) -> PolicyConfig:

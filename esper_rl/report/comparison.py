@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from scipy.stats import bootstrap, trim_mean
 from yaml import YAMLError
 
 from esper_rl.errors import ConfigError
+from esper_rl.growing import PolicyConfig
 from esper_rl.runs import RunFolder
 from esper_rl.runs.metrics import read_columns
 
@@ -154,7 +155,7 @@ def read_run(path: Path, player: str, measure: str) -> SeedRun:
     config = OmegaConf.to_container(OmegaConf.create(folder.config.read_text()))
     if not isinstance(config, dict):
         raise ValueError("its config.yaml isn't that of a run")
-    settings = _flat(config)
+    settings = _flat(config | _named_policy(config))
     policies = json.loads(folder.evaluation.read_text())["policies"]
     if player not in policies:
         raise ValueError(f"its evaluation has {', '.join(policies)}, no {player!r}")
@@ -179,6 +180,15 @@ def _read_curve(folder: RunFolder) -> np.ndarray:
         _LOGGER.warning("%s has no learning curve: %s", folder.path, _reason(error))
         return np.empty((0, 2))
     return np.stack(list(columns.values()), 1)
+
+
+def _named_policy(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """The policy as a preset and what differs from it; as it is where it is of another version."""
+    try:
+        preset, changes = PolicyConfig(**config["policy"]).nearest_preset()
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {"policy": preset} | {f"policy.{field}": value for field, value in changes.items()}
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

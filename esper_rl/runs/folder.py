@@ -32,6 +32,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def provenance(self) -> Path:
+        """With what the run was started, and went on: see :mod:`esper_rl.runs.provenance`."""
+        return self.path / "provenance.jsonl"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.pt"
 
@@ -89,7 +94,8 @@ class RunFolder:
             config: text of its ``config.yaml``.
 
         Raises:
-            FileExistsError: when ``path`` exists already: a run is never overwritten.
+            FileExistsError: when ``path`` exists already and isn't an empty folder: a run is never
+                overwritten.
         """
         return cls(_make_named(Path(path), config) if path else _make_unused(name, config))
 
@@ -135,7 +141,7 @@ def _make_unused(about: str, config: str) -> Path:
 
 def _make(path: Path, config: str) -> bool:
     """Make a folder with its configuration in it, at once; False if there is something."""
-    if path.exists():
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}-{uuid4().hex}")

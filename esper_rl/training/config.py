@@ -1,37 +1,24 @@
-"""Configuration of a training run, its help and its ``key=value`` overrides."""
+"""The configuration of a training run: its fields, and the values that are allowed."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
-from yaml import YAMLError
-
 from envs import MorphogenesisEnv, RewardConfig, make_task
 from esper_rl.errors import (
-    ConfigError,
     check_choice,
     check_device,
     check_integer,
     check_number,
     config_errors,
 )
-from esper_rl.growing import PRESETS, PolicyConfig
+from esper_rl.growing import PolicyConfig
 from esper_rl.objectives import BOOTSTRAPS, RATIOS
 from esper_rl.policy.config import option
-from esper_rl.training.options import (
-    ANY_KEYS,
-    from_signature,
-    nearest_option,
-    overriding,
-    walk_options,
-)
+from esper_rl.training.options import from_signature, overriding
 
 _EnvOptions: Any = from_signature(
     "EnvOptions",
@@ -50,7 +37,7 @@ class EnvConfig(_EnvOptions):
 
 
 class RewardOptions(_RewardOptions):
-    """Fields of :class:`envs.RewardConfig` that differ from the task's, the others None.
+    """Fields of :class:`envs.RewardConfig` that differ from the task's, the others None or empty.
 
     ``gamma`` is that of :class:`PPOConfig`.
     """
@@ -62,8 +49,7 @@ class RewardOptions(_RewardOptions):
             ValueError: if a weight is out of range.
         """
         given = {name: value for name, value in vars(self).items() if value is not None}
-        if "intervention" in given:
-            given["intervention"] = {**prices.intervention, **given["intervention"]}
+        given["intervention"] = {**prices.intervention, **given["intervention"]}
         return replace(prices, gamma=gamma, **given)
 
 
@@ -209,168 +195,3 @@ class TrainConfig:
     def iterations(self) -> int:
         """Rollouts of the run: enough for ``total_steps``, the last one whole."""
         return math.ceil(self.total_steps / self.rollout_steps)
-
-
-_LOGGER = logging.getLogger(__name__)
-
-_ACCELERATORS = ("cuda", "mps", "xpu")
-
-
-def parse_overrides(overrides: Sequence[str]) -> TrainConfig:
-    """The default configuration with some fields replaced.
-
-    Args:
-        overrides: strings such as ``"ppo.lr=1e-3"`` (Hydra's ``key=value`` form, values in YAML);
-            what they leave open is as the task has it (``Task.training``), or the default;
-            and ``"policy=v1"`` or ``"policy=v2"`` for all fields of the policy at once; what else
-            is said of the policy is about that preset. Of the same key the last one counts.
-
-    Raises:
-        ConfigError: for a string without ``=``, an unknown key (the nearest known one is named),
-            a value of the wrong type or out of range.
-
-    Examples:
-        >>> parse_overrides(["env.num_envs=8", "ppo.lr=1e-3"]).ppo.lr
-        0.001
-        >>> parse_overrides(["policy=v1", "policy.hidden_size=64"]).policy.value_mode
-        'state'
-    """
-    presets = [override for override in overrides if override.startswith("policy=")]
-    others = [override for override in overrides if override not in presets]
-    preset = presets[-1].removeprefix("policy=") if presets else "v2"
-    env = _merge(OmegaConf.structured(TrainConfig), others).env
-    with config_errors("env: "):
-        task = make_task(env.task)
-    # What is said comes last, and the last one counts.
-    others = [*(f"{key}={value}" for key, value in task.training.items()), *others]
-    env = _merge(OmegaConf.structured(TrainConfig), others).env
-    with config_errors():
-        check_choice("policy", preset, PRESETS)
-        check_integer("env.num_slots", env.num_slots)
-    # The preset that fits the number of slots, which the first pass has found out.
-    defaults = OmegaConf.structured(TrainConfig)
-    defaults.policy = OmegaConf.structured(PRESETS[preset](env.num_slots))
-    return _to_config(_merge(defaults, others))
-
-
-_OF_A_WORLD = ("env.", "reward.", "device", "workers", "threads")
-"""Beginnings of keys that a policy can be played with otherwise than it was trained."""
-
-
-def play_otherwise(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
-    """A run's configuration with another world or device, for its evaluation.
-
-    Args:
-        config: of the run.
-        overrides: as for :func:`parse_overrides`; keys of ``env``, ``reward``, or ``device``,
-            ``workers`` and ``threads``.
-
-    Raises:
-        ConfigError: see :func:`parse_overrides`; also for another key.
-
-    Examples:
-        >>> play_otherwise(TrainConfig(), ["env.task=digits_full"]).env.task
-        'digits_full'
-    """
-    merged = _merge(OmegaConf.structured(config), overrides)
-    for override in overrides:
-        if not override.startswith(_OF_A_WORLD):
-            raise ConfigError(
-                f"override {override!r}: a policy is played as it was trained; only env.…, "
-                "reward.…, device, workers and threads may be others"
-            )
-    return _to_config(merged)
-
-
-def _merge(config: Any, overrides: Sequence[str]) -> Any:
-    described = describe_options()
-    options = {key: default for key, default, _ in described}
-    open_ended = tuple(f"{key}." for key, default in options.items() if default == ANY_KEYS)
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"override {override!r}: write it as key=value")
-        if key not in options and not key.startswith(open_ended):
-            near = nearest_option(key, described)
-            raise ConfigError(
-                f"override {override!r}: there is no field {key!r}; the nearest is {near!r}, "
-                "`esper-rl train --help` lists all"
-            )
-        try:
-            config = _set(config, key, value)
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise ConfigError(f"override {override!r}: {_first_line(error)}") from error
-    return config
-
-
-def _set(config: Any, key: str, value: str) -> Any:
-    try:
-        return OmegaConf.merge(config, OmegaConf.from_dotlist([f"{key}={value}"]))
-    except ValidationError:
-        # YAML reads 1e5 as a number with a fraction, which no integer field takes.
-        whole = OmegaConf.from_dotlist([f"{key}={_as_integer(value)}"])
-        return OmegaConf.merge(config, whole)
-
-
-def _as_integer(text: str) -> str:
-    """``1e5`` as ``100000``; what isn't a whole number stays as it is."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else text
-
-
-def load_config(text: str, *, anywhere: bool = False) -> TrainConfig:
-    """The configuration that :func:`dump_config` has written.
-
-    Args:
-        text: what it has written.
-        anywhere: take the CPU, with a warning, where this machine lacks the accelerator.
-
-    Raises:
-        ConfigError: when ``text`` isn't a configuration of this version.
-    """
-    if not text.strip():
-        raise ConfigError("not a training configuration: it is empty")
-    try:
-        config = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.create(text))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"not a training configuration: {_first_line(error)}") from error
-    if anywhere and config.device.startswith(_ACCELERATORS) and not _is_here(config.device):
-        _LOGGER.warning("%s is not on this machine, the CPU is used", config.device)
-        config.device = "cpu"
-    return _to_config(config)
-
-
-def _is_here(device: str) -> bool:
-    try:
-        check_device("device", device)
-    except ValueError:
-        return False
-    return True
-
-
-def dump_config(config: TrainConfig) -> str:
-    """The configuration as YAML, for a run folder."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def describe_options() -> list[tuple[str, str, str]]:
-    """Key, default (in YAML) and help text of every field, in order, for ``--help``."""
-    return list(walk_options(TrainConfig()))
-
-
-def _to_config(config: Any) -> TrainConfig:
-    try:
-        with config_errors():
-            built = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from error
-    assert isinstance(built, TrainConfig)
-    return built
-
-
-def _first_line(error: Exception) -> str:
-    """OmegaConf and YAML explain in the first line and describe their own internals after it."""
-    return str(error).splitlines()[0]

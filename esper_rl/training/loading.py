@@ -12,7 +12,8 @@ from esper_rl.errors import config_errors
 from esper_rl.growing import PolicyConfig
 from esper_rl.policy import ActorCritic, make_actor_critic
 from esper_rl.runs import Checkpoint, CheckpointError, RunFolder
-from esper_rl.training.config import TrainConfig, load_config, play_otherwise
+from esper_rl.training.composition import load_config, play_otherwise
+from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 
 

@@ -48,21 +48,22 @@ def from_signature(
 def overriding(name: str, config: type, leave_out: Collection[str]) -> type:
     """Make a dataclass with the fields of another one, each None: what isn't said otherwise.
 
+    A dictionary is empty instead: each of its entries can be said otherwise.
+
     Args:
         name: of the dataclass.
         config: a dataclass whose docstring describes its fields.
         leave_out: fields that are not taken over.
     """
     hints, texts = get_type_hints(config), descriptions(config.__doc__)
-    made = [
-        (
-            each.name,
-            hints[each.name] | None,
-            option(None, f"{texts[each.name]} ({_shown(each)})"),
-        )
-        for each in fields(config)
-        if each.name not in leave_out
-    ]
+    made = []
+    for each in fields(config):
+        if each.name in leave_out:
+            continue
+        hint, default = hints[each.name] | None, None
+        if get_origin(hints[each.name]) is dict:
+            hint, default = hints[each.name], dict
+        made.append((each.name, hint, option(default, f"{texts[each.name]} ({_shown(each)})")))
     return make_dataclass(name, made)
 
 
@@ -97,7 +98,7 @@ def _shown(entry: Field) -> str:
     default = entry.default_factory() if callable(entry.default_factory) else entry.default
     if isinstance(default, dict):
         default = ", ".join(f"{key.name} {value}" for key, value in default.items())
-    return f"null: the task's, mostly {default}"
+    return f"mostly {default}"
 
 
 ANY_KEYS = "{}"
@@ -114,7 +115,7 @@ def walk_options(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]
             yield from (
                 (f"{key}.{name}", str(v), entry.metadata["help"]) for name, v in value.items()
             )
-        elif isinstance(value, dict) or "dict[" in str(entry.type):
+        elif isinstance(value, dict):
             yield key, ANY_KEYS, entry.metadata["help"]
         else:
             yield key, "null" if value is None else str(value), entry.metadata["help"]
@@ -123,8 +124,10 @@ def walk_options(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]
 def nearest_option(key: str, options: Sequence[tuple[str, str, str]]) -> str:
     """The known key that ``key`` names in words, or the one that is written most like it."""
     *_, group, name = f".{key}".split(".")
-    words = name.replace("_", " ")
-    described = [known for known, _, text in options if words and text.startswith(words)]
+    if name in (known for known, _, _ in options):
+        return name
+    start = name.replace("_", " ") + " "
+    described = [known for known, _, text in options if f"{text} ".startswith(start)]
     same_group = [known for known in described if known.split(".")[0] == group]
     if described:
         return (same_group or described)[0]

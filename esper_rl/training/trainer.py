@@ -31,10 +31,12 @@ from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages, final_v
 from esper_rl.policy import make_actor_critic
 from esper_rl.runs import ResumePoints, RunFolder
 from esper_rl.runs.metrics import keep_rows
+from esper_rl.runs.provenance import note_provenance
 from esper_rl.training.callbacks import Callback, MetricsFile, Warnings, make_progress
 from esper_rl.training.collection import collection_seconds, make_collector
 from esper_rl.training.compiling import remove_broken_libraries
-from esper_rl.training.config import TrainConfig, dump_config
+from esper_rl.training.composition import dump_config
+from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 from esper_rl.training.loading import make_checkpoint, read_config
 
@@ -62,9 +64,9 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = (), *, quiet: boo
         quiet: show no progress.
 
     Returns:
-        The run folder, with ``config.yaml``, ``metrics.csv`` (one line an iteration),
-        ``checkpoint.pt`` and ``learning_curve.png``. See :func:`esper_rl.load_policy`. What
-        :func:`resume` needs is in ``resume/``.
+        The run folder, with ``config.yaml``, ``provenance.jsonl`` (versions, commit, machine),
+        ``metrics.csv`` (one line an iteration), ``checkpoint.pt`` and ``learning_curve.png``. See
+        :func:`esper_rl.load_policy`. What :func:`resume` needs is in ``resume/``.
 
     Raises:
         ConfigError: when the world refuses a value.
@@ -176,6 +178,7 @@ def _run(
     try:
         with ExitStack() as ends:  # undone in reverse order, whatever ends the run
             ends.enter_context(run.locked())
+            note_provenance(run.provenance, config.device)
             collector = make_collector(config, actor_critic)
             ends.callback(collector.shutdown)
             points = ResumePoints(

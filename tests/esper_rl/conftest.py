@@ -10,7 +10,8 @@ from tensordict import TensorDictBase
 
 from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
-from esper_rl.training.config import TrainConfig, parse_overrides
+from esper_rl.training.composition import compose_config
+from esper_rl.training.config import TrainConfig
 from tests.support.fake_world import FakeWorld, collect, small_actor_critic
 from tests.support.runs import TINY
 
@@ -26,7 +27,7 @@ def tiny_config(tiny_overrides: list[str]) -> Callable[..., TrainConfig]:
     """Makes the configuration of a tiny run, with some fields replaced."""
 
     def make(*overrides: str) -> TrainConfig:
-        return parse_overrides([*tiny_overrides, *overrides])
+        return compose_config([*tiny_overrides, *overrides])
 
     return make
 

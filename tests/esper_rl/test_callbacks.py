@@ -25,7 +25,7 @@ def test_a_registered_task_is_known_to_all_processes(
     monkeypatch.setattr("envs.registration._registered", {})
     register_task("short", lambda: task)
     run = train(
-        tiny_config("env.task=short", "env.max_epochs=null", f"workers={workers}", "total_steps=20")
+        tiny_config("task=short", "env.max_epochs=null", f"workers={workers}", "total_steps=20")
     )
     assert set(evaluate_run(run, episodes=2)) == set(PLAYERS)
 

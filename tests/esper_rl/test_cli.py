@@ -13,7 +13,7 @@ import torch
 import esper_rl.cli as cli
 from esper_rl.evaluation import evaluate
 from esper_rl.growing.baselines import WaitPolicy
-from esper_rl.training.config import describe_options, parse_overrides
+from esper_rl.training.composition import compose_config, describe_options
 from esper_rl.training.environment import make_env
 from tests.support.runs import TINY
 
@@ -97,18 +97,18 @@ def test_an_evaluation_of_another_world(
     assert cli.main(["train", *tiny_overrides]) == 0
     before = (run / "evaluation.json").read_bytes()
     capsys.readouterr()
-    words = ["evaluate", str(run), "env.task=digits_full", "--episodes=2", "--seed=5", "--json"]
+    words = ["evaluate", str(run), "task=digits_full", "--episodes=2", "--seed=5", "--json"]
     assert cli.main([*words, f"--output={output}"]) == 0
     printed, written = json.loads(capsys.readouterr().out), json.loads(output.read_text())
     assert printed["policies"] == written["policies"]
-    assert (written["seed"], written["settings"]) == (5, ["env.task=digits_full"])
+    assert (written["seed"], written["settings"]) == (5, ["task=digits_full"])
     assert (run / "evaluation.json").read_bytes() == before
     played = written["by_episode"]["wait"]
     assert len(played["returns"]) == len(played["final_accuracy"]) == 2
     assert sum(played["returns"]) / 2 == pytest.approx(
         written["policies"]["wait"]["returns"]["mean"]
     )
-    config = parse_overrides([*TINY, "env.task=digits_full"])
+    config = compose_config([*TINY, "task=digits_full"])
     env = make_env(config, num_envs=2, seed=5)
     torch.manual_seed(5)
     again = evaluate(WaitPolicy(), env, 2, gamma=config.ppo.gamma)
@@ -119,7 +119,7 @@ def test_an_evaluation_of_another_world(
     ("words", "says"),
     [
         (
-            ["env.task=pydoc"],
+            ["task=pydoc"],
             "policy knows blueprints of convolutional hosts, pydoc has transformer",
         ),
         (["ppo.lr=1"], "a policy is played as it was trained"),
@@ -146,10 +146,10 @@ def test_an_evaluation_that_cannot_be_is_refused(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["train", "env.tusk=digits"], "'env.task'"),
+        (["train", "tusk=digits"], "'task'"),
         (["train", "ppo.learning_rate=1"], "the nearest is 'ppo.lr'"),
         (["train", "ppo.entropy_coef=1"], "the nearest is 'ppo.entropy_coeff'"),
-        (["train", "env.task=digit"], "digits_full"),
+        (["train", "task=digit"], "digits_full"),
         (["train", "total_steps=lots"], "'lots'"),
         (["train", "run_dir=/"], "exists already"),
         (["train", f"run_dir={__file__}/run"], "File exists"),

@@ -23,7 +23,7 @@ from esper_rl.report.comparison import (
     probability_of_improvement,
     read_designs,
 )
-from esper_rl.training.config import dump_config, parse_overrides
+from esper_rl.training.composition import compose_config, dump_config
 
 SCORES = st.lists(st.integers(-5, 5), min_size=2, max_size=8).map(lambda x: np.array(x, float))
 
@@ -32,7 +32,7 @@ def make_run(folder: Path, seed: int, score: float, *settings: str, player: str 
     """A run as training and evaluation leave it, with three iterations."""
     run = folder / f"run{len(list(folder.iterdir()))}"
     run.mkdir()
-    config = parse_overrides([*settings, f"seed={seed}", f"run_dir={run}"])
+    config = compose_config([*settings, f"seed={seed}", f"run_dir={run}"])
     (run / "config.yaml").write_text(dump_config(config))
     measured = {"mean": score, "ci95": 0.1}
     found = {player: {"returns": measured, "final_accuracy": {"mean": 70 + score, "ci95": 1.0}}}
@@ -140,7 +140,7 @@ def test_other_tasks_and_equal_seeds_are_left_out(
 ) -> None:
     make_run(tmp_path, 0, 1.0)
     make_run(tmp_path, 0, 2.0)
-    make_run(tmp_path, 1, 3.0, "env.task=digits_full")
+    make_run(tmp_path, 1, 3.0, "task=digits_full")
     (design,) = read_designs([tmp_path], "greedy", "returns")
     assert design.scores.tolist() == [1]
     assert "run0 has the same settings and seed" in caplog.text

@@ -25,14 +25,14 @@ from esper_rl.evaluation import (
 )
 from esper_rl.growing.baselines import RandomPolicy
 from esper_rl.growing.controls import Recorder, Replay, shuffled
-from esper_rl.training.config import parse_overrides
+from esper_rl.training.composition import compose_config
 from tests.support.runs import TINY
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return train(parse_overrides([*TINY, f"run_dir={folder}", "eval_episodes=0"]))
+    return train(compose_config([*TINY, f"run_dir={folder}", "eval_episodes=0"]))
 
 
 def test_named_columns_are_those_of_the_row_before():

@@ -28,7 +28,8 @@ from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPo
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.report.episodes import Evaluation
 from esper_rl.report.tables import format_evaluations
-from esper_rl.training.config import TrainConfig, parse_overrides
+from esper_rl.training.composition import compose_config
+from esper_rl.training.config import TrainConfig
 from tests.support.runs import TINY
 
 EPOCHS = 8
@@ -37,7 +38,7 @@ EPOCHS = 8
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Evaluation]]:
     """A run and its evaluation over three episodes."""
-    run = train(parse_overrides([*TINY, f"run_dir={tmp_path_factory.mktemp('runs') / 'run'}"]))
+    run = train(compose_config([*TINY, f"run_dir={tmp_path_factory.mktemp('runs') / 'run'}"]))
     return run, evaluate_run(run, episodes=3)
 
 
@@ -163,7 +164,7 @@ def test_the_best_plan_is_shown_where_it_is_known(
 ) -> None:
     run = train(
         tiny_config(
-            "env.task=scaffold",
+            "task=scaffold",
             "env.max_epochs=null",
             "env.batches_per_epoch=null",
             "env.minibatch_size=null",

@@ -17,7 +17,8 @@ import torch
 from esper_rl import Callback, resume, train
 from esper_rl.cli import main
 from esper_rl.runs import CheckpointError, RunFolder
-from esper_rl.training.config import TrainConfig, parse_overrides
+from esper_rl.training.composition import compose_config
+from esper_rl.training.config import TrainConfig
 from tests.support.runs import (
     TINY,
     command,
@@ -58,7 +59,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing has ended, with copies beside it."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return train(parse_overrides([*TINY, *LONG, f"run_dir={folder}"]), [Copies()])
+    return train(compose_config([*TINY, *LONG, f"run_dir={folder}"]), [Copies()])
 
 
 @pytest.fixture

@@ -20,13 +20,14 @@ from esper_rl import load_policy, train
 from esper_rl.errors import ConfigError
 from esper_rl.growing import PRESETS
 from esper_rl.runs import CheckpointError, RunFolder
-from esper_rl.training.config import TrainConfig, load_config
+from esper_rl.training.composition import load_config
+from esper_rl.training.config import TrainConfig
 from tests.support.runs import command, read_metrics
 
 Configure = Callable[..., TrainConfig]
 
 SCAFFOLD = (
-    "env.task=scaffold",
+    "task=scaffold",
     "env.batches_per_epoch=null",
     "env.minibatch_size=null",
     "env.validation_size=null",
@@ -44,6 +45,7 @@ def test_a_run_leaves_config_metrics_checkpoint_and_picture(tiny_config: Configu
     assert {file.name for file in run.iterdir()} == {
         "config.yaml",
         "metrics.csv",
+        "provenance.jsonl",
         "checkpoint.pt",
         "resume",
         "learning_curve.png",
@@ -67,7 +69,7 @@ def test_a_policy_of_that_many_slots_trains(
     """At five slots 170 features go in, and 20 numbers of the embedded blueprints."""
     monkeypatch.setattr("envs.registration._registered", {})
     register_task("five", five_blocks)
-    run = train(tiny_config("env.task=five", f"env.num_slots={slots}"))
+    run = train(tiny_config("task=five", f"env.num_slots={slots}"))
     learned = weights(run)
     config = load_config((run / "config.yaml").read_text())
     assert config.policy.num_slots == slots
@@ -136,7 +138,7 @@ def test_runs_without_a_name_get_different_ones(
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("env.task=digit", "'digit'"),
+        ("task=digit", "'digit'"),
         ("env.gates=loose", "gates"),
         ("env.time_limit=stop", "time_limit"),
     ],

@@ -15,7 +15,7 @@ from envs.rendering import draw_network
 from esper_rl import train
 from esper_rl.cli import main
 from esper_rl.evaluation import EXPLORATION, make_player, play_run
-from esper_rl.training.config import parse_overrides
+from esper_rl.training.composition import compose_config
 from esper_rl.video import play_frames, record_episode
 from tests.support.runs import TINY
 
@@ -23,7 +23,7 @@ from tests.support.runs import TINY
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return train(parse_overrides([*TINY, f"run_dir={folder}", "eval_episodes=0"]))
+    return train(compose_config([*TINY, f"run_dir={folder}", "eval_episodes=0"]))
 
 
 def test_frames_are_those_of_the_first_episode_of_an_evaluation(run: Path):

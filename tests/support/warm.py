@@ -3,8 +3,8 @@
 from tempfile import TemporaryDirectory
 
 from esper_rl import train
-from esper_rl.training.config import parse_overrides
+from esper_rl.training.composition import compose_config
 from tests.support.runs import TINY
 
 with TemporaryDirectory() as folder:
-    train(parse_overrides([*TINY, f"run_dir={folder}/run"]))
+    train(compose_config([*TINY, f"run_dir={folder}/run"]))

@@ -1,0 +1,195 @@
+"""The command line of ``esper-rl``: its commands, options and help."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
+
+from esper_rl.evaluation import EVALUATION_SEED
+from esper_rl.report.episodes import MEASURES
+from esper_rl.training.composition import describe_options
+from esper_rl.training.config import MOST_EPISODES
+
+_JSON_HELP = "print JSON instead of a table"
+
+_HEADINGS = {
+    "": "the run",
+    "env": "the world",
+    "reward": "the reward, null: as the task has it",
+    "policy": "the policy's network",
+    "ppo": "PPO and the estimation of values",
+}
+"""By the part of an option's name before its point."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``esper-rl``; ``command`` is the name of the command."""
+    parser = argparse.ArgumentParser(
+        prog="esper-rl",
+        description="Teach an agent to grow neural networks while they train.",
+        epilog="`esper-rl COMMAND --help` tells more about a command.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", required=True
+    )
+
+    training = commands.add_parser(
+        "train",
+        help="train a policy, then evaluate it",
+        description=(
+            "Train a policy with PPO, then play it beside the baselines. A run leaves\n"
+            "config.yaml, provenance.jsonl (versions, commit, machine), metrics.csv,\n"
+            "checkpoint.pt, learning_curve.png and evaluation.json in its folder, and in\n"
+            "resume/ what --resume needs. Ctrl-C ends it early; its policy is kept, and\n"
+            "--resume goes on.\n\n"
+            "With -m a value may be several, such as policy=v1,v2 seed=range(5): there is\n"
+            "a run for each combination, and at the end a comparison. Hydra starts them:\n"
+            "hydra/launcher=joblib n_jobs at once where that launcher is installed."
+        ),
+        epilog=_describe_fields(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    training.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="fields that differ from the defaults"
+    )
+    training.add_argument(
+        "--resume",
+        metavar="RUN",
+        type=Path,
+        help="go on with the run in this folder, whatever has ended it",
+    )
+    training.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="begin with the configuration in this file, such as a run's config.yaml",
+    )
+    training.add_argument(
+        "-m", "--multirun", action="store_true", help="a run for each combination of values"
+    )
+    training.add_argument("--quiet", action="store_true", help="show no progress")
+    training.add_argument("--json", action="store_true", help=_JSON_HELP)
+
+    evaluation = commands.add_parser(
+        "evaluate",
+        help="play a trained policy beside the baselines",
+        description=(
+            "Play the policy of a run, greedy and sampled, also with its action feedback hidden, "
+            "the baselines wait, random, fixed-schedule (conv_heavy at slot 0 as early as "
+            "possible) and heuristic, and the best plan where it is known, on the same episodes. "
+            "Prints a table and writes it to evaluation.json in the run's folder."
+        ),
+    )
+    evaluation.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+    evaluation.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="play in another world than the run's, such as task=digits_full, or device=cuda",
+    )
+    evaluation.add_argument(
+        "--episodes",
+        type=_episodes,
+        default=64,
+        help="episodes of each policy (default %(default)s)",
+    )
+    evaluation.add_argument(
+        "--open-loop",
+        action="store_true",
+        help="also play the greedy policy's actions of each host on another one",
+    )
+    evaluation.add_argument(
+        "--shuffle",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="also let the greedy policy see these columns of another host, such as "
+        "accuracy_norm or 'slot*_alpha'; '*' for all; may be said again",
+    )
+    evaluation.add_argument(
+        "--video",
+        metavar="FILE",
+        type=Path,
+        help="write the greedy policy's first episode, too, as FILE.gif or FILE.mp4",
+    )
+    evaluation.add_argument(
+        "--seed",
+        type=int,
+        default=EVALUATION_SEED,
+        help="of the episodes (default %(default)s)",
+    )
+    evaluation.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="another file to write than the run's evaluation.json",
+    )
+    evaluation.add_argument("--json", action="store_true", help=_JSON_HELP)
+
+    comparison = commands.add_parser(
+        "compare",
+        help="compare designs over training seeds",
+        description=(
+            "Compare runs by their evaluations: those that differ in nothing but the seed are one "
+            "design. Interquartile means, probabilities of improvement, performance profiles and "
+            "learning curves with 95 % intervals over training seeds (Agarwal et al. 2021)."
+        ),
+    )
+    comparison.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="folders of runs, or folders above them"
+    )
+    comparison.add_argument(
+        "--player", default="greedy", help="whose evaluation counts (default %(default)s)"
+    )
+    comparison.add_argument(
+        "--measure",
+        choices=MEASURES,
+        default="returns",
+        help="what is compared (default %(default)s)",
+    )
+    comparison.add_argument(
+        "--output", metavar="FILE", type=Path, help="write a page, too: FILE.html or FILE.md"
+    )
+    comparison.add_argument("--json", action="store_true", help=_JSON_HELP)
+
+    commands.add_parser("tasks", help="list what hosts can be trained on")
+    return parser
+
+
+def _version() -> str:
+    packages = ("esper-rl", "torch", "torchrl", "tensordict")
+    return ", ".join(f"{name} {version(name)}" for name in packages)
+
+
+def _describe_fields() -> str:
+    options = describe_options()
+    keys = max(len(f"{key}={default}") for key, default, _ in options)
+    width = max(60, get_terminal_size().columns)
+    lines = ["fields, their defaults and what they mean:"]
+    for group, members in groupby(
+        options, lambda option: option[0].rpartition(".")[0].split(".")[0]
+    ):
+        lines += ["", f"{_HEADINGS[group]}:"]
+        for key, default, text in members:
+            name = f"  {f'{key}={default}'.ljust(keys)}  "
+            lines.append(fill(text, width, initial_indent=name, subsequent_indent=" " * len(name)))
+    examples = [
+        "esper-rl train total_steps=8000 ppo.lr=1e-3 run_dir=runs/first",
+        "esper-rl train -m policy=v1,v2 'seed=range(5)'",
+    ]
+    return "\n".join([*lines, "", "examples:", *(f"  {example}" for example in examples)])
+
+
+def _episodes(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= MOST_EPISODES:
+        raise argparse.ArgumentTypeError(
+            f"got {number}, allowed are whole numbers from 1 to {MOST_EPISODES}"
+        )
+    return number
