@@ -13,7 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.modules import ProbabilisticActor, set_recurrent_mode
 
-from envs.actions import Op
+from envs.actions import Op, Stage
 from envs.observation import feature_columns
 from esper_rl.growing.feedback import HIDDEN
 from esper_rl.policy import ActorCritic
@@ -105,6 +105,35 @@ def credit_metrics(batch: TensorDictBase) -> dict[str, float]:
         for percent in QUANTILES:
             value = values.quantile(percent / 100).item() if len(values) else math.nan
             found[f"hindsight/{name}_p{percent}"] = value
+    return found
+
+
+def distributions(batch: TensorDictBase) -> dict[str, Tensor]:
+    """Values whose spread is worth seeing.
+
+    Args:
+        batch: steps ``[N, T]`` of a collector.
+
+    Returns:
+        Discounted returns and final accuracies of the episodes that ended; the helpers' hindsight
+        credit and its delay in epochs; the contribution, in points of accuracy, of the seeds that
+        are fossilized when an episode ends; and the norm of the LSTM's cell state at every step.
+        A flat tensor each, empty where there was none.
+    """
+    outcome, metrics = batch["next"], batch["next", "metrics"]
+    done = outcome["done"].squeeze(-1)
+    earned = metrics["pending_hindsight_credit"] > 0
+    fossilized = (metrics["stage"] == Stage.FOSSILIZED) & done.unsqueeze(-1)
+    found = {
+        "distribution/return": outcome["episode_return"][done].flatten(),
+        "distribution/final_accuracy": metrics["val_accuracy"][done].flatten(),
+        "distribution/hindsight_credit": metrics["pending_hindsight_credit"][earned],
+        "distribution/hindsight_delay": metrics["hindsight_delay"][earned].float(),
+        "distribution/contribution": metrics["contribution"][fossilized],
+    }
+    cell = outcome.get("recurrent_state_c", None)
+    if cell is not None:
+        found["distribution/cell_norm"] = cell.flatten(2).norm(dim=-1).flatten()
     return found
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from time import perf_counter
 
+from tensordict import TensorDictBase
 from tqdm import tqdm
 
 from esper_rl.growing.monitors import find_warnings
@@ -28,6 +29,14 @@ class Callback:
 
     def on_start(self, config: TrainConfig, run: RunFolder) -> None:
         """Called once, before the first iteration; the run's folder exists."""
+
+    def on_rollout(self, batch: TensorDictBase) -> None:
+        """Called in every iteration before the updates, with the steps that it is about.
+
+        Args:
+            batch: steps ``[N, T]`` with all that the world and the policy have written, not to be
+                changed.
+        """
 
     def on_iteration(self, metrics: Mapping[str, float]) -> None:
         """Called after every iteration with its numbers, nan where there was nothing to measure.

@@ -53,6 +53,7 @@ class RewardOptions(_RewardOptions):
         return replace(prices, gamma=gamma, **given)
 
 
+LOGGERS = ("tensorboard", "wandb", "mlflow")
 _LARGEST_SEED = 2**63 - 1
 _MOST_THREADS = 1024
 MOST_EPISODES = 2**20
@@ -135,6 +136,9 @@ class TrainConfig:
     )
     run_dir: str | None = option(None, "run folder, new; null makes runs/<task>-<time>")
     save_seconds: float = option(30.0, "seconds between two points from which a run can go on")
+    loggers: list[str] = option(
+        lambda: ["tensorboard"], "where metrics go, beside metrics.csv: tensorboard, wandb, mlflow"
+    )
     eval_episodes: int = option(64, "episodes a policy at the end; 0 leaves the evaluation out")
 
     @config_errors()
@@ -148,6 +152,8 @@ class TrainConfig:
         check_number("save_seconds", self.save_seconds, least=0)
         if self.threads is not None:
             check_integer("threads", self.threads, most=_MOST_THREADS)
+        for name in self.loggers:
+            check_choice("loggers", name, LOGGERS)
         rows = self.env.num_envs
         check_integer("env.num_envs", rows)
         check_integer("env.num_slots", self.env.num_slots)

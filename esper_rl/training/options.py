@@ -118,7 +118,8 @@ def walk_options(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]
         elif isinstance(value, dict):
             yield key, ANY_KEYS, entry.metadata["help"]
         else:
-            yield key, "null" if value is None else str(value), entry.metadata["help"]
+            written = "null" if value is None else str(value).replace("'", "")
+            yield key, written, entry.metadata["help"]
 
 
 def nearest_option(key: str, options: Sequence[tuple[str, str, str]]) -> str:

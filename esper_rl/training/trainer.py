@@ -39,6 +39,7 @@ from esper_rl.training.composition import dump_config
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 from esper_rl.training.loading import make_checkpoint, read_config
+from esper_rl.training.loggers import make_loggers
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = (), *, quiet: boo
 
     Args:
         config: what to train, where and for how long.
-        callbacks: what else shall happen, beside metrics on disk, warnings and progress.
+        callbacks: what else shall happen, beside metrics on disk, warnings, loggers and progress.
         quiet: show no progress.
 
     Returns:
@@ -146,6 +147,7 @@ def _run(
     autocast = partial(torch.autocast, env.device.type, torch.bfloat16, enabled=config.bf16)
 
     advantage_options = config.ppo.advantage_options()
+    loggers = make_loggers(config)
     iterations = config.iterations  # makes the task: once, not in every iteration
     run = folder()
     if not quiet:
@@ -201,7 +203,7 @@ def _run(
             save()
             ends.push(save_unless_failed)
             shown = [] if quiet else [make_progress()]
-            callbacks = [MetricsFile(), Warnings(), *shown, *callbacks]
+            callbacks = [*loggers, MetricsFile(), Warnings(), *shown, *callbacks]
             for callback in callbacks:
                 callback.on_start(config, run)
                 ends.callback(callback.on_end)
@@ -212,6 +214,8 @@ def _run(
                 batch = next(batches)  # [N, T]
                 collect_seconds = perf_counter() - start
                 env_seconds, policy_seconds = collection_seconds(batch)
+                for callback in callbacks:
+                    callback.on_rollout(batch)
 
                 start = perf_counter()
                 with _broken_numbers(steps):

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from tensordict import TensorDictBase
 
 from envs import make_task, register_task
 from esper_rl import Callback, TrainConfig, load_policy, train
@@ -33,10 +35,14 @@ def test_a_registered_task_is_known_to_all_processes(
 class Recorder(Callback):
     def __init__(self, fails_at: int | None = None) -> None:
         self.seen: list[object] = []
+        self.batches: list[torch.Size] = []
         self.fails_at = fails_at
 
     def on_start(self, config: TrainConfig, run: RunFolder) -> None:
         self.seen.append((config.total_steps, run.config.is_file()))
+
+    def on_rollout(self, batch: TensorDictBase) -> None:
+        self.batches.append(batch.batch_size)
 
     def on_iteration(self, metrics: Mapping[str, float]) -> None:
         if metrics["steps"] == self.fails_at:
@@ -52,6 +58,7 @@ def test_callbacks_see_the_run(tiny_config: Configure) -> None:
     run = train(tiny_config(), callbacks=[recorder])
     start, *iterations, end = recorder.seen
     assert (start, end) == ((40, True), "end")
+    assert recorder.batches == [torch.Size([4, 5])] * 2
     with (run / "metrics.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [{k: str(v) for k, v in row.items()} for row in iterations] == written

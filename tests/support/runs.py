@@ -33,6 +33,7 @@ TINY = (
     "eval_episodes=3",
     "workers=1",
     "save_seconds=0",
+    "loggers=[]",
 )
 """Two iterations of one episode on each of four rows."""
 
