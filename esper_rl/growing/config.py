@@ -41,8 +41,9 @@ class PolicyConfig(ActorCriticConfig):
         action_feedback: show the network the columns :data:`envs.observation.ACTION_FEEDBACK`,
             which tell what became of the last action.
         blueprint_layers: layers of the blueprint head, 2 or 3.
-        hidden_size, lstm_layers, attention_span, value_mode, head_layers, embeddings,
-            hidden_columns, entropy_weights: see :class:`esper_rl.policy.ActorCriticConfig`.
+        hidden_size, lstm_layers, attention_span, value_mode, head_layers, initial_logits,
+        embeddings, hidden_columns, entropy_weights: see
+            :class:`esper_rl.policy.ActorCriticConfig`.
 
     Raises:
         TypeError: if a number is of the wrong kind.
@@ -64,8 +65,9 @@ class PolicyConfig(ActorCriticConfig):
         check_choice("blueprint_layers", self.blueprint_layers, (2, 3))
         if not isinstance(self.action_feedback, bool):
             raise TypeError(f"action_feedback must be True or False, got {self.action_feedback!r}")
-        for head in self.entropy_weights:
-            check_choice("heads of entropy_weights", head, HEADS)
+        for name in ("head_layers", "initial_logits", "entropy_weights"):
+            for head in getattr(self, name):
+                check_choice(f"heads of {name}", head, HEADS)
 
     def hidden_layers(self, head: str) -> list[int]:
         if head == "blueprint" and self.blueprint_layers == 3 and head not in self.head_layers:

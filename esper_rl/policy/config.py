@@ -12,6 +12,9 @@ from esper_rl.errors import check_choice, check_integer, check_number
 VALUE_MODES: tuple[str, ...] = ("soft", "expected", "sampled", "state")
 """Values of ``value_mode``."""
 
+MOST_LOGIT = 20.0
+"""Initial logits are at most so far from 0: a choice that is never taken is never learned of."""
+
 
 def option(default: Any, help: str) -> Any:
     """A dataclass field with the text that ``esper-rl train --help`` shows for it."""
@@ -35,6 +38,9 @@ class ActorCriticConfig:
             value head that doesn't see the op. Updates and bootstraps are of V(s, op taken).
         head_layers: by head, widths of its hidden layers; others have one of half the
             ``hidden_size``.
+        initial_logits: by head, a number for each of its choices that is added to what an
+            untrained head says. Without, all choices are about equally likely at first; -3 makes
+            one about a twentieth as likely, for what should be tried seldom.
         embeddings: entries of integers to look up in a learned table beside the observation, and
             how many numbers each integer becomes. A negative integer has a row of its own.
         hidden_columns: columns of the observation that the network isn't shown.
@@ -54,6 +60,7 @@ class ActorCriticConfig:
     attention_span: int = option(0, "latest steps that an attention layer looks at; 0: no layer")
     value_mode: str = option("soft", "baseline of rollouts: soft | expected | sampled | state")
     head_layers: dict[str, list[int]] = option(dict, "widths of the head's hidden layers")
+    initial_logits: dict[str, list[float]] = option(dict, "of the head's choices, added at first")
     embeddings: dict[str, int] = option(dict, "numbers that an integer of the entry becomes")
     hidden_columns: list[int] = option(list, "columns of the observation that aren't shown")
     entropy_weights: dict[str, float] = option(dict, "weight of the head's entropy")
@@ -70,6 +77,9 @@ class ActorCriticConfig:
         for head, widths in self.head_layers.items():
             for width in widths:
                 check_integer(f"head_layers[{head!r}]", width)
+        for head, logits in self.initial_logits.items():
+            for logit in logits:
+                check_number(f"initial_logits[{head!r}]", logit, least=-MOST_LOGIT, most=MOST_LOGIT)
         for key, size in self.embeddings.items():
             check_integer(f"embeddings[{key!r}]", size)
         for column in self.hidden_columns:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchrl.modules.tensordict_module.rnn import LSTM
 
+from esper_rl.errors import check_choice
 from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.config import ActorCriticConfig
 
@@ -120,7 +121,7 @@ class FactoredRecurrentNetwork(nn.Module):
             ops, one-hot or probabilities.
 
     Raises:
-        ValueError: if the config leaves out columns that the observation doesn't have.
+        ValueError: if the config is about heads, choices or columns that there aren't.
     """
 
     def __init__(
@@ -133,6 +134,9 @@ class FactoredRecurrentNetwork(nn.Module):
         compilable: bool = False,
     ) -> None:
         super().__init__()
+        for name in ("head_layers", "initial_logits"):
+            for head in getattr(config, name):
+                check_choice(f"heads of {name}", head, tuple(head_sizes))
         num_ops = next(iter(head_sizes.values()))
         hidden = config.hidden_size
         self.trunk: list[Layer] = []
@@ -165,6 +169,7 @@ class FactoredRecurrentNetwork(nn.Module):
         weighted = 0 if config.value_mode == "state" else num_ops
         self.value_head = JoinedInputs(*_layers(hidden + weighted, hidden // 2, 1))
         self._initialise()
+        self._add_initial_logits(config.initial_logits)
 
     def _add(self, name: str, layer: nn.Module, in_keys: list[str], out_key: str) -> None:
         setattr(self, name, layer)
@@ -230,6 +235,17 @@ class FactoredRecurrentNetwork(nn.Module):
         for lstm in (self.lstm, self.upper_lstm):
             if lstm is not None:
                 _remember_at_first(lstm)
+
+    def _add_initial_logits(self, initial_logits: Mapping[str, Sequence[float]]) -> None:
+        for head, logits in initial_logits.items():
+            *_, bias = self.heads[head].parameters()
+            if len(logits) != len(bias):
+                raise ValueError(
+                    f"initial_logits of {head!r} must be {len(bias)}, one for each choice, got "
+                    f"{len(logits)}"
+                )
+            with torch.no_grad():
+                bias.add_(torch.tensor(logits))
 
 
 def _remember_at_first(lstm: nn.Module) -> None:

@@ -279,6 +279,20 @@ def test_the_distribution_of_a_rollout_is_that_of_its_ops(by_op: bool) -> None:
         torch.testing.assert_close(log_probs["action", f"{head}_log_prob"], stored)
 
 
+def test_initial_logits_are_added_to_what_an_untrained_head_says() -> None:
+    world = FakeWorld()
+    logits = [0.0, -3.0, 0.5, 0.0, 0.0, 0.0]
+    batch = collect(world, small_actor_critic(world))
+    said = {}
+    for name, initial in (("plain", {}), ("biased", {"op": logits})):
+        torch.manual_seed(0)
+        ac = make_actor_critic(PolicyConfig(hidden_size=16, initial_logits=initial), world)
+        said[name] = ac.network(batch["observation"], batch["blueprint_indices"])
+    op, *others = (after - before for after, before in zip(*reversed(said.values()), strict=True))
+    torch.testing.assert_close(op, torch.tensor(logits).expand_as(op))
+    assert all((other == 0).all() for other in others)
+
+
 def test_integers_of_any_name_are_embedded_and_columns_left_out() -> None:
     world = FakeWorld()
     features = world.observation_spec["observation"].shape[-1]
@@ -307,6 +321,10 @@ def test_integers_of_any_name_are_embedded_and_columns_left_out() -> None:
 @pytest.mark.parametrize(
     ("config", "error", "says"),
     [
+        ({"head_layers": {"opp": [8]}}, ValueError, "heads of head_layers must be .*'opp'"),
+        ({"initial_logits": {"opp": [0.0]}}, ValueError, "heads of initial_logits .*'opp'"),
+        ({"initial_logits": {"op": [0.0, 1.0]}}, ValueError, "'op' must be 6, .*, got 2"),
+        ({"initial_logits": {"op": [-99.0] * 6}}, ValueError, "initial_logits.*-20.* got -99"),
         ({"embeddings": {"colour": 2}}, KeyError, "no 'colour', which the policy embeds"),
         ({"hidden_columns": [500]}, ValueError, r"hidden_columns must be .* 0 to \d+, got 500"),
     ],
