@@ -158,6 +158,26 @@ def build_parser() -> argparse.ArgumentParser:
     )
     comparison.add_argument("--json", action="store_true", help=_JSON_HELP)
 
+    report = commands.add_parser(
+        "report",
+        help="write a page about a run",
+        description=(
+            "Write one HTML page about a run, which needs no network: what was trained and with "
+            "what, the result, learning curves, entropies, ops, value, memory and credit, and what "
+            "the greedy policy grows in three episodes, told slot by slot."
+        ),
+    )
+    report.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+    report.add_argument(
+        "--episodes",
+        type=_episodes,
+        default=16,
+        help="episodes that are played for the stories (default %(default)s)",
+    )
+    report.add_argument(
+        "--output", metavar="FILE", type=Path, help="the page (default report.html in the run)"
+    )
+
     commands.add_parser("tasks", help="list what hosts can be trained on")
     return parser
 

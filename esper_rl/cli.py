@@ -15,11 +15,12 @@ from typing import Any
 
 from envs import list_tasks, make_task
 from esper_rl.arguments import build_parser
-from esper_rl.errors import ConfigError, config_errors
+from esper_rl.errors import ConfigError, check_folder_of, config_errors
 from esper_rl.evaluation import OPEN_LOOP, SHUFFLED, Evaluation, evaluate_run
 from esper_rl.report.episodes import without_nan
 from esper_rl.report.tables import format_evaluations, format_problem, format_task
 from esper_rl.runs import CheckpointError, RunFolder
+from esper_rl.runs.files import write_whole
 from esper_rl.terminal import ended_by_signals, is_out_of_memory, write_anywhere
 from esper_rl.training.composition import compose_config, load_config
 from esper_rl.training.config import TrainConfig
@@ -214,6 +215,15 @@ def _print_comparison(
         output.write_text(text, encoding="utf-8")
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from esper_rl.run_report import report_run  # loads Matplotlib
+
+    output = arguments.output or RunFolder(arguments.run).report
+    check_folder_of("report", output)
+    write_whole(output, report_run(arguments.run, arguments.episodes).encode())
+    print(f"The report is in {output}")
+
+
 def _list_tasks(arguments: argparse.Namespace) -> None:
     for name in list_tasks():
         try:
@@ -231,5 +241,6 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "compare": _compare,
+    "report": _report,
     "tasks": _list_tasks,
 }

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
+from esper_rl.report import page
 from esper_rl.report.comparison import (
     FEW_SEEDS,
     Design,
@@ -22,20 +22,7 @@ from esper_rl.report.comparison import (
 )
 from esper_rl.report.tables import align
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-_STYLE = """
-:root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-div { overflow-x: auto }
-table { border-collapse: collapse }
-th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884 }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100%; background: white; border-radius: 4px }
-"""
 
 
 def summarise(designs: Sequence[Design]) -> dict[str, Any]:
@@ -113,36 +100,25 @@ def as_markdown(title: str, summary: Mapping[str, Any]) -> str:
 
 def as_page(title: str, summary: Mapping[str, Any], designs: Sequence[Design]) -> str:
     """One HTML page that needs no network."""
-    parts = []
-    for rows in tables(summary):
-        head, *body = [
-            "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
-            for tag, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
-        ]
-        parts.append(f"<div><table>{head}{''.join(body)}</table></div>")
-    picture = b64encode(draw(summary, designs)).decode()
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{_STYLE}</style></head><body>
-<h1>{escape(title)}</h1>
-<p><strong>{escape(caution(summary))}</strong></p>
-{parts[0]}
-<p>In brackets: 95 % intervals, bootstrapped over training seeds.</p>
-<img alt="Intervals, performance profiles and learning curves of the designs"
- src="data:image/png;base64,{picture}">
-{"".join(parts[1:])}
-</body></html>
-"""
+    first, *others = map(page.as_table, tables(summary))
+    picture = page.as_picture(
+        draw(summary, designs), "Intervals, performance profiles and learning curves of the designs"
+    )
+    return page.as_page(
+        title,
+        [
+            f"<p><strong>{escape(caution(summary))}</strong></p>",
+            first,
+            "<p>In brackets: 95 % intervals, bootstrapped over training seeds.</p>",
+            picture,
+            *others,
+        ],
+    )
 
 
 def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> bytes:
     """PNG: interquartile means, performance profiles, learning curves with 95 % bands."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = page.new_figure(12, 4.2)
     means, profiles, curves = figure.subplots(1, 3)
     every = np.concatenate([design.scores for design in designs])
     margin = 0.05 * (np.ptp(every) or 1.0)
@@ -170,9 +146,7 @@ def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> bytes:
     for axes in (means, profiles, curves):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    file = BytesIO()
-    figure.savefig(file, dpi=130, format="png")
-    return file.getvalue()
+    return page.as_png(figure)
 
 
 def _draw_curve(axes: Axes, design: Design, colour: str) -> None:

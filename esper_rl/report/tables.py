@@ -38,10 +38,7 @@ def format_evaluations(
         width: of the terminal, in columns. If a table is wider, each policy's name gets a line
             of its own; default: there is no limit.
     """
-    rows = [["policy", *(title for title, _ in _COLUMNS.values())]]
-    for name, summary in summaries.items():
-        cells = [_cell(**summary[key], digits=digits) for key, (_, digits) in _COLUMNS.items()]
-        rows.append([name, *cells])
+    rows = evaluation_rows(summaries)
     lines = align(rows)
     if width is not None and len(lines[0]) > width:
         # Titles of two words are two lines, and numbers stand below the names.
@@ -59,6 +56,15 @@ def format_evaluations(
     rule = "-" * max(map(len, lines))
     note = f"mean ± 95 % confidence interval over {episodes} episodes"
     return "\n".join([*lines[:head], rule, *lines[head:], rule, note])
+
+
+def evaluation_rows(summaries: Mapping[str, Summary]) -> list[list[str]]:
+    """Cells of that table, titles first."""
+    rows = [["policy", *(title for title, _ in _COLUMNS.values())]]
+    for name, summary in summaries.items():
+        cells = [_cell(**summary[key], digits=digits) for key, (_, digits) in _COLUMNS.items()]
+        rows.append([name, *cells])
+    return rows
 
 
 def align(

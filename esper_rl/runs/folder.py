@@ -60,6 +60,10 @@ class RunFolder:
         return self.path / "learning_curve.png"
 
     @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
 

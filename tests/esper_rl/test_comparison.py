@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from esper_rl.report.comparison import (
     read_designs,
 )
 from esper_rl.training.composition import compose_config, dump_config
+from tests.support.pages import Page
 
 SCORES = st.lists(st.integers(-5, 5), min_size=2, max_size=8).map(lambda x: np.array(x, float))
 
@@ -182,26 +182,10 @@ def test_few_seeds_prove_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Fewer than 5 training seeds (all runs): this proves nothing" in captured.err
 
 
-class _Links(HTMLParser):
-    """What a page would load."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.links: list[str] = []
-        self.cells: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data: str) -> None:
-        self.cells.append(data)
-
-
 def test_a_page_stands_alone(sweep: Path, tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     assert cli.main(["compare", str(sweep), "--output", str(file)]) == 0
-    page = _Links()
-    page.feed(file.read_text())
+    page = Page(file.read_text())
     assert [link[:22] for link in page.links] == ["data:image/png;base64,"]
     assert {"ppo.lr=0.001", "ppo.lr=0.002"} <= set(page.cells)
 

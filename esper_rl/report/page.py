@@ -1,0 +1,65 @@
+"""Pages of HTML that need no network: a frame, tables and pictures."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+from io import BytesIO
+from itertools import chain, repeat
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+div, figure { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884 }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100%; min-width: min(100%, 32rem); background: white; border-radius: 4px }
+.wide img { min-width: 40rem }
+"""
+
+
+def as_page(title: str, parts: Sequence[str]) -> str:
+    """A page of these parts, which are HTML."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><style>{_STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+{chr(10).join(parts)}
+</body></html>
+"""
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """Cells, those of the first row as titles."""
+    written = [
+        "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
+        for tag, row in zip(chain(["th"], repeat("td")), rows, strict=False)
+    ]
+    return f"<div><table>{''.join(written)}</table></div>"
+
+
+def as_picture(png: bytes, description: str, *, wide: bool = False) -> str:
+    """A picture; a wide one is scrolled on a narrow screen rather than made small."""
+    kind = ' class="wide"' if wide else ""
+    image = f'alt="{escape(description)}" src="data:image/png;base64,{b64encode(png).decode()}"'
+    return f"<figure{kind}><img {image}></figure>"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of inches that leaves pyplot's global state to the caller."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """The pixels of a figure, 130 to the inch."""
+    file = BytesIO()
+    figure.savefig(file, dpi=130, format="png")
+    return file.getvalue()

@@ -1,0 +1,174 @@
+"""Pictures of what training watched, from a run's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from envs.actions import HEADS, Op
+from esper_rl.growing.monitors import (
+    DRIFT_WARNING,
+    ENTROPY_ALERT,
+    ENTROPY_WARNING,
+    EPISODE_PARTS,
+    QUANTILES,
+    WAIT_ALERT,
+)
+from esper_rl.report.page import new_figure
+
+Columns = Mapping[str, np.ndarray]
+"""Metrics by name, one number an iteration; those that a run doesn't have are missing."""
+
+# Okabe and Ito's palette, told apart with every kind of colour vision.
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#999999",
+)
+_STYLES = ("-", "--", "-.", ":")
+_WARNING, _ALERT = "#E69F00", "#D55E00"
+
+
+def _two(left: str, right: str) -> tuple[Figure, Axes, Axes]:
+    figure = new_figure(9, 3.4)
+    axes = figure.subplots(1, 2)
+    for each, title in zip(axes, (left, right), strict=True):
+        each.set_title(title, loc="left", fontsize="medium")
+        each.set_xlabel("environment steps")
+        each.xaxis.set_major_formatter(EngFormatter(sep=""))
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(alpha=0.3)
+    return figure, *axes
+
+
+def _draw_lines(axes: Axes, columns: Columns, lines: Mapping[str, str]) -> None:
+    """A line for each metric that there is; ``lines`` are labels by name."""
+    for i, (name, label) in enumerate(lines.items()):
+        if name not in columns:
+            continue
+        known = np.isfinite(columns[name])
+        style = _STYLES[i % len(_STYLES)]
+        axes.plot(
+            columns["steps"][known], columns[name][known], style, color=_COLOURS[i], label=label
+        )
+    if len(axes.get_lines()) > 1:
+        axes.legend(frameon=False, fontsize="small", ncols=1 + len(lines) // 6)
+
+
+def _draw_limit(axes: Axes, value: float, colour: str) -> None:
+    axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
+
+
+def draw_learning(columns: Columns, players: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Discounted return and final accuracy, with the spread over episodes and other players."""
+    figure, returns, accuracy = _two("discounted return", "final accuracy (%)")
+    for axes, name in ((returns, "return"), (accuracy, "final_accuracy")):
+        _draw_lines(axes, columns, {name: "training"})
+        if f"{name}_std" in columns:
+            low, high = (columns[name] + sign * columns[f"{name}_std"] for sign in (-1, 1))
+            axes.fill_between(columns["steps"], low, high, color=_COLOURS[0], alpha=0.15, lw=0)
+        for style, (player, means) in zip(_STYLES[1:], players.items(), strict=False):
+            axes.axhline(means[name], color="#555555", linestyle=style, label=player)
+        axes.legend(frameon=False, fontsize="small")
+    accuracy.set_ylim(0, 100)
+    return figure
+
+
+def draw_policy(columns: Columns) -> Figure:
+    """Entropies of the heads with alarm lines, and the ops that are chosen."""
+    figure, entropy, ops = _two("entropy where it matters (share of the largest)", "share of ops")
+    names = {f"relevant_normalized_entropy/{head}": head for head in HEADS}
+    _draw_lines(entropy, columns, names)
+    _draw_limit(entropy, ENTROPY_WARNING, _WARNING)
+    _draw_limit(entropy, ENTROPY_ALERT, _ALERT)
+    entropy.set_ylim(0, 1.05)
+    known = [op for op in Op if f"op/{op.name}" in columns]
+    if known:
+        shares = [columns[f"op/{op.name}"] for op in known]
+        ops.stackplot(columns["steps"], shares, labels=[op.name for op in known], colors=_COLOURS)
+    if "wait_rate" in columns:
+        label = "WAIT, where another is legal"
+        ops.plot(columns["steps"], columns["wait_rate"], color="#000000", label=label)
+    if known:
+        ops.legend(loc="lower left", fontsize="small")
+    _draw_limit(ops, WAIT_ALERT, _ALERT)
+    ops.set_ylim(0, 1)
+    return figure
+
+
+def draw_value(columns: Columns) -> Figure:
+    """Explained variance of both values, and the value loss by op."""
+    figure, explained, losses = _two("explained variance of the returns", "value loss by op")
+    lines = {
+        "explained_variance": "V(s, op taken)",
+        "explained_variance_soft": "V(s, π), the baseline",
+    }
+    _draw_lines(explained, columns, lines)
+    explained.set_ylim(-0.2, 1.05)
+    _draw_lines(losses, columns, {f"op_critic_loss/{op.name}": op.name for op in Op})
+    losses.set_yscale("log")
+    return figure
+
+
+def draw_memory(columns: Columns) -> Figure:
+    """Norm of the cell state through the episode, and its drift with the alarm line."""
+    figure, norms, drift = _two("norm of the LSTM's cell state", "its drift")
+    parts = range(1, EPISODE_PARTS + 1)
+    lines = {f"cell_norm/fifth_{i}": f"part {i} of {EPISODE_PARTS} of the episode" for i in parts}
+    _draw_lines(norms, columns, lines)
+    _draw_lines(drift, columns, {"cell_norm/drift": "last part / middle part"})
+    _draw_limit(drift, DRIFT_WARNING, _WARNING)
+    return figure
+
+
+def draw_credit(columns: Columns) -> Figure:
+    """Hindsight credit of helpers, and how late it came: median and the middle 80 %."""
+    figure, credit, delay = _two("hindsight credit of a helper", "epochs since the helper left")
+    low, middle, high = QUANTILES
+    for axes, name in ((credit, "credit"), (delay, "delay")):
+        _draw_lines(axes, columns, {f"hindsight/{name}_p{middle}": "median"})
+        bottom, top = (columns.get(f"hindsight/{name}_p{percent}") for percent in (low, high))
+        if bottom is not None and top is not None:
+            axes.fill_between(columns["steps"], bottom, top, color=_COLOURS[0], alpha=0.15, lw=0)
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+SECTIONS: Sequence[tuple[str, Callable[[Columns], Figure], str]] = (
+    (
+        "The policy",
+        draw_policy,
+        "Entropy of each head over the steps at which it counts, as a share of the most that the "
+        "legal choices allow. Under the upper dotted line a head hardly explores, under the lower "
+        "one it has made up its mind. On the right the ops that were chosen; a policy whose black "
+        "line, WAIT where another op is legal, is above the dotted one has stopped acting.",
+    ),
+    (
+        "The value",
+        draw_value,
+        "Share of the returns' variance that the value foretells before an update: 1 is perfect, 0 "
+        "is no better than the mean. On the right the squared error by the op that was taken.",
+    ),
+    (
+        "The memory",
+        draw_memory,
+        "A cell state that grows through the episode makes early and late steps look different. "
+        "Above the dotted line it is a warning.",
+    ),
+    (
+        "Credit for helpers",
+        draw_credit,
+        "Seeds that helped another one are paid when that one is fossilized, also when they are "
+        "gone by then. Median and the middle 80 % of each iteration; empty where there was none.",
+    ),
+)
+"""Title, picture and explanation of a section."""

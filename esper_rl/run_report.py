@@ -1,0 +1,146 @@
+"""The report on a run: one page about the training, its result and the networks it grows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from esper_rl.evaluation import BASELINES
+from esper_rl.report.page import as_page, as_picture, as_png, as_table
+from esper_rl.report.run_figures import SECTIONS, Columns, draw_learning
+from esper_rl.report.tables import Summary, evaluation_rows
+from esper_rl.runs import CheckpointError, RunFolder
+from esper_rl.stories import Story, draw_story, tell_stories
+from esper_rl.training.config import TrainConfig
+from esper_rl.training.loading import read_config
+
+_LOGGER = logging.getLogger(__name__)
+
+_LINES = {"return": "returns", "final_accuracy": "final_accuracy"}
+"""Measures of an evaluation, by the metric whose curve they are drawn beside."""
+
+_LEGEND = (
+    "A lane is a slot, the input's first; its colour is the stage of the seed in it and the line "
+    "how far it is mixed in (α, from the bottom to the top). Letters are the agent's ops: G "
+    "germinate, A advance, α set alpha target, F fossilize, P prune; grey where it could not be "
+    "done."
+)
+
+
+def report_run(run: str | Path, episodes: int = 16) -> str:
+    """Write the report on a run, as one HTML page that needs no network.
+
+    What can't be read, such as a broken metrics file, is said, and the rest is still shown.
+
+    Args:
+        run: its folder.
+        episodes: episodes of an evaluation that the greedy policy plays; the stories of the one
+            that earned most, of the middle one and of the one that earned least are shown.
+
+    Raises:
+        FileNotFoundError: when there is no such run.
+        ConfigError: when its configuration isn't one of this version.
+    """
+    folder = RunFolder.open(run, begun=True)
+    config = read_config(folder)
+    columns, players = _read_metrics(folder), _read_evaluation(folder)
+    parts = [f"<p>{escape(_describe(config, columns))}</p>", _provenance(folder)]
+    parts += ["<h2>Result</h2>", as_table(evaluation_rows(players))] if players else []
+    if columns:
+        means = {
+            name: {measure: players[name][key]["mean"] for measure, key in _LINES.items()}
+            for name in BASELINES
+            if name in players
+        }
+        learned = as_png(draw_learning(columns, means))
+        parts += ["<h2>Learning</h2>", as_picture(learned, "Return and accuracy", wide=True)]
+        parts.append(
+            "<p>Means over the episodes of an iteration, and one standard deviation. Other "
+            "players' lines are their means in the evaluation.</p>"
+        )
+        for title, draw, explanation in SECTIONS:
+            picture = as_picture(as_png(draw(columns)), title, wide=True)
+            parts += [f"<h2>{title}</h2>", picture, f"<p>{explanation}</p>"]
+    parts += _stories(folder, config, episodes)
+    return as_page(f"{folder.path.name}: growing on {config.env.task}", parts)
+
+
+def _describe(config: TrainConfig, columns: Columns) -> str:
+    done = int(columns["steps"][-1]) if columns else 0
+    return (
+        f"{config.policy.describe()}, trained on {config.env.task} with seed {config.seed} for "
+        f"{done:,} of {config.iterations * config.rollout_steps:,} environment steps, "
+        f"{config.env.num_envs} networks at once."
+    )
+
+
+def _provenance(folder: RunFolder) -> str:
+    try:
+        made = json.loads(folder.provenance.read_text(encoding="utf-8").splitlines()[-1])
+        versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+        git = made["git"]
+        commit = f", commit {git['commit'][:12]}{' with changes' * git['changed']}" if git else ""
+        return f"<p>{escape(made['started'])}, {escape(versions + commit)}.</p>"
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return "<p>Versions and commit were not noted.</p>"
+
+
+def _read_metrics(folder: RunFolder) -> Columns:
+    """All columns; nothing, and a warning, where there is none that can be read."""
+    try:
+        with folder.metrics.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+        columns = {name: np.array([float(line[name]) for line in lines]) for name in lines[0]}
+        columns["steps"], columns["return"], columns["final_accuracy"]
+        return columns
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        _LOGGER.warning("%s can't be read: %s", folder.metrics, error)
+        return {}
+
+
+def _read_evaluation(folder: RunFolder) -> Mapping[str, Summary]:
+    """Means and intervals by player; nothing, and a warning, where there is none to be read."""
+    try:
+        policies = json.loads(folder.evaluation.read_text(encoding="utf-8"))["policies"]
+        evaluation_rows(policies)  # fails where something is missing
+        return policies
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _LOGGER.warning("%s can't be read: %s", folder.evaluation, error)
+        return {}
+
+
+def _stories(folder: RunFolder, config: TrainConfig, episodes: int) -> list[str]:
+    """The stories of three episodes; a sentence where there is no policy that can play."""
+    try:
+        stories = tell_stories(folder.path, episodes, config.ppo.gamma, "greedy")
+    except (CheckpointError, FileNotFoundError) as error:
+        _LOGGER.warning("no episodes are shown: %s", error)
+        return ["<h2>What it grows</h2>", f"<p>{escape(str(error))}</p>"]
+    parts = [
+        "<h2>What it grows</h2>",
+        f"<p>The greedy policy on {episodes} hosts of an evaluation. {_LEGEND}</p>",
+    ]
+    for title, story in _choose(stories).items():
+        parts += [
+            f"<h3>{title}: {story.earned:.2f}</h3>",
+            as_picture(draw_story(story), story.tell(), wide=True),
+            f"<details><summary>In words</summary><p>{escape(story.tell())}.</p></details>",
+        ]
+    return parts
+
+
+def _choose(stories: Sequence[Story]) -> Mapping[str, Story]:
+    """The best, the middle and the worst, as far as there are so many."""
+    if len(stories) < 3:
+        return {f"Episode {i + 1}": story for i, story in enumerate(stories)}
+    return {
+        "The episode that earned most": stories[0],
+        "The middle one": stories[len(stories) // 2],
+        "The one that earned least": stories[-1],
+    }

@@ -1,0 +1,151 @@
+"""Stories of growth: what became of a network in one episode, slot by slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from torchrl.envs.utils import set_exploration_type
+
+from envs.actions import Op, Stage
+from envs.rendering import STAGE_COLOURS
+from esper_rl.evaluation import EXPLORATION, make_player
+from esper_rl.report.page import as_png, new_figure
+
+_EMPTY = (Stage.UNKNOWN, Stage.DORMANT)
+
+_MARKS = {
+    Op.GERMINATE: "G",
+    Op.SET_ALPHA_TARGET: "α",
+    Op.PRUNE: "P",
+    Op.FOSSILIZE: "F",
+    Op.ADVANCE: "A",
+}
+"""A letter for each op that does something."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """One episode of T epochs on a host with S slots.
+
+    Attributes:
+        earned: discounted return.
+        accuracy: in percent, ``[T + 1]``, from the reset on.
+        stage: after each epoch, ``[T, S]``, a :class:`~envs.actions.Stage`.
+        alpha: ``[T, S]``, how far a seed is mixed in.
+        blueprint: ``[T, S]``, its name, empty where there is none.
+        op, slot: ``[T]``, what was chosen.
+        success: ``[T]``, whether it could be done.
+    """
+
+    earned: float
+    accuracy: np.ndarray
+    stage: np.ndarray
+    alpha: np.ndarray
+    blueprint: np.ndarray
+    op: np.ndarray
+    slot: np.ndarray
+    success: np.ndarray
+
+    def tell(self) -> str:
+        """A sentence about each op that did something, for those who can't see the picture."""
+        told = []
+        for epoch in np.flatnonzero((self.op != Op.WAIT) & self.success):
+            op, slot = Op(self.op[epoch]), self.slot[epoch]
+            what = f" {self.blueprint[epoch, slot]}" if op is Op.GERMINATE else ""
+            told.append(f"{epoch + 1}: {op.name}{what} in slot {slot}")
+        return "; ".join(told) or "it only waits"
+
+
+@torch.no_grad()
+def tell_stories(run: str | Path, episodes: int, gamma: float, player: str) -> list[Story]:
+    """Play the first episodes of an evaluation.
+
+    Args:
+        run: folder of a training run.
+        episodes: how many, all at once.
+        gamma: discount of the returns.
+        player: see :func:`esper_rl.evaluation.play_run`.
+
+    Returns:
+        The stories, the one that earned most first.
+    """
+    policy, env, mode = make_player(run, player, episodes)
+    names = np.array([*env.population.blueprints, ""])
+    with set_exploration_type(EXPLORATION[mode]):
+        played = env.rollout(env.max_epochs, policy, break_when_any_done=False)  # [E, T]
+    after, metrics = played["next"], played["next", "metrics"]
+    discounts = gamma ** torch.arange(env.max_epochs)
+    earned = (after["reward"].squeeze(-1).cpu() * discounts).sum(1)
+    accuracy = torch.cat(
+        [played["metrics", "val_accuracy"][:, :1], metrics["val_accuracy"]], 1
+    ).squeeze(-1)
+    stories = [
+        Story(
+            earned=float(earned[row]),
+            accuracy=accuracy[row].cpu().numpy(),
+            stage=metrics["stage"][row].cpu().numpy(),
+            alpha=metrics["alpha"][row].cpu().numpy(),
+            blueprint=names[after["blueprint_indices"][row].cpu().numpy()],
+            op=played["action", "op"][row].cpu().numpy(),
+            slot=played["action", "slot"][row].cpu().numpy(),
+            success=after["last_action_success"][row].squeeze(-1).cpu().numpy(),
+        )
+        for row in range(episodes)
+    ]
+    return sorted(stories, key=lambda story: -story.earned)
+
+
+def draw_story(story: Story) -> bytes:
+    """PNG: accuracy above, a lane for each slot below, the input's first.
+
+    Colours are stages, the line is α, letters mark ops: G germinate, A advance, α set alpha
+    target, F fossilize, P prune; in grey where it could not be done.
+    """
+    epochs, slots = story.stage.shape
+    figure = new_figure(9, 2.4 + 0.75 * slots)
+    axes = figure.subplots(1 + slots, 1, sharex=True, height_ratios=[2.2, *[1] * slots])
+    axes[0].plot(range(epochs + 1), story.accuracy, color="#000000", linewidth=1.5)
+    axes[0].set_ylabel("accuracy (%)")
+    axes[0].grid(alpha=0.3)
+    for slot, lane in enumerate(axes[1:]):
+        _draw_lane(lane, story, slot)
+        lane.set_ylabel(f"slot {slot}", rotation=0, ha="right", va="center")
+    axes[-1].set_xlabel("epoch")
+    axes[-1].set_xlim(0, epochs)
+    shown = [stage for stage in Stage if stage not in _EMPTY and (story.stage == stage).any()]
+    handles = [Patch(color=STAGE_COLOURS[stage], label=stage.name.lower()) for stage in shown]
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize="small"
+        )
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+    return as_png(figure)
+
+
+def _draw_lane(lane: Axes, story: Story, slot: int) -> None:
+    stage = story.stage[:, slot]
+    for value in np.unique(stage):
+        if value not in _EMPTY:
+            spans = [(float(epoch), 1.0) for epoch in np.flatnonzero(stage == value)]
+            lane.broken_barh(spans, (0, 1), color=STAGE_COLOURS[Stage(value)], linewidth=0)
+    live = np.append(~np.isin(stage, _EMPTY), False)
+    alpha = np.where(live[:-1], story.alpha[:, slot], np.nan)
+    lane.step(range(1, len(stage) + 1), alpha, color="#000000", linewidth=1.2)
+    names = story.blueprint[:, slot]
+    before = ""
+    for epoch, name in enumerate(names):
+        if name and name != before:
+            lane.text(epoch + 0.3, 0.5, name, va="center", fontsize="small", clip_on=True)
+        before = name
+    for at in np.flatnonzero((story.op != Op.WAIT) & (story.slot == slot)):
+        colour = "#000000" if story.success[at] else "#999999"
+        mark = _MARKS[Op(story.op[at])]
+        lane.text(at + 0.5, 1.05, mark, ha="center", color=colour, fontsize="x-small")
+    lane.set_ylim(0, 1.05)
+    lane.set_yticks([])
