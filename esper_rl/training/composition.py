@@ -195,7 +195,8 @@ def config_store(parsed: Sequence[Override], start: TrainConfig | None = None) -
         # A program that calls this may have groups of these names.
         store.repo = {name: copy(node) for name, node in before.items()}
         if start is None:
-            groups = [{group: default} for group, default in _DEFAULTS.items()]
+            # The later one counts more: a task may bring numbers of the policy.
+            groups = [{group: _DEFAULTS[group]} for group in ("policy", "task")]
             store.store("schema", TrainConfig)
             store.store(PRIMARY, {"defaults": ["schema", *groups, "_self_"]})
         else:
@@ -239,10 +240,11 @@ def _task_node(name: str) -> DictConfig:
     """A task and the numbers that training on it needs."""
     with config_errors("task: "):
         training = make_task(name).training
-    node = OmegaConf.create({"env": {"task": name}})
+    node, schema = OmegaConf.create({"env": {"task": name}}), OmegaConf.structured(TrainConfig)
     for key, value in training.items():
         parse_override(f"{key}={value}")  # refuses what no run has
-        OmegaConf.update(node, key, value)
+        OmegaConf.update(schema, key, value, force_add=True)
+        OmegaConf.update(node, key, OmegaConf.select(schema, key))  # of the type that it has there
     return node
 
 

@@ -11,6 +11,7 @@ from envs import MorphogenesisEnv, RewardConfig, make_task
 from envs.actions import CAUSAL_RELEVANCE, Op
 from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
 from esper_rl.errors import ConfigError
+from esper_rl.growing import PRESETS
 from esper_rl.objectives import compute_advantages
 from esper_rl.training.composition import compose_config, describe_options, dump_config, load_config
 from esper_rl.training.config import EnvConfig, PPOConfig, TrainConfig
@@ -249,6 +250,20 @@ def test_a_tasks_own_numbers_are_defaults_of_its_runs() -> None:
     assert said.ppo.lr == 1e-5
     assert said.rollout_steps == config.env.num_envs * 20
     assert compose_config(["task=digits"]) == TrainConfig()
+
+
+def test_a_task_may_bring_numbers_of_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = {"policy.hidden_size": 64, "policy.initial_logits.op": [0, -3, 0, 0, 0, 0]}
+    task = replace(make_task("digits"), training=training)
+    monkeypatch.setattr("envs.registration._registered", {"narrow": lambda: task})
+    for preset in PRESETS:
+        policy = compose_config(["task=narrow", f"policy={preset}"]).policy
+        assert policy.hidden_size == 64
+        assert policy.initial_logits == {"op": [0, -3, 0, 0, 0, 0]}
+        assert policy.value_mode == PRESETS[preset](3).value_mode
+    assert compose_config(["task=narrow", "policy.hidden_size=32"]).policy.hidden_size == 32
+    later = compose_config(["task=narrow"], start=TrainConfig(seed=5))
+    assert (later.policy.hidden_size, later.seed) == (64, 5)
 
 
 def test_a_number_of_a_task_that_no_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
