@@ -107,6 +107,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> None:
     """Train with each combination of values, then compare the runs."""
+    from esper_rl.report.comparison import find_runs  # loads SciPy
     from esper_rl.training.sweep import sweep
 
     if arguments.config is not None:
@@ -115,7 +116,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     folder = sweep(arguments.overrides, partial(_train_of_sweep, quiet=silent))
     if not arguments.json:
         print(f"sweep folder: {folder}")
-    if any(RunFolder(path.parent).evaluation.exists() for path in folder.rglob("config.yaml")):
+    if any(RunFolder(run).evaluation.exists() for run in find_runs([folder])):
         _print_comparison([folder], "greedy", "returns", as_json=arguments.json)
 
 

@@ -170,7 +170,7 @@ def evaluate_run(
         controls: more players: :data:`OPEN_LOOP`, or names that begin with :data:`SHUFFLED`.
         seed: of the episodes.
         settings: another world or device than the run's, such as ``["task=digits_full"]``;
-            see :func:`esper_rl.training.config.play_otherwise`.
+            see :func:`esper_rl.training.composition.play_otherwise`.
         output: another file to write.
 
     Returns:

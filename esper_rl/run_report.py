@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from esper_rl.report.page import as_page, as_picture, as_png, as_table
 from esper_rl.report.run_figures import SECTIONS, Columns, draw_learning
 from esper_rl.report.tables import Summary, evaluation_rows
 from esper_rl.runs import CheckpointError, RunFolder
+from esper_rl.runs.metrics import read_columns
 from esper_rl.stories import Story, draw_story, tell_stories
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.loading import read_config
@@ -94,14 +94,14 @@ def _provenance(folder: RunFolder) -> str:
 def _read_metrics(folder: RunFolder) -> Columns:
     """All columns; nothing, and a warning, where there is none that can be read."""
     try:
-        with folder.metrics.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-        columns = {name: np.array([float(line[name]) for line in lines]) for name in lines[0]}
-        columns["steps"], columns["return"], columns["final_accuracy"]
-        return columns
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        columns = read_columns(folder.metrics)
+        missing = {"steps", *_LINES} - columns.keys()
+        if missing or not columns["steps"]:
+            raise ValueError(f"no {', '.join(sorted(missing)) or 'iteration'}")
+    except (OSError, ValueError, TypeError) as error:
         _LOGGER.warning("%s can't be read: %s", folder.metrics, error)
         return {}
+    return {name: np.array(values) for name, values in columns.items()}
 
 
 def _read_evaluation(folder: RunFolder) -> Mapping[str, Summary]:

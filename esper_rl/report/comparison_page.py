@@ -22,8 +22,6 @@ from esper_rl.report.comparison import (
 )
 from esper_rl.report.tables import align
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
 
 def summarise(designs: Sequence[Design]) -> dict[str, Any]:
     """Compute what a comparison says.
@@ -124,7 +122,7 @@ def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> bytes:
     margin = 0.05 * (np.ptp(every) or 1.0)
     levels = np.linspace(every.min() - margin, every.max() + margin, 200)
     for i, design in enumerate(designs):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = page.COLOURS[i % len(page.COLOURS)]
         value, low, high = summary["designs"][design.name]["interquartile_mean"]
         means.plot(design.scores, [i] * len(design.runs), "|", color=colour, alpha=0.5)
         if low == low:
@@ -134,7 +132,7 @@ def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> bytes:
         _draw_curve(curves, design, colour)
     means.set_yticks(range(len(designs)), [_wrapped(design.name) for design in designs])
     for i, label in enumerate(means.get_yticklabels()):
-        label.set_color(_COLOURS[i % len(_COLOURS)])
+        label.set_color(page.COLOURS[i % len(page.COLOURS)])
     means.set_ylim(len(designs) - 0.5, -0.5)
     means.set_title("interquartile mean, and every run")
     profiles.set_title("share of runs that score more")
@@ -144,8 +142,7 @@ def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> bytes:
     for axes in (means, profiles):
         axes.set_xlabel("score")
     for axes in (means, profiles, curves):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+        page.unframe(axes)
     return page.as_png(figure)
 
 

@@ -41,16 +41,14 @@ def plot_learning_curve(
         picture: the PNG file to write.
         players: mean ``return`` and ``final_accuracy`` of others, by name, to draw beside it.
     """
-    # Slow to import, and needed once in a run.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from esper_rl.report.page import new_figure, unframe  # slow to import, needed once in a run
 
     known = read_columns(metrics, _SHOWN) if metrics.exists() else {name: [] for name in _SHOWN}
     columns = {name: np.array(values) for name, values in known.items()}
-    # The object-oriented interface leaves pyplot's global state to the caller.
-    figure = Figure(figsize=(7, 8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 8)
     returns, accuracy, entropy = figure.subplots(3, 1, sharex=True)
+    for axes in (returns, accuracy, entropy):
+        unframe(axes)
     _draw(returns, columns, "return", _BLUE)
     returns.set_ylabel("discounted return of an episode")
     _draw(accuracy, columns, "final_accuracy", _ORANGE)
@@ -73,19 +71,40 @@ def plot_learning_curve(
 
 def _draw(
     axes: Axes,
-    columns: dict[str, np.ndarray],
+    columns: Mapping[str, np.ndarray],
     name: str,
     colour: str,
     label: str | None = None,
     style: str = "-",
 ) -> None:
-    """One line, its band if it has one; iterations in which no episode ended have no point."""
-    known = np.isfinite(columns[name])
-    steps, values = columns["steps"][known], columns[name][known]
-    if f"{name}_std" in columns:
-        spread = columns[f"{name}_std"][known]
-        axes.fill_between(steps, values - spread, values + spread, color=colour, alpha=0.15, lw=0)
-    marker = "o" if len(steps) < 60 else ""
-    axes.plot(steps, values, style, color=colour, marker=marker, markersize=3, label=label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
+    """A metric, and its spread if that is known."""
+    band = spread_of(columns, name)
+    draw_curve(axes, columns["steps"], columns[name], colour, label=label, style=style, band=band)
+
+
+def spread_of(columns: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """One standard deviation below a metric and above it; None where its spread isn't known."""
+    if f"{name}_std" not in columns:
+        return None
+    return columns[name] - columns[f"{name}_std"], columns[name] + columns[f"{name}_std"]
+
+
+def draw_curve(
+    axes: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    colour: str,
+    *,
+    label: str | None = None,
+    style: str = "-",
+    band: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
+    """One line, its band if it has one; iterations whose value is nan have no point."""
+    known = np.isfinite(values)
+    if band is not None:
+        low, high = (edge[known] for edge in band)
+        axes.fill_between(steps[known], low, high, color=colour, alpha=0.15, lw=0)
+    marker = "o" if known.sum() < 60 else ""
+    axes.plot(
+        steps[known], values[known], style, color=colour, marker=marker, markersize=3, label=label
+    )

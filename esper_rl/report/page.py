@@ -8,8 +8,13 @@ from html import escape
 from io import BytesIO
 from itertools import chain, repeat
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with every kind of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""For lines."""
 
 _STYLE = """
 :root { color-scheme: light dark }
@@ -56,6 +61,12 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def unframe(axes: Axes) -> None:
+    """Leave out what frames axes at the top and the right, and show a grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
 
 
 def as_png(figure: Figure) -> bytes:

@@ -18,22 +18,15 @@ from esper_rl.growing.monitors import (
     QUANTILES,
     WAIT_ALERT,
 )
-from esper_rl.report.page import new_figure
+from esper_rl.report.curves import draw_curve, spread_of
+from esper_rl.report.page import COLOURS, new_figure, unframe
 
 Columns = Mapping[str, np.ndarray]
 """Metrics by name, one number an iteration; those that a run doesn't have are missing."""
 
-# Okabe and Ito's palette, told apart with every kind of colour vision.
-_COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#999999",
-)
+_COLOURS = (*COLOURS, "#999999")
+"""As many as there are heads."""
+
 _STYLES = ("-", "--", "-.", ":")
 _WARNING, _ALERT = "#E69F00", "#D55E00"
 
@@ -45,8 +38,7 @@ def _two(left: str, right: str) -> tuple[Figure, Axes, Axes]:
         each.set_title(title, loc="left", fontsize="medium")
         each.set_xlabel("environment steps")
         each.xaxis.set_major_formatter(EngFormatter(sep=""))
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(alpha=0.3)
+        unframe(each)
     return figure, *axes
 
 
@@ -55,11 +47,8 @@ def _draw_lines(axes: Axes, columns: Columns, lines: Mapping[str, str]) -> None:
     for i, (name, label) in enumerate(lines.items()):
         if name not in columns:
             continue
-        known = np.isfinite(columns[name])
         style = _STYLES[i % len(_STYLES)]
-        axes.plot(
-            columns["steps"][known], columns[name][known], style, color=_COLOURS[i], label=label
-        )
+        draw_curve(axes, columns["steps"], columns[name], _COLOURS[i], label=label, style=style)
     if len(axes.get_lines()) > 1:
         axes.legend(frameon=False, fontsize="small", ncols=1 + len(lines) // 6)
 
@@ -72,10 +61,8 @@ def draw_learning(columns: Columns, players: Mapping[str, Mapping[str, float]]) 
     """Discounted return and final accuracy, with the spread over episodes and other players."""
     figure, returns, accuracy = _two("discounted return", "final accuracy (%)")
     for axes, name in ((returns, "return"), (accuracy, "final_accuracy")):
-        _draw_lines(axes, columns, {name: "training"})
-        if f"{name}_std" in columns:
-            low, high = (columns[name] + sign * columns[f"{name}_std"] for sign in (-1, 1))
-            axes.fill_between(columns["steps"], low, high, color=_COLOURS[0], alpha=0.15, lw=0)
+        band = spread_of(columns, name)
+        draw_curve(axes, columns["steps"], columns[name], COLOURS[0], label="training", band=band)
         for style, (player, means) in zip(_STYLES[1:], players.items(), strict=False):
             axes.axhline(means[name], color="#555555", linestyle=style, label=player)
         axes.legend(frameon=False, fontsize="small")
@@ -135,10 +122,10 @@ def draw_credit(columns: Columns) -> Figure:
     figure, credit, delay = _two("hindsight credit of a helper", "epochs since the helper left")
     low, middle, high = QUANTILES
     for axes, name in ((credit, "credit"), (delay, "delay")):
-        _draw_lines(axes, columns, {f"hindsight/{name}_p{middle}": "median"})
-        bottom, top = (columns.get(f"hindsight/{name}_p{percent}") for percent in (low, high))
-        if bottom is not None and top is not None:
-            axes.fill_between(columns["steps"], bottom, top, color=_COLOURS[0], alpha=0.15, lw=0)
+        names = [f"hindsight/{name}_p{percent}" for percent in (low, middle, high)]
+        if columns.keys() >= set(names):
+            bottom, median, top = (columns[each] for each in names)
+            draw_curve(axes, columns["steps"], median, COLOURS[0], band=(bottom, top))
         axes.set_ylim(bottom=0)
     return figure
 

@@ -22,16 +22,18 @@ def append_row(file: Path, row: Mapping[str, float]) -> None:
         writer.writerow(row)
 
 
-def read_columns(file: Path, names: Sequence[str]) -> dict[str, list[float]]:
-    """Some numbers of all iterations, by name.
+def read_columns(file: Path, names: Sequence[str] | None = None) -> dict[str, list[float]]:
+    """Some numbers of all iterations, by name; all of them by default.
 
     Raises:
         OSError: when there is no file.
         KeyError, TypeError, ValueError: when a number is missing, or isn't one.
     """
     with file.open(newline="") as opened:
-        lines = list(csv.DictReader(opened))
-    return {name: [float(line[name]) for line in lines] for name in names}
+        reader = csv.DictReader(opened)
+        lines = list(reader)
+    wanted = reader.fieldnames or () if names is None else names
+    return {name: [float(line[name]) for line in lines] for name in wanted}
 
 
 def count_rows(file: Path) -> int:

@@ -64,7 +64,7 @@ def compose_config(overrides: Sequence[str] = (), start: TrainConfig | None = No
         >>> compose_config(["policy=v1", "policy.hidden_size=64"]).policy.value_mode
         'state'
     """
-    parsed = [parse_override(override) for override in overrides]
+    parsed = parse_overrides(overrides)
     for override in parsed:
         if override.is_sweep_override():
             raise ConfigError(
@@ -98,7 +98,7 @@ def play_otherwise(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig
     """
     if not overrides:
         return config
-    parsed = [parse_override(override) for override in overrides]
+    parsed = parse_overrides(overrides)
     for override in parsed:
         if not override.key_or_group.startswith(_OF_A_WORLD):
             raise ConfigError(
@@ -113,12 +113,17 @@ def play_otherwise(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig
 # -- overrides ----------------------------------------------------------------------------------
 
 
-def parse_override(text: str) -> Override:
-    """Parse ``key=value``, whose key has to be an option or a config group.
+def parse_overrides(texts: Sequence[str]) -> list[Override]:
+    """Parse ``key=value`` strings, whose keys have to be options or config groups.
 
     Raises:
-        ConfigError: if it isn't one, or can't be parsed.
+        ConfigError: if one isn't, or can't be parsed.
     """
+    described = describe_options()
+    return [_parse(text, described) for text in texts]
+
+
+def _parse(text: str, described: Sequence[tuple[str, str, str]]) -> Override:
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"override {text!r}: write it as key=value")
@@ -136,7 +141,6 @@ def parse_override(text: str) -> Override:
         ) from error
     override.input_line = text
     key = override.key_or_group
-    described = describe_options()
     open_ended = tuple(f"{known}." for known, default, _ in described if default == ANY_KEYS)
     if key not in {known for known, _, _ in described} and not key.startswith(open_ended):
         raise ConfigError(
@@ -241,8 +245,8 @@ def _task_node(name: str) -> DictConfig:
     with config_errors("task: "):
         training = make_task(name).training
     node, schema = OmegaConf.create({"env": {"task": name}}), OmegaConf.structured(TrainConfig)
+    parse_overrides([f"{key}={value}" for key, value in training.items()])  # refuses unknown keys
     for key, value in training.items():
-        parse_override(f"{key}={value}")  # refuses what no run has
         OmegaConf.update(schema, key, value, force_add=True)
         OmegaConf.update(node, key, OmegaConf.select(schema, key))  # of the type that it has there
     return node

@@ -24,7 +24,8 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
 
     Args:
         run: its folder.
-        settings: what is to be otherwise, see :func:`~esper_rl.training.config.play_otherwise`.
+        settings: what is to be otherwise, see
+            :func:`~esper_rl.training.composition.play_otherwise`.
 
     Raises:
         ConfigError: when it isn't one of this version; the message names the file. Also for

@@ -20,7 +20,7 @@ from esper_rl.training.composition import (
     compose_jobs,
     config_store,
     first_line,
-    parse_override,
+    parse_overrides,
     to_config,
     written_values,
 )
@@ -53,7 +53,7 @@ def sweep(overrides: Sequence[str], run: Callable[[TrainConfig], object]) -> Pat
         >>> sweep(["policy=v1,v2", "seed=range(5)"], train)  # doctest: +SKIP
     """
     of_hydra = [override for override in overrides if override.startswith(_OF_HYDRA)]
-    parsed = [parse_override(each) for each in overrides if each not in of_hydra]
+    parsed = parse_overrides([each for each in overrides if each not in of_hydra])
     if any(override.key_or_group == "run_dir" for override in parsed):
         raise ConfigError("run_dir is the sweep's to choose; hydra.sweep.dir=DIR says where")
     values = written_values(parsed)

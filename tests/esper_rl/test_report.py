@@ -133,6 +133,17 @@ def test_metrics_that_a_run_does_not_have_are_left_out() -> None:
         assert draw(columns).axes
 
 
+def test_an_iteration_in_which_no_episode_ended_leaves_no_gap() -> None:
+    values = np.array([1.0, np.nan, 3.0])
+    columns = dict.fromkeys(("return", "return_std", "final_accuracy"), values)
+    columns["steps"] = np.array([20.0, 40.0, 60.0])
+    axes = draw_learning(columns, {}).axes[0]
+    (line,), (band,) = axes.get_lines(), axes.collections
+    assert line.get_xdata().tolist() == [20, 60]
+    (outline,) = band.get_paths()
+    assert {x for x, _ in outline.vertices} == {20, 60}
+
+
 def test_no_run_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "has no config.yaml" in capsys.readouterr().err
