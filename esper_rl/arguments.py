@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -26,8 +27,23 @@ _HEADINGS = {
 """By the part of an option's name before its point."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of ``esper-rl``; ``command`` is the name of the command."""
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The words of a command line, by default this process's; ``command`` is the command's name.
+
+    Options and settings may stand in any order. Ends the process when they can't be understood.
+    """
+    parser = _build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes the settings up to the first option only, and leaves the others.
+    settings = [word for word in rest if "=" in word and not word.startswith("-")]
+    if settings != rest or (settings and "settings" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if settings:
+        arguments.settings += settings
+    return arguments
+
+
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="esper-rl",
         description="Teach an agent to grow neural networks while they train.",
@@ -55,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     training.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="fields that differ from the defaults"
+        "settings", nargs="*", metavar="KEY=VALUE", help="fields that differ from the defaults"
     )
     training.add_argument(
         "--resume",

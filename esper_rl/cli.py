@@ -14,7 +14,7 @@ from shutil import get_terminal_size
 from typing import Any
 
 from envs import list_tasks, make_task
-from esper_rl.arguments import build_parser
+from esper_rl.arguments import parse_arguments
 from esper_rl.errors import ConfigError, check_folder_of, config_errors
 from esper_rl.evaluation import OPEN_LOOP, SHUFFLED, Evaluation, evaluate_run
 from esper_rl.report.episodes import without_nan
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         after Ctrl-C, SIGTERM or SIGHUP.
     """
     write_anywhere()
-    arguments = build_parser().parse_args(argv)
+    arguments = parse_arguments(argv)
     try:
         with ended_by_signals():
             _COMMANDS[arguments.command](arguments)
@@ -84,7 +84,7 @@ def _train(arguments: argparse.Namespace) -> None:
     others = {"--config": arguments.config, "-m": arguments.multirun}
     given = [name for name, value in others.items() if value]
     if arguments.resume is not None:
-        given = [*given, *arguments.overrides]
+        given = [*given, *arguments.settings]
         if given:
             raise ConfigError(
                 f"--resume goes on with the configuration that it has; leave out {' '.join(given)}"
@@ -95,7 +95,7 @@ def _train(arguments: argparse.Namespace) -> None:
         _sweep(arguments)
         return
     else:
-        config = _parse(arguments.overrides, arguments.config)
+        config = _parse(arguments.settings, arguments.config)
         run = train(config, quiet=arguments.quiet)
     if not arguments.json:
         print(f"run folder: {run}")
@@ -113,7 +113,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     if arguments.config is not None:
         raise ConfigError("-m begins with the defaults; leave out --config, or -m")
     silent = arguments.quiet or arguments.json
-    folder = sweep(arguments.overrides, partial(_train_of_sweep, quiet=silent))
+    folder = sweep(arguments.settings, partial(_train_of_sweep, quiet=silent))
     if not arguments.json:
         print(f"sweep folder: {folder}")
     if any(RunFolder(run).evaluation.exists() for run in find_runs([folder])):

@@ -13,7 +13,7 @@ import torch
 import esper_rl.cli as cli
 from esper_rl.evaluation import evaluate
 from esper_rl.growing.baselines import WaitPolicy
-from esper_rl.training.composition import compose_config, describe_options
+from esper_rl.training.composition import compose_config, describe_options, load_config
 from esper_rl.training.environment import make_env
 from tests.support.runs import TINY
 
@@ -80,6 +80,38 @@ def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "convolutional host of 1,090 parameters" in told["digits"]
     assert told["pydoc"].endswith("mlp_small, mlp, flex_attention")
     assert "closed-form" in told["scaffold"]
+
+
+def test_settings_and_options_stand_in_any_order(
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *others = tiny_overrides
+    assert cli.main(["train", first, "--quiet", *others, "--json", "seed=7"]) == 0
+    assert load_config((tmp_path / "run" / "config.yaml").read_text()).seed == 7
+    capsys.readouterr()
+    output = tmp_path / "other.json"
+    words = ["evaluate", str(tmp_path / "run"), "--episodes=2", "task=digits_full", "--json"]
+    assert cli.main([*words, "env.max_epochs=6", f"--output={output}"]) == 0
+    written = json.loads(output.read_text())
+    assert written["settings"] == ["task=digits_full", "env.max_epochs=6"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "seed=7", "--fast=1"],
+        ["train", "seed=7", "--quiet", "seed"],
+        ["report", "runs/first", "task=digits"],
+        ["tasks", "--json", "seed=1"],
+    ],
+)
+def test_what_no_command_takes_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    assert left.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_the_version_names_what_it_runs_on(capsys: pytest.CaptureFixture[str]) -> None:
