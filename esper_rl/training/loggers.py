@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 
@@ -35,8 +36,9 @@ def make_loggers(config: TrainConfig) -> list[Callback]:
 class ExperimentLog(Callback):
     """All metrics, distributions and the learning curve, for one of TorchRL's loggers.
 
-    What TensorBoard shows is in the folder ``tensorboard`` of the run. The distributions are those
-    of :func:`esper_rl.growing.monitors.distributions`; they and the picture are TensorBoard's only.
+    TensorBoard shows the run's folder ``tensorboard``, MLflow its file ``mlflow.db`` or the server
+    that ``MLFLOW_TRACKING_URI`` names. The distributions are those of
+    :func:`esper_rl.growing.monitors.distributions`; they and the picture are TensorBoard's only.
 
     Args:
         name: ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``.
@@ -46,11 +48,16 @@ class ExperimentLog(Callback):
         self.name = name
 
     def on_start(self, config: TrainConfig, run: RunFolder) -> None:
-        from torchrl.record.loggers import get_logger  # takes a second
+        from torchrl.record.loggers import MLFlowLogger, get_logger  # takes a second
 
-        experiment = self.name if self.name == "tensorboard" else run.path.name
-        self.logger = get_logger(self.name, str(run.path), experiment)
         self.run = run
+        if self.name == "mlflow":  # get_logger would have it write a folder, which it now refuses
+            self.outer_uri = os.environ.get("MLFLOW_TRACKING_URI")
+            database = f"sqlite:///{run.path.absolute() / 'mlflow.db'}"
+            self.logger = MLFlowLogger(run.path.name, self.outer_uri or database)
+        else:
+            experiment = self.name if self.name == "tensorboard" else run.path.name
+            self.logger = get_logger(self.name, str(run.path), experiment)
 
     def on_rollout(self, batch: TensorDictBase) -> None:
         self.batch = batch
@@ -72,3 +79,8 @@ class ExperimentLog(Callback):
             picture = imread(self.run.learning_curve)
             self.logger.experiment.add_image("learning curve", picture, dataformats="HWC")
         self.logger.close()
+        if self.name == "mlflow":  # TorchRL leaves its run and its database to those that follow
+            import mlflow
+
+            mlflow.end_run()
+            mlflow.set_tracking_uri(self.outer_uri)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensordict import TensorDict
 
 from envs.actions import Stage
-from esper_rl import TrainConfig, train
+from esper_rl import Callback, TrainConfig, train
 from esper_rl.errors import ConfigError
 from esper_rl.growing.monitors import distributions
 from tests.support.runs import read_metrics
@@ -33,6 +33,43 @@ def test_tensorboard_has_what_the_metrics_file_has(tiny_config: Configure) -> No
     assert [each.step for each in events.Histograms("distribution/return")] == [20, 40]
     assert events.Histograms("distribution/return")[0].histogram_value.num == 4  # episodes
     assert tags["images"] == ["learning curve"]
+
+
+def test_mlflow_has_every_run(
+    tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the second one of a process."""
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("first", "second"):
+        run = train(tiny_config("loggers=[mlflow]", f"run_dir={tmp_path / name}"))
+        client = tracking.MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
+        (experiment,) = client.search_experiments(filter_string=f"name = '{name}'")
+        (logged,) = client.search_runs([experiment.experiment_id])
+        assert logged.info.status == "FINISHED"
+        shown = {
+            each.step: each.value
+            for each in client.get_metric_history(logged.info.run_id, "return")
+        }
+        written = {int(row["steps"]): row["return"] for row in read_metrics(run)}
+        assert shown == pytest.approx(written)
+
+
+def test_weights_and_biases_has_the_last_metrics(
+    tiny_config: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    seen = []
+
+    class Look(Callback):
+        def on_iteration(self, metrics: Mapping[str, float]) -> None:
+            seen.append((wandb.run.name, wandb.run.summary["return"]))
+
+    run = train(tiny_config("loggers=[wandb]"), callbacks=[Look()])
+    assert seen == [("run", row["return"]) for row in read_metrics(run)]
+    assert wandb.run is None, "the next run of this process is another one"
 
 
 def test_without_loggers_there_is_only_the_file(tiny_config: Configure) -> None:
