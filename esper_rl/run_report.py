@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from esper_rl.evaluation import BASELINES
-from esper_rl.report.page import as_page, as_picture, as_png, as_table
+from esper_rl.report.page import as_page, as_picture, as_row, as_table
 from esper_rl.report.run_figures import SECTIONS, Columns, draw_learning
 from esper_rl.report.tables import Summary, evaluation_rows
 from esper_rl.runs import CheckpointError, RunFolder
@@ -58,15 +58,15 @@ def report_run(run: str | Path, episodes: int = 16) -> str:
             for name in BASELINES
             if name in players
         }
-        learned = as_png(draw_learning(columns, means))
-        parts += ["<h2>Learning</h2>", as_picture(learned, "Return and accuracy", wide=True)]
+        learned = as_row(draw_learning(columns, means), "Return and accuracy")
+        parts += ["<h2>Learning</h2>", learned]
         parts.append(
             "<p>Means over the episodes of an iteration, and one standard deviation. Other "
             "players' lines are their means in the evaluation.</p>"
         )
         for title, draw, explanation in SECTIONS:
-            picture = as_picture(as_png(draw(columns)), title, wide=True)
-            parts += [f"<h2>{title}</h2>", picture, f"<p>{explanation}</p>"]
+            pictures = as_row(draw(columns), title)
+            parts += [f"<h2>{title}</h2>", pictures, f"<p>{explanation}</p>"]
     parts += _stories(folder, config, episodes)
     return as_page(f"{folder.path.name}: growing on {config.env.task}", parts)
 

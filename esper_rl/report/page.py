@@ -25,6 +25,9 @@ th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100%; min-width: min(100%, 32rem); background: white; border-radius: 4px }
 .wide img { min-width: 40rem }
+.row { display: flex; flex-wrap: wrap; gap: .5rem }
+.row figure { flex: 1 1 20rem; margin: 0 }
+.row img { width: 100% }
 """
 
 
@@ -54,6 +57,11 @@ def as_picture(png: bytes, description: str, *, wide: bool = False) -> str:
     kind = ' class="wide"' if wide else ""
     image = f'alt="{escape(description)}" src="data:image/png;base64,{b64encode(png).decode()}"'
     return f"<figure{kind}><img {image}></figure>"
+
+
+def as_row(figures: Sequence[Figure], description: str) -> str:
+    """Pictures side by side, or one below the other on a narrow screen."""
+    return f'<div class="row">{"".join(as_picture(as_png(f), description) for f in figures)}</div>'
 
 
 def new_figure(width: float, height: float) -> Figure:

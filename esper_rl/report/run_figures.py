@@ -31,15 +31,21 @@ _STYLES = ("-", "--", "-.", ":")
 _WARNING, _ALERT = "#E69F00", "#D55E00"
 
 
-def _two(left: str, right: str) -> tuple[Figure, Axes, Axes]:
-    figure = new_figure(9, 3.4)
-    axes = figure.subplots(1, 2)
-    for each, title in zip(axes, (left, right), strict=True):
+def _two(left: str, right: str) -> tuple[list[Figure], Axes, Axes]:
+    """Figures of their own: a narrow screen shows one below the other."""
+    figures = [new_figure(4.5, 3.4), new_figure(4.5, 3.4)]
+    first, second = (figure.add_subplot() for figure in figures)
+    for each, title in ((first, left), (second, right)):
         each.set_title(title, loc="left", fontsize="medium")
         each.set_xlabel("environment steps")
         each.xaxis.set_major_formatter(EngFormatter(sep=""))
         unframe(each)
-    return figure, *axes
+    return figures, first, second
+
+
+def _draw_legend(axes: Axes, ncols: int) -> None:
+    """Below the axes, where it hides no line."""
+    axes.figure.legend(loc="outside lower center", frameon=False, fontsize="small", ncols=ncols)
 
 
 def _draw_lines(axes: Axes, columns: Columns, lines: Mapping[str, str]) -> None:
@@ -50,29 +56,29 @@ def _draw_lines(axes: Axes, columns: Columns, lines: Mapping[str, str]) -> None:
         style = _STYLES[i % len(_STYLES)]
         draw_curve(axes, columns["steps"], columns[name], _COLOURS[i], label=label, style=style)
     if len(axes.get_lines()) > 1:
-        axes.legend(frameon=False, fontsize="small", ncols=1 + len(lines) // 6)
+        _draw_legend(axes, ncols=3 if len(lines) > 4 else 2)
 
 
 def _draw_limit(axes: Axes, value: float, colour: str) -> None:
     axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
 
 
-def draw_learning(columns: Columns, players: Mapping[str, Mapping[str, float]]) -> Figure:
+def draw_learning(columns: Columns, players: Mapping[str, Mapping[str, float]]) -> list[Figure]:
     """Discounted return and final accuracy, with the spread over episodes and other players."""
-    figure, returns, accuracy = _two("discounted return", "final accuracy (%)")
+    figures, returns, accuracy = _two("discounted return", "final accuracy (%)")
     for axes, name in ((returns, "return"), (accuracy, "final_accuracy")):
         band = spread_of(columns, name)
         draw_curve(axes, columns["steps"], columns[name], COLOURS[0], label="training", band=band)
         for style, (player, means) in zip(_STYLES[1:], players.items(), strict=False):
             axes.axhline(means[name], color="#555555", linestyle=style, label=player)
-        axes.legend(frameon=False, fontsize="small")
+        _draw_legend(axes, ncols=3)
     accuracy.set_ylim(0, 100)
-    return figure
+    return figures
 
 
-def draw_policy(columns: Columns) -> Figure:
+def draw_policy(columns: Columns) -> list[Figure]:
     """Entropies of the heads with alarm lines, and the ops that are chosen."""
-    figure, entropy, ops = _two("entropy where it matters (share of the largest)", "share of ops")
+    figures, entropy, ops = _two("entropy where it matters (share of the largest)", "share of ops")
     names = {f"relevant_normalized_entropy/{head}": head for head in HEADS}
     _draw_lines(entropy, columns, names)
     _draw_limit(entropy, ENTROPY_WARNING, _WARNING)
@@ -83,18 +89,18 @@ def draw_policy(columns: Columns) -> Figure:
         shares = [columns[f"op/{op.name}"] for op in known]
         ops.stackplot(columns["steps"], shares, labels=[op.name for op in known], colors=_COLOURS)
     if "wait_rate" in columns:
-        label = "WAIT, where another is legal"
+        label = "WAIT by choice"
         ops.plot(columns["steps"], columns["wait_rate"], color="#000000", label=label)
     if known:
-        ops.legend(loc="lower left", fontsize="small")
+        _draw_legend(ops, ncols=3)
     _draw_limit(ops, WAIT_ALERT, _ALERT)
     ops.set_ylim(0, 1)
-    return figure
+    return figures
 
 
-def draw_value(columns: Columns) -> Figure:
+def draw_value(columns: Columns) -> list[Figure]:
     """Explained variance of both values, and the value loss by op."""
-    figure, explained, losses = _two("explained variance of the returns", "value loss by op")
+    figures, explained, losses = _two("explained variance of the returns", "value loss by op")
     lines = {
         "explained_variance": "V(s, op taken)",
         "explained_variance_soft": "V(s, π), the baseline",
@@ -103,23 +109,23 @@ def draw_value(columns: Columns) -> Figure:
     explained.set_ylim(-0.2, 1.05)
     _draw_lines(losses, columns, {f"op_critic_loss/{op.name}": op.name for op in Op})
     losses.set_yscale("log")
-    return figure
+    return figures
 
 
-def draw_memory(columns: Columns) -> Figure:
+def draw_memory(columns: Columns) -> list[Figure]:
     """Norm of the cell state through the episode, and its drift with the alarm line."""
-    figure, norms, drift = _two("norm of the LSTM's cell state", "its drift")
+    figures, norms, drift = _two("norm of the cell state, by part of an episode", "its drift")
     parts = range(1, EPISODE_PARTS + 1)
-    lines = {f"cell_norm/fifth_{i}": f"part {i} of {EPISODE_PARTS} of the episode" for i in parts}
+    lines = {f"cell_norm/fifth_{i}": f"part {i}" for i in parts}
     _draw_lines(norms, columns, lines)
     _draw_lines(drift, columns, {"cell_norm/drift": "last part / middle part"})
     _draw_limit(drift, DRIFT_WARNING, _WARNING)
-    return figure
+    return figures
 
 
-def draw_credit(columns: Columns) -> Figure:
+def draw_credit(columns: Columns) -> list[Figure]:
     """Hindsight credit of helpers, and how late it came: median and the middle 80 %."""
-    figure, credit, delay = _two("hindsight credit of a helper", "epochs since the helper left")
+    figures, credit, delay = _two("hindsight credit of a helper", "epochs since the helper left")
     low, middle, high = QUANTILES
     for axes, name in ((credit, "credit"), (delay, "delay")):
         names = [f"hindsight/{name}_p{percent}" for percent in (low, middle, high)]
@@ -127,29 +133,30 @@ def draw_credit(columns: Columns) -> Figure:
             bottom, median, top = (columns[each] for each in names)
             draw_curve(axes, columns["steps"], median, COLOURS[0], band=(bottom, top))
         axes.set_ylim(bottom=0)
-    return figure
+    return figures
 
 
-SECTIONS: Sequence[tuple[str, Callable[[Columns], Figure], str]] = (
+SECTIONS: Sequence[tuple[str, Callable[[Columns], list[Figure]], str]] = (
     (
         "The policy",
         draw_policy,
         "Entropy of each head over the steps at which it counts, as a share of the most that the "
         "legal choices allow. Under the upper dotted line a head hardly explores, under the lower "
-        "one it has made up its mind. On the right the ops that were chosen; a policy whose black "
+        "one it has made up its mind. Beside it the ops that were chosen; a policy whose black "
         "line, WAIT where another op is legal, is above the dotted one has stopped acting.",
     ),
     (
         "The value",
         draw_value,
         "Share of the returns' variance that the value foretells before an update: 1 is perfect, 0 "
-        "is no better than the mean. On the right the squared error by the op that was taken.",
+        "is no better than the mean. Beside it the squared error by the op that was taken.",
     ),
     (
         "The memory",
         draw_memory,
-        "A cell state that grows through the episode makes early and late steps look different. "
-        "Above the dotted line it is a warning.",
+        "An LSTM's cell state that grows through the episode makes early and late steps look "
+        "different. Drift is its norm in the last part over that in the middle one; above the "
+        "dotted line it is a warning.",
     ),
     (
         "Credit for helpers",
@@ -158,4 +165,4 @@ SECTIONS: Sequence[tuple[str, Callable[[Columns], Figure], str]] = (
         "gone by then. Median and the middle 80 % of each iteration; empty where there was none.",
     ),
 )
-"""Title, picture and explanation of a section."""
+"""Title, pictures and explanation of a section."""

@@ -93,7 +93,7 @@ def test_the_command_writes_a_page_that_stands_alone(
     for said in ("V2 policy for 3 slots, trained on digits with seed 0", "240 of 240", "torch 2."):
         assert said in text
     assert {"greedy", "wait", "fixed-schedule"} <= set(page.cells)
-    assert len(page.pictures) == 1 + len(SECTIONS) + 3
+    assert len(page.pictures) == 2 * (1 + len(SECTIONS)) + 3
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_metrics_that_a_run_does_not_have_are_left_out() -> None:
     columns = {name: np.array([np.nan]) for name in ("return", "final_accuracy", "op/WAIT")}
     columns["steps"] = np.array([20.0])
     for draw in (lambda c: draw_learning(c, {}), *(draw for _, draw, _ in SECTIONS)):
-        assert draw(columns).axes
+        assert all(figure.axes for figure in draw(columns))
 
 
 def test_an_iteration_in_which_no_episode_ended_leaves_no_gap() -> None:
     values = np.array([1.0, np.nan, 3.0])
     columns = dict.fromkeys(("return", "return_std", "final_accuracy"), values)
     columns["steps"] = np.array([20.0, 40.0, 60.0])
-    axes = draw_learning(columns, {}).axes[0]
+    (axes,) = draw_learning(columns, {})[0].axes
     (line,), (band,) = axes.get_lines(), axes.collections
     assert line.get_xdata().tolist() == [20, 60]
     (outline,) = band.get_paths()
