@@ -96,13 +96,14 @@ def draw(results: dict[str, dict[str, dict]], path: Path) -> None:
             wait["mean"] - wait["ci95"], wait["mean"] + wait["ci95"], color="0.8", label="WAIT"
         )
         pairs = [name for name in schedules if " + " in name]
-        if pairs:
-            best = max(pairs, key=lambda name: schedules[name]["returns"]["mean"])
-            mean = schedules[best]["final_accuracy"]["mean"]
-            axis.axhline(mean, color="black", linestyle="--", linewidth=1, label="best pair")
-            axis.text(
-                0.99, mean, best, transform=axis.get_yaxis_transform(), ha="right", va="bottom"
-            )
+        best = max(pairs, key=lambda name: schedules[name]["returns"]["mean"])
+        axis.axhline(
+            schedules[best]["final_accuracy"]["mean"],
+            color="black",
+            linestyle="--",
+            linewidth=1,
+            label="best pair (by return)",
+        )
         singles = [name for name in schedules if "@" in name and name not in pairs]
         blueprints = list(dict.fromkeys(name.split("@")[0] for name in singles))
         for slot, (colour, marker) in enumerate(
@@ -118,9 +119,9 @@ def draw(results: dict[str, dict[str, dict]], path: Path) -> None:
                 label=f"slot {slot}",
             )
         axis.set_xticks(range(len(blueprints)), blueprints, rotation=30, ha="right")
-        axis.set(title=task, ylabel="final validation accuracy, %")
+        axis.set(title=f"{task}\nbest pair: {best}", ylabel="final validation accuracy, %")
         axis.grid(axis="y", alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=130)
 
 
