@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from esper_rl.report import page
 from esper_rl.report.comparison import (
@@ -99,7 +101,7 @@ def as_markdown(title: str, summary: Mapping[str, Any]) -> str:
 def as_page(title: str, summary: Mapping[str, Any], designs: Sequence[Design]) -> str:
     """One HTML page that needs no network."""
     first, *others = map(page.as_table, tables(summary))
-    picture = page.as_picture(
+    pictures = page.as_row(
         draw(summary, designs), "Intervals, performance profiles and learning curves of the designs"
     )
     return page.as_page(
@@ -108,16 +110,16 @@ def as_page(title: str, summary: Mapping[str, Any], designs: Sequence[Design]) -
             f"<p><strong>{escape(caution(summary))}</strong></p>",
             first,
             "<p>In brackets: 95 % intervals, bootstrapped over training seeds.</p>",
-            picture,
+            pictures,
             *others,
         ],
     )
 
 
-def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> bytes:
-    """PNG: interquartile means, performance profiles, learning curves with 95 % bands."""
-    figure = page.new_figure(12, 4.2)
-    means, profiles, curves = figure.subplots(1, 3)
+def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> list[Figure]:
+    """Interquartile means, performance profiles, learning curves with 95 % bands."""
+    figures = [page.new_figure(4, 4.2) for _ in range(3)]
+    means, profiles, curves = (figure.add_subplot() for figure in figures)
     every = np.concatenate([design.scores for design in designs])
     margin = 0.05 * (np.ptp(every) or 1.0)
     levels = np.linspace(every.min() - margin, every.max() + margin, 200)
@@ -141,9 +143,11 @@ def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> bytes:
     curves.set_xlabel("environment steps")
     for axes in (means, profiles):
         axes.set_xlabel("score")
+        axes.locator_params(axis="x", nbins=4)  # numbers of many digits don't touch
+    curves.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in (means, profiles, curves):
         page.unframe(axes)
-    return page.as_png(figure)
+    return figures
 
 
 def _draw_curve(axes: Axes, design: Design, colour: str) -> None:

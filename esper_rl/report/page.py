@@ -22,12 +22,13 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 div, figure { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884 }
+td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100%; min-width: min(100%, 32rem); background: white; border-radius: 4px }
 .wide img { min-width: 40rem }
 .row { display: flex; flex-wrap: wrap; gap: .5rem }
-.row figure { flex: 1 1 20rem; margin: 0 }
-.row img { width: 100% }
+.row figure { flex: 1 1 18rem; margin: 0 }
+.row img { width: 100%; min-width: 0 }
 """
 
 

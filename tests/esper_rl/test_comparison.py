@@ -186,7 +186,7 @@ def test_a_page_stands_alone(sweep: Path, tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     assert cli.main(["compare", str(sweep), "--output", str(file)]) == 0
     page = Page(file.read_text())
-    assert [link[:22] for link in page.links] == ["data:image/png;base64,"]
+    assert [link[:22] for link in page.links] == 3 * ["data:image/png;base64,"]
     assert {"ppo.lr=0.001", "ppo.lr=0.002"} <= set(page.cells)
 
 
