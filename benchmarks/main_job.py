@@ -1,14 +1,15 @@
 """The main job, ``esper-rl train`` with nothing else said, over training seeds.
 
-    python -m benchmarks.main_job [--seeds 10] [--set KEY=VALUE ...] [--name NAME]
+    python -m benchmarks.main_job [--seeds 10] [--set KEY=VALUE ... --name NAME]
+    python -m benchmarks.main_job --seeds 3 --set task=pydoc --name pydoc
 
-Trains with each seed as a user does, then plays the policy, greedily and sampled, conv_heavy at
-slot 0 as early as possible, and the best schedule that a search finds with as many steps, on the
-same 256 hosts: discounted returns, their differences, final accuracies. A run beats the first
-schedule when the mean difference is above zero by more than half of its 95 % interval's width.
-Every run that ends is written to benchmarks/results/main_job.json at once and is not repeated; the
-picture is main_job.png. With ``--set`` the same is measured of other settings, by ``--name``. Some
-minutes a run, one after the other on all cores.
+Trains with each seed as a user does, then plays the policy, greedily and sampled, one seed at slot
+0 as early as possible (conv_heavy; on ``pydoc`` flex_attention), and the best schedule that a
+search finds with as many steps, on the same 256 hosts: discounted returns, their differences, final
+accuracies. A run beats the first schedule when the mean difference is above zero by more than half
+of its 95 % interval's width. Every run that ends is written to benchmarks/results/main_job.json at
+once and is not repeated; the picture is main_job.png. With ``--set`` the same is measured of other
+settings, in main_job_NAME.json and .png. Some minutes a run, one after the other on all cores.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ RESULTS = Path(__file__).parent / "results"
 EPISODES = 256
 SCHEDULE, SEARCHED, TRAINED = "fixed-schedule", "best schedule", ("greedy", "sampled")
 
-Runs = dict[str, dict[str, Run]]
-"""By name of the settings and training seed, what :func:`measure` gives."""
+Runs = dict[str, Run]
+"""By training seed, what :func:`measure` gives."""
 
 
 def measure(seed: int, settings: Sequence[str]) -> Run:
@@ -65,42 +66,39 @@ def beats(run: Run, name: str) -> bool:
 
 
 def show(runs: Runs) -> None:
-    for settings, found in runs.items():
-        print(f"{settings}, {len(found)} training seeds")
-        for name in (*TRAINED, SCHEDULE, SEARCHED):
-            line = f"  {name:<15}"
-            for key, form in (("return", "5.2f"), ("accuracy", "5.1f"), ("seed_params", "6.0f")):
-                mean, width = interval([run[f"{name}_{key}"] for run in found.values()])
-                line += f"  {key} {mean:{form}} ± {width:{form}}"
-            if name in TRAINED:
-                line += f"  beats it in {sum(beats(run, name) for run in found.values())}"
-            print(line)
-        minutes = [run["minutes"] for run in found.values()]
-        print(f"  minutes: {min(minutes):.1f} to {max(minutes):.1f}")
+    print(f"{len(runs)} training seeds")
+    for name in (*TRAINED, SCHEDULE, SEARCHED):
+        line = f"  {name:<15}"
+        for key, form in (("return", "5.2f"), ("accuracy", "5.1f"), ("seed_params", "6.0f")):
+            mean, width = interval([run[f"{name}_{key}"] for run in runs.values()])
+            line += f"  {key} {mean:{form}} ± {width:{form}}"
+        if name in TRAINED:
+            line += f"  beats the {SCHEDULE} in {sum(beats(run, name) for run in runs.values())}"
+        print(line)
+    minutes = [run["minutes"] for run in runs.values()]
+    print(f"  minutes: {min(minutes):.1f} to {max(minutes):.1f}")
 
 
 def draw(runs: Runs, path: Path) -> None:
     """What each run earns more than the schedule; and how all of them learn."""
     figure, (gains, curves) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    rows = [(settings, name) for settings in runs for name in TRAINED][::-1]
-    for row, (settings, name) in enumerate(rows):
-        for run in runs[settings].values():
+    for row, name in enumerate(TRAINED):
+        for number, run in enumerate(runs.values()):
+            place = row + 0.6 * (number + 0.5) / len(runs) - 0.3
             width, color = run[f"{name}_gain_ci95"], "#0072B2" if beats(run, name) else "#D55E00"
-            gains.errorbar(run[f"{name}_gain"], row, xerr=width, fmt="o", color=color, alpha=0.5)
+            gains.errorbar(run[f"{name}_gain"], place, xerr=width, fmt="o", color=color, alpha=0.5)
     gains.axvline(0, color="black", linewidth=1)
-    gains.set_yticks(range(len(rows)), [f"{settings}\n{name}" for settings, name in rows])
-    gains.set_ylim(-0.7, len(rows) - 0.3)
+    gains.set_yticks(range(len(TRAINED)), TRAINED)
+    gains.set_ylim(len(TRAINED) - 0.3, -0.7)
     gains.set_xlabel(f"return over that of the schedule, on the same {EPISODES} hosts")
-    for settings, found in runs.items():
-        lines = np.array([run["learning_curve"] for run in found.values()])
-        mean, spread = lines.mean(0), lines.std(0)
-        along = np.arange(1, len(mean) + 1)
-        (line,) = curves.plot(along, mean, label=settings)
-        curves.fill_between(along, mean - spread, mean + spread, color=line.get_color(), alpha=0.2)
+    lines = np.array([run["learning_curve"] for run in runs.values()])
+    mean, spread = lines.mean(0), lines.std(0)
+    along = np.arange(1, len(mean) + 1)
+    curves.plot(along, mean)
+    curves.fill_between(along, mean - spread, mean + spread, alpha=0.2)
     curves.set_xlabel("iteration")
     curves.set_ylabel("return in training")
     curves.set_title("mean and spread over training seeds", fontsize="medium")
-    curves.legend(frameon=False)
     for axis in (gains, curves):
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
@@ -108,18 +106,17 @@ def draw(runs: Runs, path: Path) -> None:
 
 def main() -> None:
     parser = study_parser(__doc__, seeds=10)
-    parser.add_argument("--name", default="defaults", help="of the settings, in table and picture")
+    parser.add_argument("--name", help="of the settings, in the names of the result's files")
     args = parser.parse_args()
-    if args.set and args.name == "defaults":
-        parser.error("--set needs a --name")
-    path = RESULTS / "main_job.json"
+    if bool(args.set) != bool(args.name):
+        parser.error("--set needs a --name, and --name needs --set")
+    path = RESULTS / (f"main_job_{args.name}.json" if args.name else "main_job.json")
     runs: Runs = json.loads(path.read_text()) if path.exists() else {}
-    found = runs.setdefault(args.name, {})
     measure_missing(
-        found, args.seeds, lambda seed: measure(seed, args.set), lambda: write_json(path, runs)
+        runs, args.seeds, lambda seed: measure(seed, args.set), lambda: write_json(path, runs)
     )
     show(runs)
-    draw(runs, RESULTS / "main_job.png")
+    draw(runs, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
