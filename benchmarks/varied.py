@@ -2,11 +2,11 @@
 
     python -m benchmarks.varied [--seeds 5] [--set KEY=VALUE ...] [--only-search]
 
-Every episode draws one of eight variants of the host. First a search, each with as many steps as a
-training run, finds the best schedule of every variant and the best one of all at once; all of them
-play all variants on fresh hosts. Then policies are trained with several seeds and play the same
-hosts. A policy's share is what it earns above the best fixed schedule, of what lies between that
-one and the best schedule of each variant.
+Every episode draws one of eight variants of the host. First searches find the best schedule of all
+of them at once, with as many steps as a training run, and that of each variant, with the eighth
+that a run sees of it; all schedules play all variants on fresh hosts. Then policies are trained
+with several seeds and play the same hosts. A policy's share is what it earns above the best fixed
+schedule, of what lies between that one and the best schedule of each variant.
 
 Two controls on other hosts of all variants tell whether it watches: each host gets the actions that
 the policy took on another one, and each row's observations are another row's.
@@ -56,6 +56,9 @@ RESULTS = Path(__file__).parent / "results"
 EPISODES = 64
 """Hosts of each variant."""
 
+HOSTS_SEED = EVALUATION_SEED + 1
+"""Their seed: no setting was chosen by what it earns on them."""
+
 CONTROL_EPISODES = 512
 TASK = "digits_varied"
 VARIANTS = {f"{TASK}_{''.join(map(str, sizes))}": sizes for sizes in product((1, 3), repeat=3)}
@@ -79,14 +82,14 @@ def configure(task: str, settings: Sequence[str] = ()) -> TrainConfig:
 def search(settings: Sequence[str]) -> Returns:
     """Mean returns on fresh hosts, by variant, of all schedules that were found, and of waiting."""
     found: list[Schedule] = [()]
-    for task in tqdm([TASK, *VARIANTS], "search", unit="task"):
-        found.append(best_schedule(configure(task, settings), episodes=1).seeds)
+    steps = configure(TASK, settings).total_steps
+    budgets = {TASK: steps, **dict.fromkeys(VARIANTS, steps // len(VARIANTS))}
+    for task, budget in tqdm(budgets.items(), "search", unit="task"):
+        found.append(best_schedule(configure(task, settings), budget, episodes=1).seeds)
     schedules = tqdm(list(dict.fromkeys(found)), "fresh hosts", unit="schedule")
     return {
         describe(schedule): {
-            variant: play_schedules(
-                configure(variant, settings), [schedule] * EPISODES, EVALUATION_SEED
-            )
+            variant: play_schedules(configure(variant, settings), [schedule] * EPISODES, HOSTS_SEED)
             .returns.mean()
             .item()
             for variant in VARIANTS
@@ -129,13 +132,13 @@ def measure(seed: int, settings: Sequence[str]) -> Run:
 
 def play(run: Path, config: TrainConfig) -> dict[Mode, float]:
     """Mean return of a policy in either mode, on the same hosts."""
-    env = make_env(config, num_envs=EPISODES, seed=EVALUATION_SEED)
+    env = make_env(config, num_envs=EPISODES, seed=HOSTS_SEED)
     actor_critic = load_policy(run, env)
     transformed = TransformedEnv(env, Compose(*actor_critic.transforms()))
     returns = {}
     for mode in MODES:
-        env.set_seed(EVALUATION_SEED)
-        torch.manual_seed(EVALUATION_SEED)
+        env.set_seed(HOSTS_SEED)
+        torch.manual_seed(HOSTS_SEED)
         played = evaluate(actor_critic.actor, transformed, EPISODES, mode, config.ppo.gamma)
         returns[mode] = played.returns.mean().item()
     return returns

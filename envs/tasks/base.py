@@ -57,7 +57,7 @@ class Task(ABC):
     guessing_loss: float | None = None
     reward: RewardConfig = field(default_factory=RewardConfig)
     reward_terms: Mapping[str, RewardTerm] = field(default_factory=dict)
-    training: Mapping[str, float | int | str] = field(default_factory=dict)
+    training: Mapping[str, float | int | str | list[float]] = field(default_factory=dict)
     best_plan: BestPlan | None = None
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -13,6 +14,13 @@ from envs.reward import RewardConfig
 from envs.tasks.arrays import ArrayTask, Examples, hold_out
 
 VALIDATION_SIZE = 500
+_FIRST_LOGITS = {
+    Op.GERMINATE: -3.0,
+    Op.SET_ALPHA_TARGET: -1.0,
+    Op.PRUNE: -4.0,
+    Op.FOSSILIZE: 1.0,
+    Op.ADVANCE: 1.0,
+}
 
 
 def digits() -> ArrayTask:
@@ -37,10 +45,17 @@ def digits_full() -> ArrayTask:
 def digits_varied(kernel_size: Sequence[int | None] = (None, None, None)) -> ArrayTask:
     """1×1 or 3×3 kernels, drawn block by block in every episode, so that watching pays.
 
-    The agent isn't told which of the eight variants it has. A seed with spatial kernels near the
-    input is worth much where the host has none there, and little where it has. So planting and
-    size cost ten times and more what they do in ``digits``, and a seed that contributes, or helps
-    another one, isn't paid for that: a host comes to lean on seeds that it could do without.
+    The agent isn't told which of the eight variants it has, but how well a host does after the ten
+    epochs that it learns alone: 12 ± 3 % right where all kernels are 1×1, 89 ± 4 % where none is.
+    A seed with spatial kernels near the input is worth much where the host has none there, and
+    little where it has. So planting and size cost ten times and more what they do in ``digits``,
+    and a seed that contributes, or helps another one, isn't paid for that: a host comes to lean on
+    seeds that it could do without.
+
+    An untrained policy that plants as often as it waits, and seldom brings a seed to its end, loses
+    more than it can find out, and ends in waiting. So training on it begins with a policy that
+    plants seldom and lets seeds grow (``policy.initial_logits``), with more entropy, and with a
+    longer view: planting is paid many epochs later, and otherwise than it is on average.
 
     Args:
         kernel_size: of every block, 1, 3 or None, which is drawn: ``(1, 3, 1)`` is one variant.
@@ -51,11 +66,18 @@ def digits_varied(kernel_size: Sequence[int | None] = (None, None, None)) -> Arr
         description="8×8 digits, host with 1×1 or 3×3 kernels, drawn block by block",
         reward=RewardConfig(
             rent=0.05,
-            intervention={**RewardConfig().intervention, Op.GERMINATE: 0.5},
+            intervention={**RewardConfig().intervention, Op.GERMINATE: 0.2},
             bonus=0.0,
             hindsight=0.0,
             upkeep=0.003,
         ),
+        warm_up=10,
+        training={
+            "total_steps": 144_000,
+            "ppo.lmbda": 0.98,
+            "ppo.entropy_coeff": 0.015,
+            "policy.initial_logits.op": [_FIRST_LOGITS.get(op, 0.0) for op in Op],
+        },
     )
 
 
@@ -63,7 +85,7 @@ def _digits(
     name: str,
     kernel_size: int | Sequence[int | None],
     description: str,
-    reward: RewardConfig | None = None,
+    **options: Any,
 ) -> ArrayTask:
     data = load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1)
@@ -72,8 +94,8 @@ def _digits(
     return ArrayTask(
         name=name,
         description=description,
-        reward=reward or RewardConfig(),
         host=ConvHost(kernel_size),
         train=((train.inputs - mean) / std, train.targets),
         validation=((validation.inputs - mean) / std, validation.targets),
+        **options,
     )
