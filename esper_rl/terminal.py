@@ -21,7 +21,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def write_anywhere() -> None:
-    """Let output to a closed terminal, or one that knows no "±", be no reason to fail."""
+    """Let output be no reason to fail: to a closed terminal, or one that knows no "±", or to a
+    reader that has seen enough, such as ``head``. What can't be kept on a disk is one.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -29,22 +31,24 @@ def write_anywhere() -> None:
         elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     if sys.stderr is not None and sys.stderr is sys.__stderr__:
-        sys.stderr = cast(TextIO, _Forgiving(sys.stderr))
+        sys.stderr = cast(TextIO, _Forgiving(sys.stderr, OSError))
+    if sys.stdout is not None and sys.stdout is sys.__stdout__:
+        sys.stdout = cast(TextIO, _Forgiving(sys.stdout, BrokenPipeError))
 
 
 class _Forgiving:
-    """A stream that goes on when its terminal has gone, or its disk is full."""
+    """A stream that goes on where another one raises errors of this kind."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, errors: type[OSError]) -> None:
+        self._stream, self._errors = stream, errors
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
+        with suppress(self._errors):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        with suppress(self._errors):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +17,7 @@ from esper_rl.evaluation import evaluate
 from esper_rl.growing.baselines import WaitPolicy
 from esper_rl.training.composition import compose_config, describe_options, load_config
 from esper_rl.training.environment import make_env
-from tests.support.runs import TINY
+from tests.support.runs import TINY, command
 
 
 def test_train_and_evaluate_print_the_table(
@@ -112,6 +114,14 @@ def test_what_no_command_takes_is_refused(
         cli.main(words)
     assert left.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    ended = subprocess.run(command("tasks"), stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_version_names_what_it_runs_on(capsys: pytest.CaptureFixture[str]) -> None:
