@@ -34,12 +34,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = _build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    # argparse takes the settings up to the first option only, and leaves the others.
-    settings = [word for word in rest if "=" in word and not word.startswith("-")]
-    if settings != rest or (settings and "settings" not in arguments):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if settings:
-        arguments.settings += settings
+    if rest:  # argparse takes the settings up to the first option only
+        are_settings = all("=" in word and not word.startswith("-") for word in rest)
+        if not are_settings or "settings" not in arguments:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.settings += rest
     return arguments
 
 

@@ -129,7 +129,7 @@ def _stories(folder: RunFolder, config: TrainConfig, episodes: int) -> list[str]
     for title, story in _choose(stories).items():
         parts += [
             f"<h3>{title}: {story.earned:.2f}</h3>",
-            as_picture(draw_story(story), story.tell(), wide=True),
+            as_picture(draw_story(story), story.tell()),
             f"<details><summary>In words</summary><p>{escape(story.tell())}.</p></details>",
         ]
     return parts

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from threading import current_thread, main_thread
-from typing import Any, TextIO, cast
+from typing import Any
 
 import torch
 
@@ -24,16 +24,14 @@ def write_anywhere() -> None:
     """Let output be no reason to fail: to a closed terminal, or one that knows no "±", or to a
     reader that has seen enough, such as ``head``. What can't be kept on a disk is one.
     """
-    for name in ("stdout", "stderr"):
+    for name, errors in (("stdout", BrokenPipeError), ("stderr", OSError)):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as we live
         elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
-    if sys.stderr is not None and sys.stderr is sys.__stderr__:
-        sys.stderr = cast(TextIO, _Forgiving(sys.stderr, OSError))
-    if sys.stdout is not None and sys.stdout is sys.__stdout__:
-        sys.stdout = cast(TextIO, _Forgiving(sys.stdout, BrokenPipeError))
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, _Forgiving(stream, errors))
 
 
 class _Forgiving:

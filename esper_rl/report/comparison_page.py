@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from esper_rl.report import page
 from esper_rl.report.comparison import (
@@ -140,11 +139,10 @@ def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> list[Figure]:
     profiles.set_title("share of runs that score more")
     profiles.set_ylim(-0.02, 1.02)
     curves.set_title("return in training")
-    curves.set_xlabel("environment steps")
+    page.count_steps(curves)
     for axes in (means, profiles):
         axes.set_xlabel("score")
         axes.locator_params(axis="x", nbins=4)  # numbers of many digits don't touch
-    curves.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in (means, profiles, curves):
         page.unframe(axes)
     return figures

@@ -11,6 +11,7 @@ from itertools import chain, repeat
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 # Okabe and Ito's palette, told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -24,8 +25,7 @@ table { border-collapse: collapse }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884 }
 td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
-img { max-width: 100%; min-width: min(100%, 32rem); background: white; border-radius: 4px }
-.wide img { min-width: 40rem }
+img { max-width: 100%; min-width: 40rem; background: white; border-radius: 4px }
 .row { display: flex; flex-wrap: wrap; gap: .5rem }
 .row figure { flex: 1 1 18rem; margin: 0 }
 .row img { width: 100%; min-width: 0 }
@@ -53,11 +53,10 @@ def as_table(rows: Sequence[Sequence[str]]) -> str:
     return f"<div><table>{''.join(written)}</table></div>"
 
 
-def as_picture(png: bytes, description: str, *, wide: bool = False) -> str:
-    """A picture; a wide one is scrolled on a narrow screen rather than made small."""
-    kind = ' class="wide"' if wide else ""
+def as_picture(png: bytes, description: str) -> str:
+    """A picture, scrolled on a narrow screen rather than made small."""
     image = f'alt="{escape(description)}" src="data:image/png;base64,{b64encode(png).decode()}"'
-    return f"<figure{kind}><img {image}></figure>"
+    return f"<figure><img {image}></figure>"
 
 
 def as_row(figures: Sequence[Figure], description: str) -> str:
@@ -70,6 +69,12 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def count_steps(axes: Axes) -> None:
+    """Let environment steps run from left to right, such as 20k."""
+    axes.set_xlabel("environment steps")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def unframe(axes: Axes) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from envs.actions import HEADS, Op
 from esper_rl.growing.monitors import (
@@ -19,7 +18,7 @@ from esper_rl.growing.monitors import (
     WAIT_ALERT,
 )
 from esper_rl.report.curves import draw_curve, spread_of
-from esper_rl.report.page import COLOURS, new_figure, unframe
+from esper_rl.report.page import COLOURS, count_steps, new_figure, unframe
 
 Columns = Mapping[str, np.ndarray]
 """Metrics by name, one number an iteration; those that a run doesn't have are missing."""
@@ -37,8 +36,7 @@ def _two(left: str, right: str) -> tuple[list[Figure], Axes, Axes]:
     first, second = (figure.add_subplot() for figure in figures)
     for each, title in ((first, left), (second, right)):
         each.set_title(title, loc="left", fontsize="medium")
-        each.set_xlabel("environment steps")
-        each.xaxis.set_major_formatter(EngFormatter(sep=""))
+        count_steps(each)
         unframe(each)
     return figures, first, second
 
