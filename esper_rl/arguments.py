@@ -222,9 +222,8 @@ def _describe_fields() -> str:
 
 
 def _episodes(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= MOST_EPISODES:
+    if not (text.isdecimal() and 1 <= int(text) <= MOST_EPISODES):
         raise argparse.ArgumentTypeError(
-            f"got {number}, allowed are whole numbers from 1 to {MOST_EPISODES}"
+            f"got {text}, allowed are whole numbers from 1 to {MOST_EPISODES}"
         )
-    return number
+    return int(text)

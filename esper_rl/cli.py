@@ -113,7 +113,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
     if arguments.config is not None:
         raise ConfigError("-m begins with the defaults; leave out --config, or -m")
     silent = arguments.quiet or arguments.json
-    folder = sweep(arguments.settings, partial(_train_of_sweep, quiet=silent))
+    train_one = partial(_train_of_sweep, quiet=silent)
+    folder = sweep(arguments.settings, train_one, arguments.quiet)
     if not arguments.json:
         print(f"sweep folder: {folder}")
     if any(RunFolder(run).evaluation.exists() for run in find_runs([folder])):
@@ -167,7 +168,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     if arguments.video is not None:
         record_episode(arguments.run, arguments.video)
-        print(f"The first episode of the greedy policy is in {arguments.video}")
+        out = sys.stderr if arguments.json else sys.stdout
+        print(f"The first episode of the greedy policy is in {arguments.video}", file=out)
 
 
 def _print_evaluation(run: Path, episodes: int, as_json: bool = False, **options: Any) -> None:

@@ -29,7 +29,9 @@ from esper_rl.training.config import TrainConfig
 _OF_HYDRA = ("hydra.", "hydra/")
 
 
-def sweep(overrides: Sequence[str], run: Callable[[TrainConfig], object]) -> Path:
+def sweep(
+    overrides: Sequence[str], run: Callable[[TrainConfig], object], quiet: bool = False
+) -> Path:
     """Train with each combination of values.
 
     All configurations are checked before the first run starts. A run that fails doesn't end the
@@ -40,6 +42,7 @@ def sweep(overrides: Sequence[str], run: Callable[[TrainConfig], object]) -> Pat
             several, ``"seed=0,1,2"`` or ``"seed=range(10)"``; and keys of Hydra itself, such as
             ``"hydra/launcher=joblib"`` where the package hydra-joblib-launcher is installed.
         run: trains with a configuration, whose ``run_dir`` is new.
+        quiet: without a line to stderr as each run starts.
 
     Returns:
         The folder of the sweep, ``runs/sweep-TIME`` unless ``hydra.sweep.dir`` says otherwise; in
@@ -58,6 +61,7 @@ def sweep(overrides: Sequence[str], run: Callable[[TrainConfig], object]) -> Pat
         raise ConfigError("run_dir is the sweep's to choose; hydra.sweep.dir=DIR says where")
     values = written_values(parsed)
     number = len(compose_jobs(parsed))
+    job = partial(_run_job, run, None if quiet else number)
     the_same = [key for key, options in values.items() if len(options) == 1]
     name = "override_dirname" if len(the_same) < len(values) else "num"
     arguments = [
@@ -74,7 +78,7 @@ def sweep(overrides: Sequence[str], run: Callable[[TrainConfig], object]) -> Pat
         jobs = GlobalHydra.instance().hydra
         assert jobs is not None
         try:
-            batches = jobs.multirun(PRIMARY, partial(_run_job, run, number), arguments)
+            batches = jobs.multirun(PRIMARY, job, arguments)
         except HydraException as error:
             raise ConfigError(first_line(error)) from error
     return Path(batches[0][0].hydra_cfg.hydra.sweep.dir)
@@ -84,8 +88,12 @@ def _joined(written: Sequence[str]) -> str:
     return ",".join(each.partition("=")[2] for each in written)
 
 
-def _run_job(run: Callable[[TrainConfig], object], number: int, composed: DictConfig) -> None:
+def _run_job(
+    run: Callable[[TrainConfig], object], number: int | None, composed: DictConfig
+) -> None:
+    """Train; with the number of runs, say which of them this is."""
     hydra = HydraConfig.get()
     place = Path(hydra.runtime.output_dir)
-    print(f"run {hydra.job.num + 1} of {number}: {place.name}", file=sys.stderr, flush=True)
+    if number is not None:
+        print(f"run {hydra.job.num + 1} of {number}: {place.name}", file=sys.stderr, flush=True)
     run(replace(to_config(composed), run_dir=str(place)))

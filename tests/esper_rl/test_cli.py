@@ -210,12 +210,19 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert says in captured.err
 
 
-@pytest.mark.parametrize("words", [[], ["grow"], ["evaluate"], ["evaluate", "x", "--episodes=0"]])
+@pytest.mark.parametrize("words", [[], ["grow"], ["evaluate"]])
 def test_bad_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(words)
     assert left.value.code == 2
     assert "usage: esper-rl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "some", "1e2"])
+def test_a_bad_number_of_episodes_is_named(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "x", f"--episodes={number}"])
+    assert f"got {number}, allowed are whole numbers from 1" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_one_line_and_exit_code_1(

@@ -136,6 +136,13 @@ def test_the_command_trains_and_compares(
     assert "run 1 of 2" in err
 
 
+def test_a_quiet_sweep_says_nothing(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started: list[int] = []
+    sweep(["seed=4,5"], lambda config: started.append(config.seed), quiet=True)
+    assert started == [4, 5]
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_run_begins_with_the_configuration_of_another(in_folder: Path) -> None:
     words = ["train", *TINY, "policy=v1", "seed=3", "run_dir=first", "eval_episodes=0"]
     assert main(words) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -61,6 +62,10 @@ def test_the_command_writes_a_film(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["evaluate", str(run), "--episodes", "2", "--video", str(film)]) == 0
     assert f"greedy policy is in {film}" in capsys.readouterr().out
     assert film.stat().st_size > 1000
+    assert main(["evaluate", str(run), "--episodes", "2", "--video", str(film), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["run"] == str(run)
+    assert f"greedy policy is in {film}" in captured.err
 
 
 @pytest.mark.parametrize(
