@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from shutil import get_terminal_size
@@ -12,6 +11,7 @@ from textwrap import fill
 
 from esper_rl.evaluation import EVALUATION_SEED
 from esper_rl.report.episodes import MEASURES
+from esper_rl.runs.provenance import package_versions
 from esper_rl.training.composition import describe_options
 from esper_rl.training.config import MOST_EPISODES
 
@@ -48,7 +48,7 @@ def _build_parser() -> argparse.ArgumentParser:
         description="Teach an agent to grow neural networks while they train.",
         epilog="`esper-rl COMMAND --help` tells more about a command.",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=_format_versions())
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", required=True
     )
@@ -197,9 +197,8 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _version() -> str:
-    packages = ("esper-rl", "torch", "torchrl", "tensordict")
-    return ", ".join(f"{name} {version(name)}" for name in packages)
+def _format_versions() -> str:
+    return ", ".join(f"{name} {number}" for name, number in package_versions().items())
 
 
 def _describe_fields() -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("esper-rl", "torch", "torchrl", "tensordict", "numpy", "numba", "hydra-core")
+_PACKAGES = ("esper-rl", "torch", "torchrl", "tensordict", "numpy", "numba", "hydra-core")
 
 
 def note_provenance(path: Path, device: str) -> None:
@@ -40,8 +40,7 @@ def describe_provenance(device: str) -> dict[str, Any]:
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.argv,
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version()} | package_versions(),
         "machine": {
             "system": platform.platform(),
             "processor": platform.processor() or platform.machine(),
@@ -50,6 +49,16 @@ def describe_provenance(device: str) -> dict[str, Any]:
         "device": named or device,
         "git": _describe_checkout(Path(__file__).parent),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """This package's version, and those of the packages that decide what it computes.
+
+    Examples:
+        >>> list(package_versions())[:2]
+        ['esper-rl', 'torch']
+    """
+    return {package: version(package) for package in _PACKAGES}
 
 
 def _describe_checkout(folder: Path) -> dict[str, Any] | None:
