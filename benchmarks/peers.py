@@ -41,7 +41,15 @@ GAMMA = 0.995
 MODES = ("sampled", "greedy")
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 TUNING_SEED = 100
-PEERS = ("maskable", "recurrent", "single-file")
+LABELS = {
+    "maskable": "MaskablePPO",
+    "recurrent": "RecurrentPPO",
+    "single-file": "PPO in one file",
+    "esper": "esper-rl",
+}
+"""Of the players, in a picture."""
+
+PEERS = tuple(player for player in LABELS if player != "esper")
 
 Act = Callable[[Observation, np.ndarray, bool], np.ndarray]
 """Actions ``[N, 8]`` from observations, masks ``[N, choices]``, and if an episode begins."""
@@ -151,10 +159,11 @@ def draw(report: dict[str, dict[str, Run]], path: Path) -> None:
             axis.plot(found, [height] * len(found), "o", color=colour, alpha=0.4)
             label = mode if row == 0 else None
             axis.plot(np.mean(found), height, "|", color=colour, ms=16, mew=3, label=label)
-    axis.set_yticks(range(len(names)), names)
+    labels = [name.replace(player := name.partition(",")[0], LABELS[player]) for name in names]
+    axis.set_yticks(range(len(names)), labels)
     axis.set_xlabel("discounted return on the same hosts, by training seed, and the mean")
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(loc="lower right")
+    figure.legend(loc="outside upper right", ncols=len(MODES), frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -165,7 +174,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default 5)")
     parser.add_argument("--steps", type=int, default=13 * STEPS_AN_ITERATION, help="of training")
-    parser.add_argument("--players", nargs="+", default=[*PEERS, "esper"], help="(default all)")
+    parser.add_argument("--players", nargs="+", default=[*LABELS], help="(default all)")
     args = parser.parse_args()
     path = RESULTS / "peers.json"
     report = json.loads(path.read_text()) if path.exists() else {}

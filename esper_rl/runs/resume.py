@@ -55,6 +55,11 @@ class _Tensors(StateDictCheckpointAdapter):
         component.load_state_dict(state, *args, **kwargs)
 
 
+def has_points(folder: Path) -> bool:
+    """Does a folder hold points, damaged ones too?"""
+    return any(folder.glob(f"{_PREFIX}-*"))
+
+
 class ResumePoints:
     """The latest and the best points of a run, a file each.
 

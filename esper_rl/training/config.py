@@ -135,6 +135,9 @@ class TrainConfig:
         None, "CPU threads of PyTorch; null: as many as it takes, noted in config.yaml"
     )
     run_dir: str | None = option(None, "run folder, new; null makes runs/<task>-<time>")
+    start_from: str | None = option(
+        None, "folder of a run, of any task, whose policy and value this one begins with"
+    )
     save_seconds: float = option(30.0, "seconds between two points from which a run can go on")
     loggers: list[str] = option(
         lambda: ["tensorboard"], "where metrics go, beside metrics.csv: tensorboard, wandb, mlflow"

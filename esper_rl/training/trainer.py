@@ -29,7 +29,7 @@ from esper_rl.growing.monitors import (
 )
 from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages, final_value_loss
 from esper_rl.policy import make_actor_critic
-from esper_rl.runs import ResumePoints, RunFolder
+from esper_rl.runs import ResumePoints, RunFolder, has_points
 from esper_rl.runs.metrics import keep_rows
 from esper_rl.runs.provenance import note_provenance
 from esper_rl.training.callbacks import Callback, MetricsFile, Warnings, make_progress
@@ -38,7 +38,7 @@ from esper_rl.training.compiling import remove_broken_libraries
 from esper_rl.training.composition import dump_config
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
-from esper_rl.training.loading import make_checkpoint, read_config
+from esper_rl.training.loading import load_policy, make_checkpoint, read_config
 from esper_rl.training.loggers import make_loggers
 
 _LOGGER = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = (), *, quiet: boo
     Raises:
         ConfigError: when the world refuses a value.
         FileExistsError: when ``config.run_dir`` exists.
+        FileNotFoundError: when ``config.start_from`` isn't a run.
+        CheckpointError: when the policy of that run can't be loaded, or doesn't fit this one.
         FloatingPointError: when a loss or gradient isn't finite. The step isn't taken, and the
             checkpoint holds the policy of the iteration before.
         TrainingInterrupted: on Ctrl-C, after checkpoint and picture have been written.
@@ -107,6 +109,8 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = (), *, quiet: bool =
     """
     folder = RunFolder.open(run, begun=True)
     config = read_config(folder)
+    if has_points(folder.resume):  # they hold the policy; the run that it began with may be gone
+        config = replace(config, start_from=None)
     with _computing_with(config.threads):
         return _run(config, lambda: folder, callbacks, quiet=quiet)
 
@@ -134,6 +138,9 @@ def _run(
 
     env = make_env(config, seed=config.seed)
     actor_critic = make_actor_critic(config.policy, env, compilable=config.compile)
+    if config.start_from is not None:
+        start = load_policy(config.start_from, env, config.policy)
+        actor_critic.network.load_state_dict(start.network.state_dict())
     loss_module = FactoredClipPPOLoss(
         actor_critic.actor,
         actor_critic.critic,

@@ -99,6 +99,17 @@ def test_a_run_that_is_over_stays_as_it_is(tiny_config: Configure) -> None:
     assert (run / "metrics.csv").read_bytes() == before
 
 
+def test_a_run_that_began_with_another_ones_policy_goes_on_without_that_run(
+    tiny_config: Configure, tmp_path: Path
+) -> None:
+    start = train(tiny_config(f"run_dir={tmp_path / 'start'}"))
+    whole = train(tiny_config(f"start_from={start}", "total_steps=60"), [Copies()])
+    unsaved, saved = ended_in(whole, 1), ended_in(whole, 2)
+    assert_same_run(resume(unsaved), whole)
+    shutil.rmtree(start)
+    assert_same_run(resume(saved), whole)
+
+
 # -- what is on disk -------------------------------------------------------------------------
 
 

@@ -1,0 +1,67 @@
+"""Runs that begin with the policy of another run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDictBase
+
+from envs.actions import Op
+from esper_rl import Callback, load_policy, train
+from esper_rl.cli import main
+from esper_rl.runs import CheckpointError
+from esper_rl.training.config import TrainConfig
+
+Configure = Callable[..., TrainConfig]
+SLOW = "ppo.lr=1e-30"
+"""A learning rate that changes no weight but a zero, and that by nothing."""
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_policy(run).network.state_dict()
+
+
+@pytest.fixture
+def start(tiny_config: Configure, tmp_path: Path) -> Path:
+    return train(tiny_config(f"run_dir={tmp_path / 'start'}", "seed=3"))
+
+
+def test_a_run_begins_with_the_policy_of_another_task(start: Path, tiny_config: Configure) -> None:
+    run = train(tiny_config(SLOW, "task=digits_full", f"start_from={start}"))
+    for name, tensor in weights(start).items():
+        torch.testing.assert_close(weights(run)[name], tensor, rtol=0, atol=1e-20, msg=name)
+
+
+def test_that_policy_collects_from_the_first_step_on(
+    start: Path, tiny_config: Configure, tmp_path: Path
+) -> None:
+    always_wait = "policy.initial_logits.op=[20,0,0,0,0,0]"
+    waits = train(tiny_config(SLOW, always_wait, f"run_dir={tmp_path / 'waits'}"))
+    steps = []
+
+    class Ops(Callback):
+        def on_rollout(self, batch: TensorDictBase) -> None:
+            steps.append(batch["action", "op"].clone())
+
+    train(tiny_config("workers=2", "total_steps=20", f"start_from={waits}"), [Ops()])
+    assert (torch.cat(steps) == Op.WAIT).all()
+
+
+def test_what_it_cannot_begin_with_leaves_no_folder(start: Path, tiny_config: Configure) -> None:
+    config = tiny_config(f"start_from={start}", "policy=v1")
+    with pytest.raises(CheckpointError, match=r"V2 .* which doesn't fit this V1"):
+        train(config)
+    assert not Path(config.run_dir or "").exists()
+
+
+def test_the_command_says_that_there_is_no_such_run(
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *tiny_overrides, f"start_from={tmp_path / 'nowhere'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("esper-rl: ")
+    assert "nowhere" in line
+    assert not (tmp_path / "run").exists()
