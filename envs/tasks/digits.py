@@ -52,9 +52,6 @@ def digits_varied(kernel_size: Sequence[int | None] = (None, None, None)) -> Arr
     and a seed that contributes, or helps another one, isn't paid for that: a host comes to lean on
     seeds that it could do without.
 
-    A live seed's ``upkeep`` is a third of what it is elsewhere: at the full price two of
-    four training runs ended in waiting.
-
     An untrained policy that plants as often as it waits, and seldom brings a seed to its end, loses
     more than it can find out, and ends in waiting. So training on it begins with a policy that
     plants seldom and lets seeds grow (``policy.initial_logits``), with more entropy, and with a
