@@ -139,8 +139,8 @@ def _run(
     env = make_env(config, seed=config.seed)
     actor_critic = make_actor_critic(config.policy, env, compilable=config.compile)
     if config.start_from is not None:
-        start = load_policy(config.start_from, env, config.policy)
-        actor_critic.network.load_state_dict(start.network.state_dict())
+        other = load_policy(config.start_from, env, config.policy)
+        actor_critic.network.load_state_dict(other.network.state_dict())
     loss_module = FactoredClipPPOLoss(
         actor_critic.actor,
         actor_critic.critic,
