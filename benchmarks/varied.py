@@ -221,7 +221,7 @@ def draw(results: Returns, runs: dict[str, Run], path: Path) -> None:
             losses.errorbar(place, loss["mean"], loss["ci95"], fmt="o", color="#D55E00")
     losses.axhline(0, color="black", linewidth=1)
     losses.set_xlim(-0.6, 1.6)
-    losses.set_xticks(range(len(CONTROLS)), list(CONTROLS.values()))
+    losses.set_xticks(range(len(CONTROLS)), list(CONTROLS.values()), fontsize="small")
     losses.set_ylabel("return that is lost")
     for axis in (returns, losses):
         axis.grid(alpha=0.3)
