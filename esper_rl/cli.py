@@ -114,7 +114,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         raise ConfigError("-m begins with the defaults; leave out --config, or -m")
     silent = arguments.quiet or arguments.json
     train_one = partial(_train_of_sweep, quiet=silent)
-    folder = sweep(arguments.settings, train_one, arguments.quiet)
+    folder = sweep(arguments.settings, train_one, quiet=arguments.quiet)
     if not arguments.json:
         print(f"sweep folder: {folder}")
     if any(RunFolder(run).evaluation.exists() for run in find_runs([folder])):

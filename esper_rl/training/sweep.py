@@ -30,7 +30,7 @@ _OF_HYDRA = ("hydra.", "hydra/")
 
 
 def sweep(
-    overrides: Sequence[str], run: Callable[[TrainConfig], object], quiet: bool = False
+    overrides: Sequence[str], run: Callable[[TrainConfig], object], *, quiet: bool = False
 ) -> Path:
     """Train with each combination of values.
 

@@ -18,7 +18,7 @@ from esper_rl import load_policy, resume, train
 from esper_rl.cli import main
 from esper_rl.evaluation import evaluate_run
 from esper_rl.training.config import TrainConfig
-from tests.support.runs import command, read_metrics
+from tests.support.runs import command, read_metrics, weights
 
 Configure = Callable[..., TrainConfig]
 
@@ -27,7 +27,7 @@ Configure = Callable[..., TrainConfig]
 
 
 def largest_weight(run: Path) -> float:
-    return max(w.abs().max().item() for w in load_policy(run).network.state_dict().values())
+    return max(w.abs().max().item() for w in weights(run).values())
 
 
 def test_updates_that_explode_are_said_and_the_policy_before_is_kept(

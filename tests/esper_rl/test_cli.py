@@ -210,7 +210,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert says in captured.err
 
 
-@pytest.mark.parametrize("words", [[], ["grow"], ["evaluate"]])
+@pytest.mark.parametrize("words", [[], ["grow"], ["evaluate"], ["evaluate", "x", "--episodes=0"]])
 def test_bad_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(words)

@@ -10,18 +10,15 @@ import torch
 from tensordict import TensorDictBase
 
 from envs.actions import Op
-from esper_rl import Callback, load_policy, train
+from esper_rl import Callback, train
 from esper_rl.cli import main
 from esper_rl.runs import CheckpointError
 from esper_rl.training.config import TrainConfig
+from tests.support.runs import weights
 
 Configure = Callable[..., TrainConfig]
 SLOW = "ppo.lr=1e-30"
 """A learning rate that changes no weight but a zero, and that by nothing."""
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_policy(run).network.state_dict()
 
 
 @pytest.fixture
@@ -31,12 +28,11 @@ def start(tiny_config: Configure, tmp_path: Path) -> Path:
 
 def test_a_run_begins_with_the_policy_of_another_task(start: Path, tiny_config: Configure) -> None:
     run = train(tiny_config(SLOW, "task=digits_full", f"start_from={start}"))
-    for name, tensor in weights(start).items():
-        torch.testing.assert_close(weights(run)[name], tensor, rtol=0, atol=1e-20, msg=name)
+    torch.testing.assert_close(weights(run), weights(start), rtol=0, atol=1e-20)
 
 
 def test_that_policy_collects_from_the_first_step_on(
-    start: Path, tiny_config: Configure, tmp_path: Path
+    tiny_config: Configure, tmp_path: Path
 ) -> None:
     always_wait = "policy.initial_logits.op=[20,0,0,0,0,0]"
     waits = train(tiny_config(SLOW, always_wait, f"run_dir={tmp_path / 'waits'}"))

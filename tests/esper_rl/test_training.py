@@ -22,7 +22,7 @@ from esper_rl.growing import PRESETS
 from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.training.composition import load_config
 from esper_rl.training.config import TrainConfig
-from tests.support.runs import command, read_metrics
+from tests.support.runs import command, read_metrics, weights
 
 Configure = Callable[..., TrainConfig]
 
@@ -33,10 +33,6 @@ SCAFFOLD = (
     "env.validation_size=null",
 )
 """The scaffold task, which has no data."""
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_policy(run).network.state_dict()
 
 
 def test_a_run_leaves_config_metrics_checkpoint_and_picture(tiny_config: Configure) -> None:

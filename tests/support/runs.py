@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NoReturn
 
+from torch import Tensor
 from tqdm import tqdm
 
 from esper_rl import load_policy
@@ -55,10 +56,15 @@ def numbers(run: Path) -> list[dict[str, str]]:
         ]
 
 
+def weights(run: Path) -> dict[str, Tensor]:
+    """Of a run's policy and value, by name."""
+    return load_policy(run).network.state_dict()
+
+
 def same_weights(a: Path, b: Path) -> bool:
     """Are the policies of two runs bitwise the same?"""
-    weights = [load_policy(run).network.state_dict() for run in (a, b)]
-    return all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    first, second = weights(a), weights(b)
+    return all(first[name].equal(second[name]) for name in first)
 
 
 def command(*words: str) -> list[str]:
