@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/results.md")
 SCRIPTS = [
     pytest.param(name, script, id=f"{name} {i + 1}")
     for name in DOCUMENTS
@@ -34,5 +34,6 @@ def test_there_are_scripts() -> None:
 def test_files_that_are_named_exist(name: str) -> None:
     text = (ROOT / name).read_text()
     named = re.findall(r"\]\(([\w./-]+)\)", text)
+    named = [str(Path(name).parent / path) for path in named]
     named += re.findall(r"`((?:envs|esper_rl|tests|benchmarks|examples|docs)/[\w./-]*)`", text)
     assert [path for path in named if not (ROOT / path).exists()] == []
