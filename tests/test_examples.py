@@ -43,6 +43,13 @@ def test_a_loop_of_ones_own_trains() -> None:
     assert all(re.fullmatch(r"iteration \d: return -?\d\.\d\d, \d+% .*WAIT", x) for x in lines)
 
 
+def test_a_policy_with_memory_recalls_what_one_without_cannot() -> None:
+    (path,) = (path for path in EXAMPLES if path.stem == "own_world")
+    recalled, guessed = map(int, re.findall(r"(\d+)% of the answers", run(path)))
+    assert recalled > 60  # most runs: 95; 50 is what a policy reaches that tells half of the cues
+    assert guessed < 40
+
+
 def test_ppo_in_one_file_trains() -> None:
     (path,) = (path for path in EXAMPLES if path.stem == "single_file_ppo")
     lines = run(path, "2").splitlines()

@@ -15,9 +15,9 @@ from torchrl.modules import MaskedCategorical, ProbabilisticActor
 from envs.actions import HEADS
 from esper_rl import PolicyConfig, make_actor_critic
 from esper_rl.policy import ActorCritic, ActorCriticConfig
+from examples.own_world import Recall
 from tests.support.by_hand import features_of, mask_of, memory_by_hand
 from tests.support.fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
-from tests.support.memory_task import MemoryTask
 
 BY_OP = pytest.mark.parametrize("by_op", [True, False], ids=["by_op", "one_row"])
 
@@ -338,4 +338,4 @@ def test_what_the_environment_lacks_is_named(
 
 def test_a_policy_for_seeds_needs_a_world_with_seeds() -> None:
     with pytest.raises(KeyError, match="ActorCriticConfig for another environment"):
-        make_actor_critic(PolicyConfig.v2(), MemoryTask(num_envs=2))
+        make_actor_critic(PolicyConfig.v2(), Recall(num_envs=2))
