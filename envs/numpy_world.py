@@ -97,9 +97,8 @@ class NumpyWorld:
                 f"{list(given.shape)}"
             )
         heads = torch.from_numpy(given.astype(np.int64)).to(self.env.device).unbind(1)
-        data = TensorDict({"action": dict(zip(HEADS, heads, strict=True))}, self.env.batch_size).to(
-            self.env.device
-        )
+        action = dict(zip(HEADS, heads, strict=True))
+        data = TensorDict({"action": action}, self.env.batch_size, device=self.env.device)
         if not mask.any():
             return np.zeros(len(mask))
         if not mask.all():

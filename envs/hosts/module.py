@@ -64,6 +64,8 @@ class ModuleSegment:
         self.layout = layout
         # A call puts parameters into its module, so threads that run at once need copies.
         self._template = module
+        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+        self._tied = len(names) > len(list(module.named_parameters()))  # to find out takes long
         self._idle: list[nn.Module] = []
 
     def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class ModuleSegment:
             module = copy.deepcopy(self._template)
 
         def run(params: dict[str, Tensor], examples: Tensor) -> Tensor:
-            return functional_call(module, params, (examples,))
+            return functional_call(module, params, (examples,), tie_weights=self._tied)
 
         # Contiguous, and a copy, since a module may change its input in place.
         examples = x.movedim(-1, 1).clone(memory_format=torch.contiguous_format)

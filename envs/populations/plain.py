@@ -6,7 +6,7 @@ slot, mixed in the same way, run through that seed together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ _CHUNK_BYTES = {"cpu": 2**21}
 
 _DEVICE_BYTES = 2**29
 """The same for other devices: part of their memory."""
+
+Group = tuple[int, Mode, Tensor]
+"""Lanes ``[m]`` that have the same seed (its index) in the same mode."""
 
 
 class _Incubate(torch.autograd.Function):
@@ -78,10 +81,12 @@ class PlainPasses:
         segment = self.networks.host.segments[i]
         return segment(segment.layout.unflatten(params[:, self.networks.segments[i]]), h)
 
-    def _slot(self, slot: int, params: Tensor, h: Tensor, lanes: Work) -> Tensor:
-        """Features after a slot of the same lanes."""
+    def _slot(
+        self, slot: int, params: Tensor, h: Tensor, lanes: Work, groups: Sequence[Group]
+    ) -> Tensor:
+        """Features after a slot of the same lanes, which are grouped by :func:`_groups`."""
         flat = params[:, self.networks.slots[slot]]
-        for kind, mode, here in _groups(lanes.kind[:, slot], lanes.mode[:, slot]):
+        for kind, mode, here in groups:
             seed = self.networks.seeds[slot][kind]
             named = seed.layout.unflatten(flat[here, : seed.layout.size])
             features = h[here]
@@ -141,24 +146,25 @@ class PlainPasses:
         params, *buffers = (matrix[rows] for matrix in matrices)
         params.requires_grad_()
         lanes = _take(work, rows)
-        parts = [(slice(self.networks.host_size), torch.arange(len(rows), device=rows.device))]
-        parts += [
-            (columns, (lanes.kind[:, slot] >= 0).nonzero().squeeze(1))
-            for slot, columns in enumerate(self.networks.slots)
-        ]
-        rates = [lanes.host_lr, *lanes.seed_lr.unbind(1)]
+        groups = [_groups(lanes, slot) for slot in range(self.networks.num_slots)]
+        host = slice(self.networks.host_size), torch.arange(len(rows), device=rows.device)
+        parts = [(0, *host, lanes.host_lr)]
+        for slot, columns in enumerate(self.networks.slots):
+            here = (lanes.kind[:, slot] >= 0).nonzero().squeeze(1)
+            if len(here):
+                parts.append((1 + slot, columns, here, lanes.seed_lr[here, slot]))
         for chosen in examples.unbind(1):
             h = self.data.train_inputs(chosen)
             for i in range(len(self.networks.host.segments)):
                 h = self._segment(i, params, h)
                 if i < self.networks.num_slots:
-                    h = self._slot(i, params, h, lanes)
+                    h = self._slot(i, params, h, lanes, groups[i])
             loss = self.data.loss(h, self.data.train_targets(chosen)).sum()
             (gradient,) = torch.autograd.grad(loss, params)
             with torch.no_grad():
-                for i, (columns, here) in enumerate(parts):
+                for i, columns, here, rate in parts:
                     part = [x[here, columns] for x in (params, *buffers, gradient)]
-                    self.optimizer.step(part[0], part[1:-1], part[-1], rates[i][here, None])
+                    self.optimizer.step(part[0], part[1:-1], part[-1], rate[:, None])
                     for matrix, changed in zip((params, *buffers), part, strict=False):
                         matrix[here, columns] = changed
                     norm = torch.linalg.vector_norm(part[-1], dim=1)
@@ -194,7 +200,8 @@ class PlainPasses:
             h = self._segment(i, params[rows], h)
             if i < self.networks.num_slots:
                 lanes = _take(work, rows)
-                measure(self._slot(i, params[rows], h, lanes), i + 1, rows, left_out)
+                after = self._slot(i, params[rows], h, lanes, _groups(lanes, i))
+                measure(after, i + 1, rows, left_out)
                 here = (lanes.kind[:, i] >= 0).nonzero().squeeze(1)
                 if left_out.bit_count() < most and len(here):
                     measure(h[here], i + 1, rows[here], left_out | 1 << i)
@@ -219,8 +226,12 @@ def _take(work: Work, rows: Tensor) -> Work:
     return Work(**{name: values[rows] for name, values in vars(work).items()})
 
 
-def _groups(kind: Tensor, mode: Tensor) -> Iterator[tuple[int, Mode, Tensor]]:
+def _groups(lanes: Work, slot: int) -> list[Group]:
     """Lanes with the same seed in the same mode; those without any are left out."""
+    kind, mode = lanes.kind[:, slot], lanes.mode[:, slot]
+    groups = []
     for code in (kind * len(Mode) + mode)[kind >= 0].unique().tolist():
         number, of_mode = divmod(code, len(Mode))
-        yield number, Mode(of_mode), ((kind == number) & (mode == of_mode)).nonzero().squeeze(1)
+        here = ((kind == number) & (mode == of_mode)).nonzero().squeeze(1)
+        groups.append((number, Mode(of_mode), here))
+    return groups

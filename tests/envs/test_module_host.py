@@ -120,6 +120,19 @@ def test_the_built_in_host_as_a_module_gives_the_same_epoch() -> None:
     torch.testing.assert_close(mine.accuracy, theirs.accuracy)
 
 
+def test_weights_that_a_piece_uses_twice_are_the_rows_own() -> None:
+    def twice(channels: int) -> nn.Module:
+        first, second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        second.weight = first.weight
+        return nn.Sequential(first, nn.Tanh(), second)
+
+    segment = module_seed(twice)(1)
+    assert segment.layout.size == 64
+    weight, x = torch.randn(3, 8, 8), torch.randn(3, 8, 5)
+    given = segment({"0.weight": weight}, x)
+    torch.testing.assert_close(given, weight @ (weight @ x).tanh())
+
+
 def test_threads_share_no_module() -> None:
     """As many rows as give each thread several chunks; in-place layers and seeds of modules."""
     rows, threads = 48, torch.get_num_threads()
