@@ -45,7 +45,7 @@ def measure_missing(
 ) -> None:
     """Measure the seeds that are not in ``runs`` yet, and save after each."""
     missing = [seed for seed in range(seeds) if str(seed) not in runs]
-    for seed in tqdm(missing, "runs", unit="run"):
+    for seed in tqdm(missing, "runs", unit="run", disable=not missing):
         runs[str(seed)] = measure(seed)
         save()
 

@@ -81,12 +81,10 @@ class ModuleSegment:
         # Contiguous, and a copy, since a module may change its input in place.
         examples = x.movedim(-1, 1).clone(memory_format=torch.contiguous_format)
         if x.device.type == "cpu":
-            given = torch.stack(
-                [
-                    run({name: values[i] for name, values in params.items()}, examples[i])
-                    for i in range(len(x))
-                ]
-            )
+            # Not values[i], whose gradient would be of all rows.
+            rows = zip(*(values.unbind() for values in params.values()), strict=True)
+            named = [dict(zip(params, row, strict=True)) for row in rows]
+            given = torch.stack([*map(run, named or [{}] * len(x), examples.unbind())])
         else:
             given = vmap(run)(params, examples)
         self._idle.append(module)
