@@ -27,13 +27,20 @@ import numpy as np
 import torch
 
 from benchmarks.intervals import interval
-from benchmarks.seeds import Run, measure_missing, study_parser, train_seed, write_json
+from benchmarks.seeds import (
+    Run,
+    add_settings,
+    measure_missing,
+    study_parser,
+    study_path,
+    train_seed,
+    write_json,
+)
 from esper_rl.evaluation import play_run
 from esper_rl.report.episodes import mean_and_ci
 from esper_rl.search import best_schedule
 from esper_rl.training.composition import compose_config
 
-RESULTS = Path(__file__).parent / "results"
 EPISODES = 256
 SCHEDULE, SEARCHED, TRAINED = "fixed-schedule", "best schedule", ("greedy", "sampled")
 
@@ -106,11 +113,9 @@ def draw(runs: Runs, path: Path) -> None:
 
 def main() -> None:
     parser = study_parser(__doc__, seeds=10)
-    parser.add_argument("--name", help="of the settings, in the names of the result's files")
+    add_settings(parser)
     args = parser.parse_args()
-    if bool(args.set) != bool(args.name):
-        parser.error("--set needs a --name, and --name needs --set")
-    path = RESULTS / (f"main_job_{args.name}.json" if args.name else "main_job.json")
+    path = study_path(parser, "main_job", args.name, "--set", bool(args.set))
     runs: Runs = json.loads(path.read_text()) if path.exists() else {}
     measure_missing(
         runs, args.seeds, lambda seed: measure(seed, args.set), lambda: write_json(path, runs)

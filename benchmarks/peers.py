@@ -1,6 +1,6 @@
 """Other libraries' agents on the same world, after as many steps.
 
-    python -m benchmarks.peers [--seeds 5] [--steps 20800] [--players maskable single-file esper]
+    python -m benchmarks.peers [--seeds 5] [--players maskable single-file esper]
 
 ``maskable`` and ``recurrent`` are MaskablePPO and RecurrentPPO of sb3-contrib with their defaults
 (examples/stable_baselines.py, needs the extra ``sb3``), ``single-file`` is PPO in one file
@@ -13,7 +13,6 @@ benchmarks/results/peers.json at once and is not repeated; the picture is peers.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable
@@ -28,15 +27,23 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from benchmarks.intervals import interval
-from benchmarks.seeds import Run, measure_missing, train_seed, write_json
+from benchmarks.seeds import (
+    Run,
+    measure_missing,
+    study_parser,
+    study_path,
+    train_seed,
+    write_json,
+)
 from envs.gymnasium import GymnasiumVectorEnv, Observation
 from esper_rl.evaluation import EVALUATION_SEED, play_run
 
-RESULTS = Path(__file__).parent / "results"
 EPISODES = 128
 STEPS_AN_ITERATION = 32 * 50
+STEPS = 13 * STEPS_AN_ITERATION
 GAMMA = 0.995
 MODES = ("sampled", "greedy")
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
@@ -133,7 +140,7 @@ def tune(player: str, steps: int) -> float:
     """The learning rate with which a seed of its own earns most, drawing actions."""
     earned = {
         rate: measure(player, steps, rate, TUNING_SEED)["sampled"]["return"]
-        for rate in LEARNING_RATES
+        for rate in tqdm(LEARNING_RATES, "learning rates", unit="run")
     }
     return max(earned, key=earned.__getitem__)
 
@@ -169,14 +176,13 @@ def draw(report: dict[str, dict[str, Run]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = study_parser(__doc__, seeds=5)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of training (default {STEPS})")
+    parser.add_argument(
+        "--players", nargs="+", choices=[*LABELS], default=[*LABELS], help="(default all)"
     )
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default 5)")
-    parser.add_argument("--steps", type=int, default=13 * STEPS_AN_ITERATION, help="of training")
-    parser.add_argument("--players", nargs="+", default=[*LABELS], help="(default all)")
     args = parser.parse_args()
-    path = RESULTS / "peers.json"
+    path = study_path(parser, "peers", args.name, "--steps", args.steps != STEPS)
     report = json.loads(path.read_text()) if path.exists() else {}
 
     def study(name: str, player: str, rate: float | None) -> None:
@@ -192,7 +198,7 @@ def main() -> None:
             rate = next(iter(known.values()))["rate"] or tune(player, args.steps)
             study(name, player, rate)
     show(report)
-    draw(report, RESULTS / "peers.png")
+    draw(report, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -19,16 +19,41 @@ Run = dict[str, Any]
 """What was measured of a training run, by name."""
 
 
+RESULTS = Path(__file__).parent / "results"
+
+
 def study_parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
-    """A command line with ``--seeds``, by default so many, and ``--set``, a run's settings."""
+    """A command line with ``--seeds``, by default so many, and ``--name``, of other settings."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--seeds", type=int, default=seeds, help=f"how many, from 0 (default {seeds})"
     )
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings")
+    parser.add_argument("--name", help="of other settings, in the names of their results' files")
     return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set``, settings of the runs."""
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings")
+
+
+def study_path(
+    parser: argparse.ArgumentParser, study: str, name: str | None, option: str, given: bool
+) -> Path:
+    """Where a study's results lie: those of other settings in files that are named after them.
+
+    Args:
+        parser: tells of a bad command line.
+        study: name of the study.
+        name: of the settings, if there is one.
+        option: that makes settings others.
+        given: was it?
+    """
+    if given != bool(name):
+        parser.error(f"{option} and --name go together: other settings have files of their own")
+    return RESULTS / (f"{study}_{name}.json" if name else f"{study}.json")
 
 
 def train_seed(seed: int, settings: Sequence[str], run: Path) -> Run:

@@ -1,6 +1,6 @@
 """The varied digits: does watching pay there, and does a learned policy watch?
 
-    python -m benchmarks.varied [--seeds 5] [--set KEY=VALUE ...] [--only-search]
+    python -m benchmarks.varied [--seeds 5] [--only-search] [--set KEY=VALUE ... --name NAME]
 
 Every episode draws one of eight variants of the host. First searches find the best schedule of all
 of them at once, with as many steps as a training run, and that of each variant, with the eighth
@@ -34,7 +34,15 @@ from torchrl.envs import Compose, TransformedEnv
 from tqdm import tqdm
 
 from benchmarks.intervals import interval
-from benchmarks.seeds import Run, measure_missing, study_parser, train_seed, write_json
+from benchmarks.seeds import (
+    Run,
+    add_settings,
+    measure_missing,
+    study_parser,
+    study_path,
+    train_seed,
+    write_json,
+)
 from envs import register_task
 from envs.tasks.digits import digits_varied
 from esper_rl import load_policy
@@ -52,7 +60,6 @@ from esper_rl.training.composition import compose_config
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 
-RESULTS = Path(__file__).parent / "results"
 EPISODES = 64
 """Hosts of each variant."""
 
@@ -231,11 +238,11 @@ def draw(results: Returns, runs: dict[str, Run], path: Path) -> None:
 def main() -> None:
     parser = study_parser(__doc__, seeds=5)
     parser.add_argument("--only-search", action="store_true", help="schedules only")
-    parser.add_argument("--name", default="varied", help="of the result's files (default varied)")
+    add_settings(parser)
     args = parser.parse_args()
+    path = study_path(parser, "varied", args.name, "--set", bool(args.set))
     for name, sizes in VARIANTS.items():
         register_task(name, partial(digits_varied, sizes))
-    path = RESULTS / f"{args.name}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
 
     if "schedules" not in found:
