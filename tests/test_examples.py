@@ -43,11 +43,11 @@ def test_a_loop_of_ones_own_trains() -> None:
     assert all(re.fullmatch(r"iteration \d: return -?\d\.\d\d, \d+% .*WAIT", x) for x in lines)
 
 
-def test_a_policy_with_memory_recalls_what_one_without_cannot() -> None:
+def test_policies_with_and_without_memory_train() -> None:
+    """What they learn is in tests/esper_rl/test_own_world.py."""
     (path,) = (path for path in EXAMPLES if path.stem == "own_world")
-    recalled, guessed = map(int, re.findall(r"(\d+)% of the answers", run(path)))
-    assert recalled > 60  # most runs: 95; 50 is what a policy reaches that tells half of the cues
-    assert guessed < 40
+    names = re.findall(r"(\w+) memory: \d+% of the answers are right\n", run(path, "5"))
+    assert names == ["with", "without"]
 
 
 def test_ppo_in_one_file_trains() -> None:
