@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from envs.actions import HEADS, Op
+from esper_rl import train
+from esper_rl.training.composition import compose_config
+from tests.support.runs import TINY, read_metrics
+
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/results.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/design.md",
+    "docs/results.md",
+    "docs/runs.md",
+)
 SCRIPTS = [
     pytest.param(name, script, id=f"{name} {i + 1}")
     for name in DOCUMENTS
@@ -37,3 +50,18 @@ def test_files_that_are_named_exist(name: str) -> None:
     named = [str(Path(name).parent / path) for path in named]
     named += re.findall(r"`((?:envs|esper_rl|tests|benchmarks|examples|docs)/[\w./-]*)`", text)
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_number_of_a_run_is_explained(tmp_path: Path) -> None:
+    """Those of a run that has all there are: a second LSTM layer, a value after the end."""
+    words = ("policy.lstm_layers=2", "env.time_limit=truncate", "total_steps=20")
+    run = train(compose_config([*TINY, *words, f"run_dir={tmp_path / 'run'}"]))
+    section = (ROOT / "docs/runs.md").read_text().partition("## Metrics")[2]
+    first_cells = re.findall(r"^\| (`.*?) \|", section.partition("## Warnings")[0], re.MULTILINE)
+    named = re.findall(r"`(.*?)`", " ".join(first_cells))
+    explained = [
+        name.replace("HEAD", head).replace("OP", op.name)
+        for name, head, op in product(named, HEADS, Op)
+    ]
+    assert len(named) == len(set(named))
+    assert set(explained) == set(read_metrics(run)[0])
