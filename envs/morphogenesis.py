@@ -63,6 +63,8 @@ class MorphogenesisEnv(EnvBase):
     ``("reward_terms", name)`` [N, 1] float32         they sum to ``reward``
     ========================= ======================= ========================================
 
+    All of it is explained, name by name, in docs/observation.md.
+
     Action: ``("action", head)``, int64 [N] for the eight heads of :data:`envs.actions.HEADS`. An
     action that is illegal changes nothing: the step runs as WAIT.
 

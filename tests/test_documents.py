@@ -1,4 +1,4 @@
-"""The scripts in README and CONTRIBUTING run as they stand, and what they point to exists."""
+"""The documents' scripts run as they stand, and what they point to or explain is all there is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from envs import MorphogenesisEnv, feature_names
 from envs.actions import HEADS, Op
 from esper_rl import train
 from esper_rl.training.composition import compose_config
@@ -21,6 +22,7 @@ DOCUMENTS = (
     "docs/design.md",
     "docs/results.md",
     "docs/runs.md",
+    "docs/observation.md",
 )
 SCRIPTS = [
     pytest.param(name, script, id=f"{name} {i + 1}")
@@ -52,16 +54,34 @@ def test_files_that_are_named_exist(name: str) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+def first_cells(document: str, heading: str) -> list[list[str]]:
+    """What stands in backticks in the first cell of every row of a section's tables."""
+    section = (ROOT / document).read_text().partition(f"\n## {heading}\n")[2]
+    rows = re.findall(r"^\|(.*?)\|", section.partition("\n## ")[0], re.MULTILINE)
+    return [names for row in rows if (names := re.findall(r"`(.*?)`", row))]
+
+
 def test_every_number_of_a_run_is_explained(tmp_path: Path) -> None:
     """Those of a run that has all there are: a second LSTM layer, a value after the end."""
     words = ("policy.lstm_layers=2", "env.time_limit=truncate", "total_steps=20")
     run = train(compose_config([*TINY, *words, f"run_dir={tmp_path / 'run'}"]))
-    section = (ROOT / "docs/runs.md").read_text().partition("## Metrics")[2]
-    first_cells = re.findall(r"^\| (`.*?) \|", section.partition("## Warnings")[0], re.MULTILINE)
-    named = re.findall(r"`(.*?)`", " ".join(first_cells))
+    named = [name for cell in first_cells("docs/runs.md", "Metrics") for name in cell]
     explained = [
         name.replace("HEAD", head).replace("OP", op.name)
         for name, head, op in product(named, HEADS, Op)
     ]
     assert len(named) == len(set(named))
     assert set(explained) == set(read_metrics(run)[0])
+
+
+def test_all_that_the_environment_shows_is_explained() -> None:
+    env = MorphogenesisEnv(num_envs=1, num_slots=1)
+    text = (ROOT / "docs/observation.md").read_text()
+    features = re.findall(r"^\| (\d+) \| `(\w+)` \|", text, re.MULTILINE)
+    row, slot = features[:25], features[25:]
+    assert [int(column) for column, _ in (*row, *slot)] == [*range(25), *range(29)]
+    names = [name for _, name in row] + [f"slot0_{name}" for _, name in slot]
+    assert tuple(names) == feature_names(1)
+    for key in ("metrics", "reward_terms"):
+        explained = [name for (name,) in first_cells("docs/observation.md", f'`("{key}", name)`')]
+        assert explained == list(env.observation_spec[key].keys())
