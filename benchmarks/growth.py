@@ -27,13 +27,12 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
-from benchmarks.seeds import write_json
+from benchmarks.seeds import RESULTS, write_json
 from envs import MorphogenesisEnv
 from esper_rl.evaluation import EVALUATION_SEED, evaluate
 from esper_rl.growing.baselines import SchedulePolicy
 from esper_rl.report.episodes import Evaluation
 
-RESULTS = Path(__file__).parent / "results"
 TASKS = ("digits", "digits_full", "pydoc")
 PAIRED = 2
 """Singles of a slot that are paired, those that earn most."""

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.seeds import write_json
+from benchmarks.seeds import RESULTS, write_json
 from tests.support.runs import (
     kill_until_over,
     numbers,
@@ -34,8 +34,6 @@ from tests.support.runs import (
     same_weights,
     starts_at_once,
 )
-
-RESULTS = Path(__file__).parent / "results"
 
 RUN = (
     "env.num_envs=4",

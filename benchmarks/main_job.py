@@ -14,7 +14,6 @@ settings, in main_job_NAME.json and .png. Some minutes a run, one after the othe
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,15 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.intervals import interval
-from benchmarks.seeds import (
-    Run,
-    add_settings,
-    measure_missing,
-    study_parser,
-    study_path,
-    train_seed,
-    write_json,
-)
+from benchmarks.seeds import Run, measure_missing, open_study, study_parser, train_seed, write_json
 from esper_rl.evaluation import play_run
 from esper_rl.report.episodes import mean_and_ci
 from esper_rl.search import best_schedule
@@ -112,11 +103,7 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 def main() -> None:
-    parser = study_parser(__doc__, seeds=10)
-    add_settings(parser)
-    args = parser.parse_args()
-    path = study_path(parser, "main_job", args.name, "--set", bool(args.set))
-    runs: Runs = json.loads(path.read_text()) if path.exists() else {}
+    args, path, runs = open_study(study_parser(__doc__, seeds=10), "main_job", "set")
     measure_missing(
         runs, args.seeds, lambda seed: measure(seed, args.set), lambda: write_json(path, runs)
     )

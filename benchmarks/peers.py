@@ -1,6 +1,6 @@
 """Other libraries' agents on the same world, after as many steps.
 
-    python -m benchmarks.peers [--seeds 5] [--players maskable single-file esper]
+    python -m benchmarks.peers [--seeds 5] [--players maskable esper] [--steps N --name NAME]
 
 ``maskable`` and ``recurrent`` are MaskablePPO and RecurrentPPO of sb3-contrib with their defaults
 (examples/stable_baselines.py, needs the extra ``sb3``), ``single-file`` is PPO in one file
@@ -13,7 +13,6 @@ benchmarks/results/peers.json at once and is not repeated; the picture is peers.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -30,14 +29,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.intervals import interval
-from benchmarks.seeds import (
-    Run,
-    measure_missing,
-    study_parser,
-    study_path,
-    train_seed,
-    write_json,
-)
+from benchmarks.seeds import Run, measure_missing, open_study, study_parser, train_seed, write_json
 from envs.gymnasium import GymnasiumVectorEnv, Observation
 from esper_rl.evaluation import EVALUATION_SEED, play_run
 
@@ -176,14 +168,12 @@ def draw(report: dict[str, dict[str, Run]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = study_parser(__doc__, seeds=5)
+    parser = study_parser(__doc__, seeds=5, settings=False)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of training (default {STEPS})")
     parser.add_argument(
         "--players", nargs="+", choices=[*LABELS], default=[*LABELS], help="(default all)"
     )
-    args = parser.parse_args()
-    path = study_path(parser, "peers", args.name, "--steps", args.steps != STEPS)
-    report = json.loads(path.read_text()) if path.exists() else {}
+    args, path, report = open_study(parser, "peers", "steps")
 
     def study(name: str, player: str, rate: float | None) -> None:
         runs = report.setdefault(name, {})

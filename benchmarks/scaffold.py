@@ -40,14 +40,13 @@ from tqdm import tqdm
 
 from benchmarks.intervals import interval
 from benchmarks.scaffold_search import climb
-from benchmarks.seeds import write_json
+from benchmarks.seeds import RESULTS, write_json
 from envs import MorphogenesisEnv, feature_names
 from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
 from esper_rl import load_policy, train
 from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
 from esper_rl.training.composition import compose_config
 
-RESULTS = Path(__file__).parent / "results"
 EPISODES = 256
 
 SHOWN_CREDIT = (

@@ -22,38 +22,48 @@ Run = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 
 
-def study_parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
-    """A command line with ``--seeds``, by default so many, and ``--name``, of other settings."""
+def study_parser(
+    description: str | None, seeds: int, *, settings: bool = True
+) -> argparse.ArgumentParser:
+    """A command line with ``--seeds``, by default so many, and ``--name``, see :func:`open_study`.
+
+    Args:
+        description: of the study.
+        seeds: training seeds where nothing is said.
+        settings: add ``--set``, settings of the runs.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--seeds", type=int, default=seeds, help=f"how many, from 0 (default {seeds})"
     )
+    if settings:
+        parser.add_argument(
+            "--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings"
+        )
     parser.add_argument("--name", help="of other settings, in the names of their results' files")
     return parser
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add ``--set``, settings of the runs."""
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings")
-
-
-def study_path(
-    parser: argparse.ArgumentParser, study: str, name: str | None, option: str, given: bool
-) -> Path:
-    """Where a study's results lie: those of other settings in files that are named after them.
+def open_study(
+    parser: argparse.ArgumentParser, study: str, option: str
+) -> tuple[argparse.Namespace, Path, dict[str, Any]]:
+    """Parse a command line and find the study's results: a file for each name of other settings.
 
     Args:
-        parser: tells of a bad command line.
+        parser: of :func:`study_parser`; ends the program on a bad command line.
         study: name of the study.
-        name: of the settings, if there is one.
-        option: that makes settings others.
-        given: was it?
+        option: that makes its results others, which asks for a ``--name``.
+
+    Returns:
+        The arguments, the file, and what it holds, nothing where it isn't there yet.
     """
-    if given != bool(name):
-        parser.error(f"{option} and --name go together: other settings have files of their own")
-    return RESULTS / (f"{study}_{name}.json" if name else f"{study}.json")
+    args = parser.parse_args()
+    if (getattr(args, option) != parser.get_default(option)) != bool(args.name):
+        parser.error(f"--{option} and --name go together: other settings have files of their own")
+    path = RESULTS / (f"{study}_{args.name}.json" if args.name else f"{study}.json")
+    return args, path, json.loads(path.read_text()) if path.exists() else {}
 
 
 def train_seed(seed: int, settings: Sequence[str], run: Path) -> Run:

@@ -17,13 +17,12 @@ picture is varied.png.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import matplotlib
 
@@ -34,15 +33,7 @@ from torchrl.envs import Compose, TransformedEnv
 from tqdm import tqdm
 
 from benchmarks.intervals import interval
-from benchmarks.seeds import (
-    Run,
-    add_settings,
-    measure_missing,
-    study_parser,
-    study_path,
-    train_seed,
-    write_json,
-)
+from benchmarks.seeds import Run, measure_missing, open_study, study_parser, train_seed, write_json
 from envs import register_task
 from envs.tasks.digits import digits_varied
 from esper_rl import load_policy
@@ -238,12 +229,10 @@ def draw(results: Returns, runs: dict[str, Run], path: Path) -> None:
 def main() -> None:
     parser = study_parser(__doc__, seeds=5)
     parser.add_argument("--only-search", action="store_true", help="schedules only")
-    add_settings(parser)
-    args = parser.parse_args()
-    path = study_path(parser, "varied", args.name, "--set", bool(args.set))
+    args, path, found = open_study(parser, "varied", "set")
+    found.setdefault("runs", {})
     for name, sizes in VARIANTS.items():
         register_task(name, partial(digits_varied, sizes))
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
 
     if "schedules" not in found:
         found["schedules"] = search(args.set)
