@@ -64,8 +64,8 @@ class ModuleSegment:
         self.layout = layout
         # A call puts parameters into its module, so threads that run at once need copies.
         self._template = module
-        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-        self._tied = len(names) > len(list(module.named_parameters()))  # to find out takes long
+        uses = list(module.named_parameters(remove_duplicate=False))
+        self._tied = len(uses) > len(layout.entries)  # to find out takes long
         self._idle: list[nn.Module] = []
 
     def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
