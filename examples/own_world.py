@@ -132,7 +132,7 @@ def learn(config: ActorCriticConfig, iterations: int, delay: int = 8, seed: int 
         right.append(batch["next", "reward"].sum().item() / ROWS)
         if sum(right[-5:]) > 4.75:
             break
-    return sum(right[-5:]) / 5
+    return sum(right[-5:]) / len(right[-5:])
 
 
 def main(iterations: int) -> None:
