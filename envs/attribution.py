@@ -14,6 +14,9 @@ from torch import Tensor
 from envs.populations.base import ALL_SUBSETS, Validation, ablations
 from envs.state import ROUNDING, Slots, State
 
+NOISE = 2.0
+"""Standard errors that an interaction must exceed to be remembered as help."""
+
 CREDIT = 0.1
 """Hindsight credit of a helper for each accuracy point of its peak interaction."""
 
@@ -52,6 +55,19 @@ def interactions(lost: Tensor, num_slots: int) -> Tensor:
     together = alone[:, :, None] + alone[:, None, :] - lost[:, pairs]
     real = (singles[:, None] != singles) & (together.abs() >= ROUNDING)
     return torch.where(real, together, 0.0)
+
+
+def interaction_noise(variance: Tensor, num_slots: int) -> Tensor:
+    """Standard errors of interactions in points, ``[n, S, S]``: of a sum of four accuracies.
+
+    Args:
+        variance: of a :class:`~envs.populations.base.Validation`, ``[n, K]``.
+        num_slots: S.
+    """
+    singles, pairs = _places(num_slots, variance.device)
+    alone = variance[:, singles]
+    summed = variance[:, :1, None] + alone[:, :, None] + alone[:, None, :] + variance[:, pairs]
+    return summed.sqrt()
 
 
 def shapley_values(lost: Tensor, num_slots: int) -> Tensor:
@@ -98,7 +114,9 @@ def record_measurements(slots: Slots, validation: Validation, measured: Tensor) 
     rows = measured[:, None, None]
     interaction = interactions(lost, num_slots)
     slots.interaction = torch.where(rows, interaction, slots.interaction)
-    higher = rows & (interaction > slots.peak)
+    # The largest of many measurements is large by chance alone; what may be chance isn't help.
+    noise = interaction_noise(validation.variance, num_slots)
+    higher = rows & (interaction > NOISE * noise) & (interaction > slots.peak)
     slots.peak = torch.where(higher, interaction, slots.peak)
     slots.helper_gone = torch.where(higher, -1, slots.helper_gone)
 

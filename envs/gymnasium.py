@@ -20,8 +20,9 @@ Action: a MultiDiscrete with a choice of every head of :data:`envs.actions.HEADS
 Infos: ``action_mask`` bool ``[choices of all heads, one after the other]``; ``slot_mask`` bool
 ``[6, S]``, the legal slots of each op; ``metrics`` and ``reward_terms``, as in
 :class:`envs.MorphogenesisEnv`. A MultiDiscrete can't say which slot is legal for which op, so
-``action_mask`` allows a slot if it is legal for any legal op. An action drawn by it may therefore
-be refused: the step runs as WAIT, and ``last_action_success`` is 0.
+``action_mask`` allows a slot if it is legal for any op other than WAIT, for which all are (where
+only WAIT is legal, it allows all slots). An action drawn by it may therefore be refused: the step
+runs as WAIT, and ``last_action_success`` is 0.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class GymnasiumEnv(gymnasium.Env):
     ) -> tuple[Observation, Info]:
         """Begin an episode with a fresh network; with a seed, all after it is as that says."""
         super().reset(seed=seed)
-        _check_options(options, ())
+        check_reset_options(options, ())
         if seed is not None:
             self._world.env.set_seed(seed)
         self._world.reset()
@@ -166,7 +167,7 @@ class GymnasiumVectorEnv(VectorEnv):
             ValueError: for another option, or a mask of another shape or without a mark.
         """
         super().reset(seed=seed)
-        _check_options(options, ("reset_mask",))
+        check_reset_options(options, ("reset_mask",))
         mask = None if not options else options.get("reset_mask")
         if mask is not None:
             mask = np.asarray(mask)
@@ -243,7 +244,12 @@ def _marked(values: Info, rows: int, which: np.ndarray | None = None) -> Info:
     return marked
 
 
-def _check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> None:
+def check_reset_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> None:
+    """Refuse options of a reset that there aren't.
+
+    Raises:
+        ValueError: naming them.
+    """
     unknown = sorted(set(options or ()) - set(known))
     if unknown:
         raise ValueError(f"options must be among {sorted(known)}, got {unknown}")

@@ -7,7 +7,7 @@ tensors instead of writing into them, so a tensor handed out once never changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,51 +85,6 @@ class Applied:
     pruned: Tensor
 
 
-def check_action(action: object, num_rows: int, sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the heads of an action that is well-formed (an illegal one is).
-
-    Args:
-        action: what the environment was given.
-        num_rows: N.
-        sizes: number of choices of every head.
-
-    Raises:
-        ValueError: a head is missing, has the wrong shape, or an index is out of range.
-        TypeError: the action isn't a TensorDict or mapping, or a head isn't an int64 tensor.
-    """
-    heads = ", ".join(HEADS)
-    if not isinstance(action, TensorDictBase | Mapping):
-        raise TypeError(
-            f"action must be a TensorDict with the heads {heads}, got {type(action).__name__}"
-        )
-    checked = {}
-    for head in HEADS:
-        index = action.get(head, None)
-        if index is None:
-            raise ValueError(f"action must have the heads {heads}, got none called {head!r}")
-        if not isinstance(index, Tensor):
-            raise TypeError(f"action head {head!r} must be a tensor, got {type(index).__name__}")
-        if index.dtype != torch.int64:
-            raise TypeError(f"action head {head!r} must be int64, got {index.dtype}")
-        if index.shape != (num_rows,):
-            raise ValueError(
-                f"action head {head!r} must be of shape [{num_rows}], one index a row, got "
-                f"{list(index.shape)}"
-            )
-        checked[head] = index
-    indices = torch.stack(list(checked.values()))
-    places = torch.arange(len(HEADS), device=indices.device)[:, None]
-    outside = (indices < 0) | (indices >= look_up([sizes[head] for head in HEADS], places))
-    if outside.any():
-        place, row = outside.nonzero()[0].tolist()
-        head = HEADS[place]
-        raise ValueError(
-            f"action head {head!r} must be 0 to {sizes[head] - 1}, got "
-            f"{indices[place, row].item()} in row {row}"
-        )
-    return checked
-
-
 def legal_slots(slots: Slots, host_gradient: Tensor, *, strict: bool) -> Tensor:
     """Find the slots in which each op is legal: bool ``[N, 6, S]``.
 
@@ -178,6 +133,26 @@ def action_masks(legal: Tensor, offered: Tensor) -> dict[str, Tensor]:
     masks["slot"] = legal
     masks["blueprint"] = offered.expand(num_rows, -1).clone()
     return masks
+
+
+def draw_action(masks: TensorDictBase) -> dict[str, Tensor]:
+    """Draw what is legal, uniformly: the op, then a slot that is legal for it, then the rest.
+
+    Args:
+        masks: bool, of every head, ``[..., size]``, and ``slot`` by op, ``[..., 6, S]``.
+
+    Returns:
+        int64 ``[...]`` by head.
+    """
+    op = _draw(masks["op"])
+    of_op = op[..., None, None].expand(*op.shape, 1, masks["slot"].shape[-1])
+    others = {head: _draw(masks[head]) for head in HEADS if head not in ("op", "slot")}
+    return {"op": op, "slot": _draw(masks["slot"].gather(-2, of_op).squeeze(-2)), **others}
+
+
+def _draw(mask: Tensor) -> Tensor:
+    """One uniform draw among the true entries of every row, ``[..., n]`` to ``[...]``."""
+    return torch.multinomial(mask.flatten(0, -2).float(), 1).reshape(mask.shape[:-1])
 
 
 def apply_action(

@@ -14,6 +14,7 @@ from envs.attribution import age_measurements, credit_helpers, record_measuremen
 from envs.batched.randomness import Stream, fold
 from envs.batched.workers import as_usual
 from envs.beginning import begin, shown_loss
+from envs.checks import check_action, check_begun, marked_rows
 from envs.errors import check_choice, check_device, check_integer, check_seed
 from envs.governor import Governor
 from envs.lifecycle import (
@@ -23,13 +24,13 @@ from envs.lifecycle import (
     advance_alpha,
     advance_clocks,
     apply_action,
-    check_action,
+    draw_action,
     legal_slots,
 )
 from envs.observation import compute_observation
 from envs.populations.base import MOST_SLOTS, Population, SlotInputs
 from envs.registration import make_task
-from envs.resuming import load_tensors, save_tensors
+from envs.resuming import check_options, load_tensors, save_tensors
 from envs.reward import REWARD_TERMS, RewardConfig, Transition, compute_terms
 from envs.rows import cloned
 from envs.specs import SpecMaker, show
@@ -214,20 +215,28 @@ class MorphogenesisEnv(EnvBase):
     def get_extra_state(self) -> dict[str, Any]:
         """All that decides how it goes on, copied: ``state_dict()`` holds it."""
         tensors = save_tensors(self.state, self.population, self.governor)
-        return {"task": self.task.name, "seed": self._seed, **tensors}
+        return {"options": self._options(), "seed": self._seed, **tensors}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from there, bitwise; ``load_state_dict`` calls it.
 
         Raises:
-            ValueError: if it is of another task or of other sizes; nothing is changed then.
+            ValueError: if it is of an environment with another task, other sizes or other options;
+                nothing is changed then.
         """
-        if state["task"] != self.task.name:
-            raise ValueError(
-                f"state must be of the task {self.task.name!r}, got one of {state['task']!r}"
-            )
+        check_options(self._options(), state.get("options", {}))
         load_tensors(state, self.state, self.population, self.governor)
         self._seed = state["seed"]
+
+    def _options(self) -> dict[str, Any]:
+        """By name, all that decides how a state goes on and isn't in it: plain values."""
+        sizes = ("num_envs", "num_slots", "batches_per_epoch", "minibatch_size", "validation_size")
+        rules = ("max_epochs", "time_limit", "gates", "counterfactual_every")
+        return {
+            **{f"task.{name}": value for name, value in self.task.numbers().items()},
+            **{name: getattr(self, name) for name in (*sizes, *rules)},
+            **{f"reward.{name}": value for name, value in self.reward_config.weights().items()},
+        }
 
     def __repr__(self) -> str:
         return (
@@ -242,7 +251,7 @@ class MorphogenesisEnv(EnvBase):
         """Replace the rows that ``_reset`` marks (all without it) by fresh ones."""
         if kwargs:
             raise TypeError(f"reset must have no other arguments, got {sorted(kwargs)}")
-        mask = self._marked(tensordict, "_reset")
+        mask = marked_rows(tensordict, "_reset", self._rows)
         rows = mask.nonzero().squeeze(1)
 
         fresh = self._fresh()
@@ -258,14 +267,15 @@ class MorphogenesisEnv(EnvBase):
     @as_usual
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = check_action(tensordict.get("action", None), self.num_envs, self.head_sizes)
-        stepping = self._marked(tensordict, "_step")
-        self._check_begun(stepping)
+        stepping = marked_rows(tensordict, "_step", self._rows)
+        check_begun(stepping, self.state.done)
         rows = stepping.nonzero().squeeze(1)
+        legal = self._legal(strict=self.gates != "permissive") & stepping[:, None, None]
         if self.counterfactual_every > 1:
-            self._measure_pruned(action, stepping)
+            self._measure_pruned(action, legal)
         before = self.state.copy()
 
-        applied = self._act(action, stepping)
+        applied = self._act(action, legal)
         self._move_alpha(before.slots)
         self._train(rows)
         advance_clocks(self.state.slots)
@@ -276,34 +286,14 @@ class MorphogenesisEnv(EnvBase):
             reward = reward * stepping[:, None]
         return self.observe().set("reward", reward)
 
-    def _check_begun(self, stepping: Tensor) -> None:
-        over = (stepping & self.state.done).nonzero()
-        if len(over):
-            raise RuntimeError(
-                f"row {int(over[0])} must be reset before it is stepped: its episode is over, or "
-                "none has begun"
-            )
+    def _legal(self, *, strict: bool) -> Tensor:
+        """The slots in which each op is legal now, see :func:`legal_slots`."""
+        return legal_slots(self.state.slots, self.state.host_gradient_norm, strict=strict)
 
-    def _marked(self, tensordict: TensorDictBase | None, key: str) -> Tensor:
-        """The rows that an entry marks, all without it: bool ``[N]``."""
-        mask = None if tensordict is None else tensordict.get(key, None)
-        if mask is None:
-            return torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        if mask.dtype != torch.bool or mask.numel() != self.num_envs:
-            raise TypeError(
-                f"{key!r} must be bool, one a row [{self.num_envs}, 1], got {mask.dtype} of shape "
-                f"{list(mask.shape)}"
-            )
-        return mask.view(self.num_envs)
-
-    def _act(self, action: dict[str, Tensor], stepping: Tensor) -> Applied:
+    def _act(self, action: dict[str, Tensor], legal: Tensor) -> Applied:
         """Carry out what is legal of the action, and plant seeds and gates."""
         state, population = self.state, self.population
-        strict = self.gates != "permissive"
-        legal = legal_slots(state.slots, state.host_gradient_norm, strict=strict)
-        applied = apply_action(
-            state.slots, action, legal & stepping[:, None, None], population.offered
-        )
+        applied = apply_action(state.slots, action, legal, population.offered)
         state.success, state.executed_op = applied.success, applied.op
         state.chosen_op = action["op"].clone()
         if applied.germinated.any():
@@ -327,16 +317,16 @@ class MorphogenesisEnv(EnvBase):
         norms = self.population.train_epoch(self.slot_inputs(state.slots), keys, rows)
         state.host_gradient_norm, state.slots.gradient_norm = norms
 
-    def _measure_pruned(self, action: dict[str, Tensor], stepping: Tensor) -> None:
-        """Measure the contribution that a PRUNE is paid by, where the last one is older."""
+    def _measure_pruned(self, action: dict[str, Tensor], legal: Tensor) -> None:
+        """Measure the contribution that a legal PRUNE is paid by, where the last one is older."""
         slots = self.state.slots
-        chosen = self._slot_numbers == action["slot"][:, None]
-        old = (chosen & (slots.alpha > 0) & (slots.contribution_age != 0)).any(1)
-        pruning = stepping & (action["op"] == Op.PRUNE)
-        rows = (pruning & old).nonzero().squeeze(1)
+        pruned = legal[:, Op.PRUNE] & (self._slot_numbers == action["slot"][:, None])
+        pruned &= (action["op"] == Op.PRUNE)[:, None]
+        due = (pruned & (slots.alpha > 0) & (slots.contribution_age != 0)).any(1)
+        rows = due.nonzero().squeeze(1)
         if len(rows):
             validation = self.population.validate(self.slot_inputs(slots), rows, ablate=True)
-            record_measurements(slots, validation.spread(rows, self.num_envs), pruning & old)
+            record_measurements(slots, validation.spread(rows, self.num_envs), due)
 
     def _validate(self, rows: Tensor, applied: Applied, stepping: Tensor) -> None:
         """Count the epoch, validate rows, record what was measured, and take back what failed."""
@@ -364,7 +354,17 @@ class MorphogenesisEnv(EnvBase):
         sizes = self.population.host_size, self.task.parameter_budget
         step = Transition(before, self.state, applied, self.reward_config, *sizes)
         self.state.terms = compute_terms(step, self._reward_formulas)
+        self.state.settle_credit()
         return torch.stack(list(self.state.terms.values())).sum(0)[:, None]
+
+    def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
+        """Draw an action and write it: a legal one where the TensorDict holds ``action_mask``.
+
+        Without masks, indices are drawn from the spec; most of these actions are refused.
+        """
+        if tensordict is None or tensordict.get("action_mask", None) is None:
+            return super().rand_action(tensordict)
+        return tensordict.update({"action": draw_action(tensordict["action_mask"])})
 
     # -- what comes out ---------------------------------------------------------------------
 
@@ -383,9 +383,7 @@ class MorphogenesisEnv(EnvBase):
         Returns:
             The keys of a reset (see the class), with copies of all tensors.
         """
-        state, slots = self.state, self.state.slots
-        strict = self.gates == "strict"
-        legal = legal_slots(slots, state.host_gradient_norm, strict=strict)
+        state, legal = self.state, self._legal(strict=self.gates == "strict")
         observation = compute_observation(
             state, max_epochs=self.max_epochs, parameter_budget=self.task.parameter_budget
         )

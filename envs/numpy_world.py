@@ -142,18 +142,27 @@ class NumpyWorld:
             chosen = dict(zip(HEADS, self.action[0].tolist(), strict=True))
         curve = self.accuracies[:, 0]
         return draw_network(
-            self.now()[0], curve[~np.isnan(curve)].tolist(), self.env.max_epochs, chosen
+            self.now()[0],
+            curve[~np.isnan(curve)].tolist(),
+            self.env.max_epochs,
+            chosen,
+            blueprints=self.env.population.blueprints,
         )
 
     def pictures(self) -> tuple[np.ndarray, ...]:
         """A small one of each network, see :func:`envs.rendering.draw_sheet`."""
-        sheet = draw_sheet(self.now(), self.accuracies, self.env.max_epochs)
+        names = self.env.population.blueprints
+        sheet = draw_sheet(self.now(), self.accuracies, self.env.max_epochs, blueprints=names)
         return cut_sheet(sheet, self.env.num_envs)
 
     def action_masks(self) -> np.ndarray:
-        """Legal choices of all heads, one after the other: bool ``[N, choices]``."""
+        """Legal choices of all heads, one after the other: bool ``[N, choices]``.
+
+        A slot is legal if it is for an op other than WAIT, all of them where there is no such op.
+        """
         masks = self.now()["action_mask"]
-        slots = (masks["slot"] & masks["op"][..., None]).any(1)
+        slots = masks["slot"][:, Op.WAIT + 1 :].any(1)
+        slots |= ~slots.any(1, keepdim=True)
         return _array(torch.cat([slots if head == "slot" else masks[head] for head in HEADS], 1))
 
     def flag(self, name: str) -> np.ndarray:

@@ -46,6 +46,8 @@ def draw_network(
     accuracies: Sequence[float],
     max_epochs: int,
     action: Mapping[str, int] | None = None,
+    *,
+    blueprints: Sequence[str] = BLUEPRINTS,
 ) -> Picture:
     """Draw one network, 640 × 360.
 
@@ -54,6 +56,8 @@ def draw_network(
         accuracies: in percent, of the episode so far, from its reset on.
         max_epochs: of an episode.
         action: index by head, of the action that led here; None after a reset.
+        blueprints: names by index, ``env.population.blueprints`` where hosts have some of their
+            own.
 
     Examples:
         >>> from envs import MorphogenesisEnv
@@ -63,7 +67,7 @@ def draw_network(
     """
     figure = Figure(figsize=(_WIDTH / _DOTS, _HEIGHT / _DOTS), dpi=_DOTS)
     network = figure.add_axes((0.0, 0.44, 1.0, 0.56))
-    _draw_slots(network, shown)
+    _draw_slots(network, shown, blueprints)
     curve = figure.add_axes((0.085, 0.13, 0.5, 0.29))
     curve.plot(range(len(accuracies)), accuracies, color="#0072B2", linewidth=2)
     curve.plot(len(accuracies) - 1, accuracies[-1], "o", color="#0072B2", markersize=4)
@@ -72,19 +76,26 @@ def draw_network(
     curve.set_ylabel("accuracy %", fontsize=9, labelpad=1)
     curve.tick_params(labelsize=8)
     curve.grid(alpha=0.3)
-    for place, line in enumerate(_summary(shown, max_epochs, action)):
+    for place, line in enumerate(_summary(shown, max_epochs, action, blueprints)):
         weight = "bold" if place == 0 else "normal"
         figure.text(0.62, 0.37 - 0.075 * place, line, fontsize=10, va="center", weight=weight)
     return _pixels(figure)
 
 
-def draw_sheet(shown: TensorDictBase, accuracies: np.ndarray, max_epochs: int) -> Picture:
+def draw_sheet(
+    shown: TensorDictBase,
+    accuracies: np.ndarray,
+    max_epochs: int,
+    *,
+    blueprints: Sequence[str] = BLUEPRINTS,
+) -> Picture:
     """Draw many networks, a cell of 160 × 100 for each, up to eight side by side.
 
     Args:
         shown: a reset or a step of :class:`envs.MorphogenesisEnv`, N rows.
         accuracies: in percent, ``[T, N]``, of the episodes so far; NaN before a row's own began.
         max_epochs: of an episode.
+        blueprints: as for :func:`draw_network`.
 
     Examples:
         >>> from envs import MorphogenesisEnv
@@ -100,12 +111,12 @@ def draw_sheet(shown: TensorDictBase, accuracies: np.ndarray, max_epochs: int) -
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, across), ylim=(down, 0))
     axes.axis("off")
-    stages, alphas, _, blueprints = _slots(shown)
+    stages, alphas, _, planted = _slots(shown, blueprints)
     boxes, curves = [], []
     for row in range(rows):
         left, top = row % across, row // across
         boxes += [Rectangle((left, top), 1, 1, fill=False, edgecolor="#CCCCCC", linewidth=1)]
-        boxes += _draw_cell_slots(axes, left, top, stages[row], alphas[row], blueprints[row])
+        boxes += _draw_cell_slots(axes, left, top, stages[row], alphas[row], planted[row])
         now = accuracies[:, row][~np.isnan(accuracies[:, row])]
         along = left + 0.06 + 0.88 * np.arange(len(now)) / max_epochs
         curves.append(np.stack([along, top + 0.94 - 0.4 * now / 100], 1))
@@ -130,20 +141,20 @@ def cut_sheet(sheet: Picture, rows: int) -> tuple[Picture, ...]:
 # -- one network ----------------------------------------------------------------------------------
 
 
-def _slots(shown: TensorDictBase) -> tuple[list, list, list, list]:
-    """Stages, α, contributions and blueprints of all slots."""
+def _slots(shown: TensorDictBase, blueprints: Sequence[str]) -> tuple[list, list, list, np.ndarray]:
+    """Stages, α, contributions and names of the blueprints, empty for none, of all slots."""
     metrics = shown["metrics"]
     return (
         metrics["stage"].tolist(),
         metrics["alpha"].tolist(),
         metrics["contribution"].tolist(),
-        shown["blueprint_indices"].tolist(),
+        np.array([*blueprints, ""])[shown["blueprint_indices"].cpu().numpy()],
     )
 
 
-def _draw_slots(axes: Axes, shown: TensorDictBase) -> None:
+def _draw_slots(axes: Axes, shown: TensorDictBase, blueprints: Sequence[str]) -> None:
     """Host blocks, with a slot after each, and the head."""
-    stages, alphas, contributions, blueprints = _slots(shown)
+    stages, alphas, contributions, planted = _slots(shown, blueprints)
     count = len(stages)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.axis("off")
@@ -157,10 +168,10 @@ def _draw_slots(axes: Axes, shown: TensorDictBase) -> None:
         start = left + block + 0.12 * step
         _draw_arrow(axes, left + block, start, middle)
         _draw_seed(axes, start, box, Stage(stages[slot]), alphas[slot])
-        filled = blueprints[slot] >= 0
+        filled = bool(planted[slot])
         centre = start + box / 2
         axes.text(centre, 0.92, f"slot {slot}", ha="center", fontsize=small, color="#555555")
-        name = BLUEPRINTS[blueprints[slot]] if filled else "empty"
+        name = planted[slot] if filled else "empty"
         axes.text(centre, 0.6, name, ha="center", fontsize=small, weight="bold")
         word = Stage(stages[slot]).name
         axes.text(centre, 0.46, word, ha="center", fontsize=small - 0.5)
@@ -218,7 +229,12 @@ def _draw_seed(axes: Axes, left: float, width: float, stage: Stage, alpha: float
     )
 
 
-def _summary(shown: TensorDictBase, max_epochs: int, action: Mapping[str, int] | None) -> list[str]:
+def _summary(
+    shown: TensorDictBase,
+    max_epochs: int,
+    action: Mapping[str, int] | None,
+    blueprints: Sequence[str],
+) -> list[str]:
     metrics = shown["metrics"]
     lines = [
         f"epoch {int(metrics['epoch'])} of {max_epochs}",
@@ -232,7 +248,7 @@ def _summary(shown: TensorDictBase, max_epochs: int, action: Mapping[str, int] |
             told += f" slot {action['slot']}"
         lines.append(told)
         if op is Op.GERMINATE:
-            lines[-1] += f": {BLUEPRINTS[action['blueprint']]}"
+            lines[-1] += f": {blueprints[action['blueprint']]}"
         if not bool(shown["last_action_success"]):
             lines.append("(refused)")
     return lines
@@ -247,12 +263,12 @@ def _draw_cell_slots(
     top: float,
     stages: Sequence[int],
     alphas: Sequence[float],
-    blueprints: Sequence[int],
+    planted: Sequence[str],
 ) -> list[Rectangle]:
     """Write the blueprints of a network's slots, and return their boxes, filled to α."""
     boxes = []
     width, height = 0.9 / len(stages), 0.26
-    for slot, (stage, alpha, blueprint) in enumerate(zip(stages, alphas, blueprints, strict=True)):
+    for slot, (stage, alpha, name) in enumerate(zip(stages, alphas, planted, strict=True)):
         colour = STAGE_COLOURS[Stage(stage)]
         corner, box = (left + 0.05 + slot * width, top + 0.24), 0.9 * width
         fill = (corner[0], corner[1] + height * (1 - alpha))
@@ -260,10 +276,10 @@ def _draw_cell_slots(
             Rectangle(fill, box, height * alpha, facecolor=colour, alpha=0.35, linewidth=0),
             Rectangle(corner, box, height, fill=False, edgecolor=colour, linewidth=1.5),
         ]
-        if blueprint >= 0:
+        if name:
             centre = corner[0] + box / 2, corner[1] + height / 2
             size = 15 / max(3, len(stages))
-            axes.text(*centre, BLUEPRINTS[blueprint], fontsize=size, ha="center", va="center")
+            axes.text(*centre, name, fontsize=size, ha="center", va="center")
     return boxes
 
 

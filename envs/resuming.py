@@ -37,6 +37,28 @@ def load_tensors(
         tensor.copy_(theirs[name])
 
 
+def check_options(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Refuse a state that was saved by an environment with other options.
+
+    Args:
+        mine: options of the environment that loads it, by name.
+        saved: those of the one that saved it.
+
+    Raises:
+        ValueError: naming the first option that differs.
+    """
+    for name in dict.fromkeys([*mine, *saved]):
+        if (name in mine, mine.get(name)) != (name in saved, saved.get(name)):
+            here, there = (
+                f"{name}={options[name]!r}" if name in options else f"no {name}"
+                for options in (mine, saved)
+            )
+            raise ValueError(
+                f"state must be of an environment with {here}, got one with {there}; make this "
+                "environment with the options of the one that was saved"
+            )
+
+
 def _networks(population: Population, governor: Governor) -> dict[str, Tensor]:
     """The population's own tensors, and the governor's."""
     kinds: dict[str, Sequence[Tensor]] = {

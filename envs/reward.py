@@ -65,7 +65,8 @@ class RewardConfig:
             finishing early is worth something.
         synergy: weight of the interactions, as a potential: helping pays when it is seen, and
             what is lost later is paid back.
-        hindsight: weight of the credit of helpers whose seed was fossilized a step before.
+        hindsight: weight of the credit of helpers whose seed was fossilized a step before, or in
+            this step if it is the episode's last.
         terminal: weight of the accuracy at the last epoch. As large as ``progress``, so that
             accuracy pays when it is gained and the last step brings no lump.
         bonus: earned at the last epoch for each fossilized seed that contributes at least 1 point.
@@ -110,13 +111,15 @@ class RewardConfig:
     def __post_init__(self) -> None:
         check_choice("reward mode", self.mode, MODES)
         check_number("gamma", self.gamma, above=0, most=1)
-        weights = {
-            each.name: getattr(self, each.name) for each in fields(self) if each.name != "mode"
-        }
+        for name, weight in self.weights().items():
+            if name != "mode":
+                check_number(f"reward weight {name}", weight, least=0)
+
+    def weights(self) -> dict[str, float | str]:
+        """All fields by name, each op's cost as ``intervention[OP]``."""
+        weights = {each.name: getattr(self, each.name) for each in fields(self)}
         costs = weights.pop("intervention")
-        weights |= {f"intervention[{Op(op).name}]": cost for op, cost in costs.items()}
-        for name, weight in weights.items():
-            check_number(f"reward weight {name}", weight, least=0)
+        return weights | {f"intervention[{Op(op).name}]": cost for op, cost in costs.items()}
 
     def check_cadence(self, counterfactual_every: int) -> None:
         """Refuse to measure interactions more seldom than they are paid for.
@@ -228,7 +231,8 @@ def _synergy(t: Transition) -> Tensor:
 
 
 def _hindsight(t: Transition) -> Tensor:
-    return t.weights.hindsight * t.before.pending_hindsight_credit.sum(1)
+    due = t.before.pending_hindsight_credit + t.after.pending_hindsight_credit * t.ends[:, None]
+    return t.weights.hindsight * due.sum(1)
 
 
 def _terminal(t: Transition) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.gymnasium import GymnasiumVectorEnv
+from envs.gymnasium import METADATA, GymnasiumVectorEnv, check_reset_options
 
 
 class StableVecEnv(VecEnv):
@@ -33,6 +33,16 @@ class StableVecEnv(VecEnv):
         super().__init__(
             self.envs.num_envs, self.envs.single_observation_space, self.envs.single_action_space
         )
+        self.metadata |= {"render_fps": METADATA["render_fps"]}
+
+    def set_options(self, options: list[dict] | dict | None = None) -> None:
+        """Refuse all options: a reset has none here.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        for each in [options] if isinstance(options, dict) else options or []:
+            check_reset_options(each, ())
 
     def reset(self) -> Any:
         """Begin an episode in all rows; seeded if ``seed`` was called before."""

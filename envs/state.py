@@ -51,9 +51,9 @@ class Slots(Rows):
             :data:`envs.populations.base.ALL_SUBSETS`.
         interaction: float32 ``[N, S, S]``, accuracy points that two seeds give together beyond
             what each gives without the other, last measured; symmetric, 0 with itself.
-        peak: float32 ``[N, S, S]``: ``peak[:, i, j]`` is the largest interaction that the seed
-            in slot i has had with slot j, also with a seed that has left it; 0 if none was
-            positive.
+        peak: float32 ``[N, S, S]``: ``peak[:, i, j]`` is the largest interaction above its noise
+            that the seed in slot i has had with slot j, also with a seed that has left it; 0 if
+            there was none.
         helper_gone: int64 ``[N, S, S]``, epochs since the seed of that peak left slot j, −1
             while it is there.
     """
@@ -284,7 +284,8 @@ class State(Rows):
         host_gradient_norm: float32 ``[N]``, mean over the last epoch's minibatches.
         seed_params: float32 ``[N, S]``, parameters in the slots.
         pending_hindsight_credit: float32 ``[N, S]``, what the slots' seeds, or those before
-            them, have earned by helping one that was fossilized in the last step.
+            them, have earned by helping one that was fossilized in the last step; paid with the
+            next reward, but for an episode's last step, which pays its own.
         hindsight_delay: int64 ``[N, S]``, epochs between a helper's end and that; 0 if it lives.
         terms: the last reward, by term, float32 ``[N]``.
         watch: the governor's notes.
@@ -357,3 +358,9 @@ class State(Rows):
     def done(self) -> Tensor:
         """Bool ``[N]``: is the episode over?"""
         return self.terminated | self.truncated
+
+    def settle_credit(self) -> None:
+        """Forget the credit that waits where the episode is over: it was paid in the last step."""
+        over = self.done[:, None]
+        self.pending_hindsight_credit = torch.where(over, 0.0, self.pending_hindsight_credit)
+        self.hindsight_delay = torch.where(over, 0, self.hindsight_delay)

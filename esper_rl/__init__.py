@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esper_rl.growing import PolicyConfig
+    from esper_rl.growing.baselines import RandomPolicy
     from esper_rl.objectives import FactoredClipPPOLoss
     from esper_rl.policy import make_actor_critic
     from esper_rl.training.callbacks import Callback
@@ -21,6 +22,7 @@ __all__ = [
     "FactoredClipPPOLoss",
     "PPOConfig",
     "PolicyConfig",
+    "RandomPolicy",
     "TrainConfig",
     "load_policy",
     "make_actor_critic",
@@ -33,6 +35,7 @@ _MODULES = {
     "FactoredClipPPOLoss": "objectives",
     "PPOConfig": "training.config",
     "PolicyConfig": "growing",
+    "RandomPolicy": "growing.baselines",
     "TrainConfig": "training.config",
     "load_policy": "training.loading",
     "make_actor_critic": "policy",

@@ -36,6 +36,7 @@ from esper_rl.report.curves import plot_learning_curve
 from esper_rl.report.episodes import Evaluation, as_json, as_text, keep_longest
 from esper_rl.runs import RunFolder
 from esper_rl.runs.files import write_whole
+from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 from esper_rl.training.loading import load_policy, read_config
 
@@ -126,7 +127,7 @@ PLAYERS: tuple[str, ...] = (
 large drop in return means that it has learned a shortcut), then the baselines."""
 
 BEST_PLAN = "best plan"
-"""One more player, on tasks whose best plan is known."""
+"""One more player, where the task's best plan is known."""
 
 OPEN_LOOP = "greedy, actions of another host"
 """The actions that the greedy policy takes on one host, played on another one."""
@@ -140,10 +141,14 @@ _DRAWN = ("wait", "fixed-schedule", "heuristic", BEST_PLAN)
 """Players beside which a policy's learning is drawn."""
 
 
-def players_of(task: str) -> tuple[str, ...]:
-    """Players on a task: :data:`PLAYERS`, and the best plan if it is known."""
-    known = make_task(task).best_plan is not None
-    return (*PLAYERS, BEST_PLAN) if known else PLAYERS
+def players_of(config: TrainConfig) -> tuple[str, ...]:
+    """Players in a run's world: :data:`PLAYERS`, and the best plan where it is known.
+
+    It is known for a task's own length of episodes and number of slots.
+    """
+    task, world = make_task(config.env.task), config.env
+    as_usual = world.max_epochs in (None, task.max_epochs) and world.num_slots == task.num_slots
+    return (*PLAYERS, BEST_PLAN) if task.best_plan is not None and as_usual else PLAYERS
 
 
 def evaluate_run(
@@ -174,8 +179,7 @@ def evaluate_run(
         output: another file to write.
 
     Returns:
-        An :class:`Evaluation` for each of :data:`PLAYERS`, for :data:`BEST_PLAN` if the task has
-        one, and for the controls.
+        An :class:`Evaluation` for each of :func:`players_of` and for the controls.
 
     Raises:
         FileNotFoundError: when there is no such run.
@@ -198,7 +202,7 @@ def evaluate_run(
     load_policy(folder.path, make_env(config, num_envs=1, seed=seed))
     for control in controls:
         _check_control(control, config.env.num_slots)
-    players = (*players_of(config.env.task), *controls)
+    players = (*players_of(config), *controls)
     gamma = config.ppo.gamma if gamma is None else gamma
     play = partial(
         play_run, folder.path, episodes=episodes, gamma=gamma, seed=seed, settings=settings
@@ -303,7 +307,7 @@ def make_player(
     """
     config = read_config(RunFolder.open(run), settings)
     if not player.startswith(SHUFFLED):
-        check_choice("player", player, players_of(config.env.task))
+        check_choice("player", player, players_of(config))
     env: EnvBase = make_env(config, num_envs=episodes, seed=seed)
     mode: Mode = "sampled"
     policy: TensorDictModuleBase

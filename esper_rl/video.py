@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,16 @@ def play_frames(run: str | Path, player: str) -> list[Picture]:
     """Pictures of an episode, from its reset to its end."""
     policy, env, mode = make_player(run, player, episodes=1)
     epochs = env.max_epochs
+    draw = partial(draw_network, blueprints=env.population.blueprints)
     with set_exploration_type(EXPLORATION[mode]):
         state = env.reset()
         accuracies = [state["metrics", "val_accuracy"].item()]
-        frames = [draw_network(state[0], accuracies, epochs)]
+        frames = [draw(state[0], accuracies, epochs)]
         for _ in tqdm(range(epochs), "video", unit="epoch", leave=False, delay=5, disable=None):
             state = policy(state)
             action = {head: int(chosen) for head, chosen in state["action"].items()}
             step, state = env.step_and_maybe_reset(state)
             shown = step["next"]
             accuracies.append(shown["metrics", "val_accuracy"].item())
-            frames.append(draw_network(shown[0], accuracies, epochs, action))
+            frames.append(draw(shown[0], accuracies, epochs, action))
     return frames

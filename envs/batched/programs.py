@@ -96,7 +96,7 @@ def emit(layer: object, code: Assembler, x: Buffer) -> Buffer:
         NotCompiledError: if it has none.
     """
     if not hasattr(layer, "emit"):
-        raise NotCompiledError(f"{type(layer).__name__} has no method emit")
+        raise NotCompiledError(f"{type(layer).__name__} has no compiled form, a method emit")
     return layer.emit(code, x)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from envs.batched.layers import (
     Conv3x3,
     DepthwiseConv3x3,
@@ -36,19 +38,12 @@ def squeeze_excitation(channels: int) -> Program:
     )
 
 
-def residual_conv(depth: int) -> Blueprint:
+def residual_conv(channels: int, depth: int) -> Program:
     """Residual 3×3 conv – group norm – ReLU, ``depth`` times; not the identity at creation."""
-
-    def program(channels: int) -> Program:
-        layers: list[Layer] = []
-        for i in range(depth):
-            layers += [
-                Conv3x3(f"conv{i}", channels, channels),
-                Norm(f"norm{i}", channels, relu=True),
-            ]
-        return Residual(*layers)
-
-    return program
+    layers: list[Layer] = []
+    for i in range(depth):
+        layers += [Conv3x3(f"conv{i}", channels, channels), Norm(f"norm{i}", channels, relu=True)]
+    return Residual(*layers)
 
 
 def pointwise_conv(channels: int) -> Program:
@@ -84,12 +79,12 @@ def bottleneck(channels: int) -> Program:
 
 
 CONV_BLUEPRINTS: dict[str, Blueprint] = {
-    "conv_light": residual_conv(depth=1),
+    "conv_light": partial(residual_conv, depth=1),
     "attention": squeeze_excitation,
     "norm": mixed_norm,
     "depthwise": depthwise_conv,
     "bottleneck": bottleneck,
     "conv_small": pointwise_conv,
-    "conv_heavy": residual_conv(depth=2),
+    "conv_heavy": partial(residual_conv, depth=2),
 }
 """The seven blueprints that convolutional hosts offer, by name."""

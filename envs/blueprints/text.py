@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from envs.batched.layers import Linear, PointwiseConv, ReLU
 from envs.batched.programs import Mix, Program, Residual
 from envs.batched.sequences import CausalAttention, LayerNorm
@@ -16,48 +18,36 @@ def mixed_norm(channels: int) -> Program:
     return Mix("mix", channels, LayerNorm("norm", channels))
 
 
-def attention(window: int | None = None) -> Blueprint:
+def attention(channels: int, window: int | None = None) -> Program:
     """Residual layer norm – causal self-attention, whose output starts at 0: the identity."""
-
-    def program(channels: int) -> Program:
-        return Residual(LayerNorm("norm", channels), CausalAttention("attention", channels, window))
-
-    return program
+    return Residual(LayerNorm("norm", channels), CausalAttention("attention", channels, window))
 
 
-def low_rank(rank: int) -> Blueprint:
+def low_rank(channels: int, rank: int) -> Program:
     """Residual adapter of low rank (Hu et al. 2022), whose way up starts at 0: the identity."""
-
-    def program(channels: int) -> Program:
-        return Residual(
-            PointwiseConv("down", channels, rank),
-            PointwiseConv("up", rank, channels, zero=True),
-        )
-
-    return program
+    return Residual(
+        PointwiseConv("down", channels, rank),
+        PointwiseConv("up", rank, channels, zero=True),
+    )
 
 
-def feed_forward(expansion: int) -> Blueprint:
+def feed_forward(channels: int, expansion: int) -> Program:
     """Residual layer norm – linear – ReLU – linear, whose last layer starts at 0: the identity."""
-
-    def program(channels: int) -> Program:
-        return Residual(
-            LayerNorm("norm", channels),
-            Linear("up", channels, expansion * channels),
-            ReLU(),
-            Linear("down", expansion * channels, channels, zero=True),
-        )
-
-    return program
+    return Residual(
+        LayerNorm("norm", channels),
+        Linear("up", channels, expansion * channels),
+        ReLU(),
+        Linear("down", expansion * channels, channels, zero=True),
+    )
 
 
 TEXT_BLUEPRINTS: dict[str, Blueprint] = {
-    "attention": attention(),
+    "attention": attention,
     "norm": mixed_norm,
-    "lora": low_rank(8),
-    "lora_large": low_rank(32),
-    "mlp_small": feed_forward(2),
-    "mlp": feed_forward(4),
-    "flex_attention": attention(WINDOW),
+    "lora": partial(low_rank, rank=8),
+    "lora_large": partial(low_rank, rank=32),
+    "mlp_small": partial(feed_forward, expansion=2),
+    "mlp": partial(feed_forward, expansion=4),
+    "flex_attention": partial(attention, window=WINDOW),
 }
 """The seven blueprints that transformer hosts offer, by name."""

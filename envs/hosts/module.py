@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -109,13 +110,14 @@ def module_seed(factory: Callable[[int], nn.Module]) -> Blueprint:
         584
     """
 
-    def blueprint(channels: int) -> Segment:
-        module = factory(channels)
-        _check_deterministic(module)
-        names = {name: name for name, _ in module.named_parameters()}
-        return ModuleSegment(module, ModuleLayout(lambda: factory(channels), names, module))
+    return partial(_make_seed, factory)
 
-    return blueprint
+
+def _make_seed(factory: Callable[[int], nn.Module], channels: int) -> ModuleSegment:
+    module = factory(channels)
+    _check_deterministic(module)
+    names = {name: name for name, _ in module.named_parameters()}
+    return ModuleSegment(module, ModuleLayout(partial(factory, channels), names, module))
 
 
 class ModuleHost:

@@ -48,12 +48,15 @@ class Validation:
         lost: what accuracy loses when the α of some slots is forced to 0, in points, ``[n, K]``
             for the K sets of :func:`ablations`; 0 where it wasn't measured. Counted in answers,
             so that five of 500 are exactly one point.
+        variance: of the accuracy that is left with each of these sets left out, by chance in which
+            answers are asked for, in points², ``[n, K]``; 0 where accuracies are exact.
         ablated: bool ``[n, S]``: slots with α > 0 that were left out by turns.
     """
 
     loss: Tensor
     accuracy: Tensor
     lost: Tensor
+    variance: Tensor
     ablated: Tensor
 
     def spread(self, rows: Tensor, num_rows: int) -> Validation:

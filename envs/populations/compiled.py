@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from envs.batched.compiled import Network, Rows, train_rows, validate_rows
-from envs.batched.instructions import Assembler, Field, Opcode
+from envs.batched.instructions import Assembler, Buffer, Field, Opcode
 from envs.batched.optimizers import SGD, AdamW, Optimizer
 from envs.batched.programs import NotCompiledError, emit
 from envs.batched.workers import run_chunks
+from envs.blueprints.base import Segment
 from envs.populations.base import ablations
 from envs.populations.data import Data, LabelledData
 from envs.populations.networks import Networks, Work
@@ -168,13 +169,16 @@ def assemble(networks: Networks, features: int, positions: int) -> Network:
     code = Assembler()
     h = inputs = code.buffer(features)
     segments, outputs = [], []
-    for segment in networks.host.segments:
+    for i, segment in enumerate(networks.host.segments):
         first = len(code.lines)
-        h = emit(segment, code, h)
+        h = _emit_part(f"segment {i} of the host", segment, code, h)
         segments.append((first, len(code.lines)))
         outputs.append(h)
     if h.size != networks.host.num_classes * positions:
-        raise NotCompiledError(f"{h.size} outputs an example")
+        raise NotCompiledError(
+            f"the host gives {h.size} outputs an example, not {networks.host.num_classes} for each "
+            f"of {positions} positions"
+        )
     host_places, places = code.place, code.place
     slots, seeds = [], []
     for s, (columns, choices) in enumerate(zip(networks.slots, networks.seeds, strict=True)):
@@ -184,7 +188,7 @@ def assemble(networks: Networks, features: int, positions: int) -> Network:
         seen = code.buffer(out.channels, out.height, out.width)
         code.line(Opcode.SHOW, out, seen, flag=s)
         shown = len(code.lines)
-        openness = emit(networks.gates[s], code, seen)
+        openness = _emit_part("the host's pool", networks.gates[s], code, seen)
         steps = (first, shown, shown, len(code.lines))
         slots.append((out.start, seen.start, seen.size, *steps, columns.start))
         column, place = code.column, code.place
@@ -192,7 +196,8 @@ def assemble(networks: Networks, features: int, positions: int) -> Network:
         for kind, seed in choices.items():
             code.column, code.place = column, place
             first = len(code.lines)
-            given = emit(seed.module, code, seen)
+            name = f"blueprint {networks.blueprints[kind]!r}"
+            given = _emit_part(name, seed.module, code, seen)
             code.line(
                 Opcode.BLEND, seen, out, other=given, scratch=openness, size=openness.size, flag=s
             )
@@ -213,3 +218,10 @@ def assemble(networks: Networks, features: int, positions: int) -> Network:
         places,
         True if any(line[Field.OPCODE] == Opcode.ATTEND for line in code.lines) else None,
     )
+
+
+def _emit_part(name: str, part: Segment, code: Assembler, x: Buffer) -> Buffer:
+    try:
+        return emit(part, code, x)
+    except NotCompiledError as error:
+        raise NotCompiledError(f"in {name}, {error}") from None

@@ -191,7 +191,8 @@ class FormulaPopulation:
         if ablate:
             lost = whole[:, None] - accuracy(alpha * self._kept[:, None]).T
         loss = math.log(10) * (100 - whole) / (100 - CHANCE)
-        return Validation(loss, whole, lost, inputs.mixed[rows] & ablate)
+        exact = torch.zeros_like(lost)
+        return Validation(loss, whole, lost, exact, inputs.mixed[rows] & ablate)
 
     def _slots(self, inputs: SlotInputs, rows: Tensor) -> _Slots:
         blueprint, learned = inputs.blueprint[rows], self._learned[rows]

@@ -8,7 +8,9 @@ time (:mod:`envs.populations.compiled`); all others run in PyTorch, many rows at
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +28,9 @@ from envs.populations.plain import PlainPasses
 
 if TYPE_CHECKING:
     from envs.populations.compiled import CompiledPasses
+
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class TrainedPopulation:
@@ -172,7 +177,9 @@ class TrainedPopulation:
         answered = correct[rows].gather(1, self._places[self._ablations & mixed])
         lost = answered[:, :1] - answered
         answers = self.data.validation_targets().numel()
-        return Validation(loss[rows], answered[:, 0] * 100 / answers, lost * 100 / answers, ablated)
+        accuracy = answered[:, 0] * 100 / answers
+        variance = answered * (answers - answered) * (100**2 / answers**3)  # of a binomial's share
+        return Validation(loss[rows], accuracy, lost * 100 / answers, variance, ablated)
 
 
 def make_passes(
@@ -184,6 +191,12 @@ def make_passes(
 
         try:
             return CompiledPasses(networks, data, optimizer)
-        except NotCompiledError:
-            pass
+        except NotCompiledError as reason:
+            _say_why_not_compiled(str(reason))
     return PlainPasses(networks, data, optimizer)
+
+
+@cache
+def _say_why_not_compiled(reason: str) -> None:
+    """Once in a process: environments are made by the dozen."""
+    _LOGGER.warning("the networks run in PyTorch, several times slower than compiled: %s", reason)

@@ -116,6 +116,9 @@ class ArrayTask(Task):
         """Parameters of the host."""
         return sum(segment.layout.size for segment in self.host.segments)
 
+    def numbers(self) -> dict[str, float | str | None]:
+        return super().numbers() | {"optimizer": repr(self.optimizer)}
+
     def _check(self, name: str, most: int, what: str) -> None:
         self._set(name, check_integer(name, getattr(self, name), most=most, what=what))
 

@@ -77,6 +77,11 @@ class Task(ABC):
         """Set a field of a frozen dataclass, as dataclasses do in their constructor."""
         object.__setattr__(self, name, value)
 
+    def numbers(self) -> dict[str, float | str | None]:
+        """Name and numbers by which a host's training goes, where a run can't say otherwise."""
+        names = ("name", "warm_up", "host_lr", "seed_lr", "parameter_budget", "loss_limit")
+        return {name: getattr(self, name) for name in (*names, "guessing_loss")}
+
     @abstractmethod
     def make_population(self, num_rows: int, num_slots: int, device: torch.device) -> Population:
         """Make N untrained hosts of which the first S slots are used."""

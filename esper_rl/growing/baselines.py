@@ -15,10 +15,10 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from envs.actions import ALPHA_TARGETS, BLUEPRINTS, HEADS, TEMPO_EPOCHS, Op, Style
+from envs.lifecycle import draw_action
 from envs.observation import feature_columns
 from envs.tasks.plans import BestPlan
 from esper_rl.errors import check_choice, check_integer, check_number
-from esper_rl.policy.masks import select_row
 
 _EPOCH, _PLATEAU = feature_columns("epoch_progress", "plateau_norm")
 _MASK_KEYS = tuple(("action_mask", head) for head in HEADS)
@@ -52,12 +52,7 @@ class RandomPolicy(TensorDictModuleBase):
     out_keys = _ACTION_KEYS
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        masks = tensordict["action_mask"]
-        op = _draw(masks["op"])
-        choices = {head: _draw(masks[head]) for head in HEADS if head not in ("op", "slot")}
-        return _write_action(
-            tensordict, op=op, slot=_draw(select_row(masks["slot"], op)), **choices
-        )
+        return _write_action(tensordict, **draw_action(tensordict["action_mask"]))
 
 
 class FixedSchedulePolicy(TensorDictModuleBase):
@@ -275,6 +270,9 @@ class PlanPolicy(TensorDictModuleBase):
         best: the plan, a :class:`envs.tasks.plans.BestPlan`.
         max_epochs: steps of an episode.
         num_slots: S.
+
+    Raises:
+        ValueError: if the plan acts after the last step, or on a slot that there isn't.
     """
 
     in_keys = ("observation", ("action_mask", "op"))
@@ -282,6 +280,10 @@ class PlanPolicy(TensorDictModuleBase):
 
     def __init__(self, best: BestPlan, max_epochs: int, num_slots: int = 3) -> None:
         super().__init__()
+        steps = {**best.plan, **best.otherwise}
+        check_integer("max_epochs", max_epochs, least=max(steps) + 1)
+        slots = max(action.get("slot", 0) for action in steps.values()) + 1
+        check_integer("num_slots", num_slots, least=slots)
         self.max_epochs = max_epochs
         self.decided_at = best.decided_at
         (self.column,) = feature_columns(best.feature, num_slots=num_slots)
@@ -342,12 +344,6 @@ def _index(argument: str, choice: object, choices: tuple) -> int:
 def _constant(tensordict: TensorDictBase, value: int) -> Tensor:
     mask = tensordict["action_mask", "op"]
     return torch.full(mask.shape[:-1], value, dtype=torch.int64, device=mask.device)
-
-
-def _draw(mask: Tensor) -> Tensor:
-    """One uniform draw among the true entries of every row, ``[..., n]`` to ``[...]``."""
-    flat = mask.flatten(0, -2).float()
-    return torch.multinomial(flat, 1).reshape(mask.shape[:-1])
 
 
 def _write_action(tensordict: TensorDictBase, **choices: Tensor) -> TensorDictBase:

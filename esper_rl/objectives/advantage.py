@@ -37,7 +37,7 @@ def compute_advantages(
     the normalisation nor reach a step before them.
 
     Args:
-        batch: steps ``[N, T]`` of a collector, with the recurrent state of every step.
+        batch: steps ``[..., N, T]`` of a collector, with the recurrent state of every step.
         actor_critic: whose values they are.
         gamma: discount.
         lmbda: of GAE.
@@ -45,30 +45,33 @@ def compute_advantages(
 
     Returns:
         The batch with ``("next", "baseline")``, ``"advantage"`` (normalised over all valid
-        steps) and ``"value_target"``, each ``[N, T, 1]``.
+        steps) and ``"value_target"``, each ``[..., N, T, 1]``; a copy that shares all tensors if
+        it is locked, as those in shared memory are.
 
     Raises:
         KeyError: if ``next`` lacks what the actor reads, such as the recurrent state.
-        ValueError: if the batch isn't ``[N, T]`` or is all padding, ``bootstrap`` is unknown, or a
-            number out of range.
+        ValueError: if the batch has no rows and steps or is all padding, ``bootstrap`` is unknown,
+            or a number out of range.
     """
     check_choice("bootstrap", bootstrap, BOOTSTRAPS)
     check_number("gamma", gamma, least=0, most=1)
     check_number("lmbda", lmbda, least=0, most=1)
-    if batch.ndim != 2:
-        raise ValueError(f"batch must be of shape [rows, steps], got {list(batch.shape)}")
+    if batch.ndim < 2:
+        raise ValueError(f"batch must be of shape [..., rows, steps], got {list(batch.shape)}")
+    if batch.is_locked:
+        batch = batch.copy()
     value = batch[BASELINE]
     done, terminated = batch["next", "done"], batch["next", "terminated"]
     valid = _valid(batch)
     require_valid(valid)
-    last = valid & ~torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], dim=1)
-    end = done | last
-    next_value = torch.where(end, 0.0, value.roll(-1, dims=1))
+    following = torch.cat([valid[..., 1:, :], torch.zeros_like(valid[..., :1, :])], dim=-2)
+    end = done | (valid & ~following)
+    next_value = torch.where(end, 0.0, value.roll(-1, dims=-2))
     bootstrapped = (valid & end & ~terminated).squeeze(-1)
     if bootstrapped.any():
         next_value[bootstrapped] = _value_of(batch["next"][bootstrapped], actor_critic, bootstrap)
     advantage, target = generalized_advantage_estimate(
-        gamma, lmbda, value, next_value, batch["next", "reward"], end, terminated, time_dim=1
+        gamma, lmbda, value, next_value, batch["next", "reward"], end, terminated, time_dim=-2
     )
     counted = advantage[valid]
     spread = counted.std(correction=0).clamp(min=1e-6)
@@ -86,7 +89,7 @@ def final_value_loss(batch: TensorDictBase, actor_critic: ActorCritic) -> Tensor
     more is paid after the lump, so this pulls the value towards 0, at an op that the policy draws.
 
     Args:
-        batch: steps ``[N, T]`` of a collector.
+        batch: steps of a collector, of any shape.
         actor_critic: whose values they are; its action heads get no gradient.
 
     Returns:
@@ -102,7 +105,7 @@ def final_value_loss(batch: TensorDictBase, actor_critic: ActorCritic) -> Tensor
 
 
 def _valid(batch: TensorDictBase) -> Tensor:
-    """Bool ``[N, T, 1]``: the steps that aren't padding."""
+    """Bool ``[..., T, 1]``: the steps that aren't padding."""
     done = batch["next", "done"]
     return batch.get(("collector", "mask"), torch.ones_like(done)).reshape(done.shape)
 

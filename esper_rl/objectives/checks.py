@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -10,6 +11,44 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import ValueEstimators
+
+_REFUSED = {
+    "functional": "the loss runs actor and critic as they are, so that both share one trunk pass",
+    "delay_actor": "it needs functionalised modules",
+    "separate_losses": "value gradients may reach the shared trunk",
+    "samples_mc_entropy": "entropies are exact",
+    "clip_value": "the value isn't clipped",
+    "max_importance_ratio": "the ratio is that of the stored policy",
+}
+_PASSED_ON = {
+    "entropy_bonus",
+    "log_explained_variance",
+    "normalize_advantage",
+    "normalize_advantage_exclude_dims",
+    "advantage_norm",
+    "reduction",
+    "device",
+}
+
+
+def require_options(options: dict[str, Any]) -> None:
+    """Refuse options of the loss that the parent would drop without a word, or that can't work.
+
+    Args:
+        options: by name; those that can't work and are off are taken out.
+
+    Raises:
+        NotImplementedError: for one of the parent's that can't work here.
+        TypeError: for an unknown one.
+    """
+    for option, reason in _REFUSED.items():
+        if options.pop(option, None):
+            raise NotImplementedError(f"option {option!r} must be left out: {reason}")
+    unknown = sorted(set(options) - _PASSED_ON)
+    if unknown:
+        raise TypeError(
+            f"options must be of FactoredClipPPOLoss or {sorted(_PASSED_ON)}, got {unknown}"
+        )
 
 
 def require_entries(tensordict: TensorDictBase, keys: Iterable[NestedKey]) -> None:

@@ -15,7 +15,7 @@ from tensordict.nn import (
 )
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
-from torchrl.modules import set_recurrent_mode
+from torchrl.modules import recurrent_mode, set_recurrent_mode
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.utils import distance_loss
 
@@ -27,6 +27,7 @@ from esper_rl.objectives.checks import (
     require_estimable,
     require_finite,
     require_legal,
+    require_options,
     require_valid,
 )
 from esper_rl.objectives.diagnostics import (
@@ -38,24 +39,7 @@ from esper_rl.objectives.diagnostics import (
     policy_diagnostics,
     residuals_by_op,
 )
-
-_REFUSED = {
-    "functional": "the loss runs actor and critic as they are, so that both share one trunk pass",
-    "delay_actor": "it needs functionalised modules",
-    "separate_losses": "value gradients may reach the shared trunk",
-    "samples_mc_entropy": "entropies are exact",
-    "clip_value": "the value isn't clipped",
-    "max_importance_ratio": "the ratio is that of the stored policy",
-}
-_PASSED_ON = {
-    "entropy_bonus",
-    "log_explained_variance",
-    "normalize_advantage",
-    "normalize_advantage_exclude_dims",
-    "advantage_norm",
-    "reduction",
-    "device",
-}
+from esper_rl.policy.modules import as_set
 
 RATIOS: tuple[str, ...] = ("joint", "per_head")
 """Values of the loss's ``ratio``."""
@@ -112,6 +96,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     - ``explained_variance_soft``: of the baseline, where the actor writes one (its key can be set
       by ``set_keys(baseline=…)``).
 
+    It takes a TensorDict, or its entries by name, nested names joined by ``_``.
+
     Raises:
         ValueError: if heads, table or weights don't fit the actor; in ``forward``, if the number
             of ops doesn't fit the table, or an advantage's shape the batch; on an unknown
@@ -155,16 +141,7 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         **kwargs: object,
     ) -> None:
         check_choice("ratio", ratio, RATIOS)
-        for option, reason in _REFUSED.items():
-            if kwargs.pop(option, None):
-                raise NotImplementedError(f"option {option!r} must be left out: {reason}")
-        unknown_options = sorted(set(kwargs) - _PASSED_ON)
-        if unknown_options:
-            # The parent would drop them without a word.
-            raise TypeError(
-                f"options must be of FactoredClipPPOLoss or {sorted(_PASSED_ON)}, got "
-                f"{unknown_options}"
-            )
+        require_options(kwargs)
         if isinstance(entropy_coeff, Mapping):
             raise TypeError(
                 "entropy_coeff must be one number, the base, got a mapping; give the weights of "
@@ -210,6 +187,14 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         self.ratio = ratio
         self.normalize_entropy = normalize_entropy
         self._critic_tail = without_shared(critic, actor)
+        self._callers_mode: bool | None = None
+
+    def _set_in_keys(self) -> None:
+        """All that a batch may hold, so that the loss also takes its entries by name."""
+        super()._set_in_keys()
+        more = [self.tensor_keys.advantage, *self._loss_mask_keys()]
+        more += [self.tensor_keys.value_target] if self._has_critic else []
+        self._in_keys: list[NestedKey] = sorted({*self._in_keys, *more}, key=str)
 
     _out_keys: list[NestedKey] | None
 
@@ -239,10 +224,27 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         key = self.tensor_keys.baseline
         return any(key in module.out_keys for module in self.actor_network.module)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # TorchRL's losses run their forward in recurrent mode, whatever the caller has set.
+        self._callers_mode = recurrent_mode()
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self._callers_mode = None
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """The loss terms and diagnostics of a batch ``[N]`` or ``[N, T]``."""
-        tensordict = tensordict.clone(False)
+        """The loss terms and diagnostics of a batch ``[N]`` or ``[..., T]``.
+
+        More than one batch dimension means that the last one is time, where no recurrent mode is
+        set around the call (:class:`torchrl.modules.set_recurrent_mode`). In recurrent mode a flat
+        batch ``[T]``, such as a sample of slices, is one sequence whose pieces begin where
+        ``is_init`` says; without, every step goes on from its own stored memory.
+        """
+        with set_recurrent_mode(self._callers_mode), as_set(tensordict):
+            return self._terms(tensordict.clone(False))
+
+    def _terms(self, tensordict: TensorDictBase) -> TensorDictBase:
         keys = self._stored_keys()
         require_entries(tensordict, [*self.actor_network.in_keys, *keys, *keys.values()])
         valid = self._mark_padding(tensordict)
@@ -349,20 +351,19 @@ class FactoredClipPPOLoss(ClipPPOLoss):
     ) -> PolicyEvaluation:
         """Log-probabilities of the stored actions; leaves the trunk's output in the batch."""
         new, old, entropy, choices = [], [], [], []
-        with set_recurrent_mode(tensordict.ndim > 1):
-            for module in self.actor_network.module:
-                if not isinstance(module, DRAWS):
-                    module(tensordict)
-                    continue
-                # The stored action stays in place, so masks that depend on it are its own.
-                distribution = module.get_dist(tensordict)
-                action = action_key(module)
-                new.append(distribution.log_prob(tensordict.get(action)))
-                old.append(tensordict.get(stored[action]).detach())
-                entropy.append(distribution.entropy())
-                choices.append(distribution.logits.isfinite().sum(-1))
-                if module is self._draws[0]:
-                    self._require_row_per_op(distribution.logits.shape[-1])
+        for module in self.actor_network.module:
+            if not isinstance(module, DRAWS):
+                module(tensordict)
+                continue
+            # The stored action stays in place, so masks that depend on it are its own.
+            distribution = module.get_dist(tensordict)
+            action = action_key(module)
+            new.append(distribution.log_prob(tensordict.get(action)))
+            old.append(tensordict.get(stored[action]).detach())
+            entropy.append(distribution.entropy())
+            choices.append(distribution.logits.isfinite().sum(-1))
+            if module is self._draws[0]:
+                self._require_row_per_op(distribution.logits.shape[-1])
         op = tensordict.get(action_key(self._draws[0]))
         return PolicyEvaluation(
             log_prob=torch.stack(new, -1),
@@ -384,9 +385,8 @@ class FactoredClipPPOLoss(ClipPPOLoss):
         target = tensordict.get(self.tensor_keys.value_target)
         require_column(self.tensor_keys.value_target, target, tensordict)
         require_finite(self.tensor_keys.value_target, target, valid)
-        with set_recurrent_mode(tensordict.ndim > 1):
-            for module in self._critic_tail:
-                module(tensordict)
+        for module in self._critic_tail:
+            module(tensordict)
         value = tensordict.get(self.tensor_keys.value)
         error = distance_loss(target, value, loss_function=self.loss_critic_type).squeeze(-1)
         out.set("loss_critic", self._reduce_loss(self.critic_coeff * error, tensordict))

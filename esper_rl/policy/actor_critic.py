@@ -19,12 +19,12 @@ from tensordict.nn import (
 from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.envs import EnvBase, InitTracker, Transform
-from torchrl.modules import LSTMModule, MaskedCategorical, ProbabilisticActor, set_recurrent_mode
+from torchrl.modules import LSTMModule, MaskedCategorical, ProbabilisticActor
 
 from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.config import ActorCriticConfig
 from esper_rl.policy.masks import LegalChoices
-from esper_rl.policy.modules import AttentionModule, TensorModule
+from esper_rl.policy.modules import AttentionModule, TensorModule, as_set
 from esper_rl.policy.network import MEMORY, OBSERVATION, FactoredRecurrentNetwork, is_lstm
 from esper_rl.policy.value import ExpectedValue, HardValue, SoftValue
 
@@ -94,11 +94,12 @@ class FactoredActor(ProbabilisticTensorDictSequential):
         The parent would draw another op on the way, whose masks don't fit the stored action.
 
         Args:
-            tensordict: what the actor reads and the op, a step ``[N]`` or ``[N, T]``.
+            tensordict: what the actor reads and the op, a step ``[N]`` or ``[N, T]``, or as a
+                recurrent mode says that is set (:class:`torchrl.modules.set_recurrent_mode`).
         """
         state = tensordict.copy()
         distributions = {}
-        with set_recurrent_mode(tensordict.ndim > 1):
+        with as_set(tensordict):
             for module in self.module:
                 if isinstance(module, HeadActor):
                     distributions[module.dist_sample_keys[0]] = module.get_dist(state)
@@ -110,12 +111,13 @@ class FactoredActor(ProbabilisticTensorDictSequential):
 class OpConditionedCritic(TensorDictSequential):
     """Hard value of a batch: a fresh pass of the trunk, then the value of the op taken.
 
-    Runs over time where the batch has a time dimension. Reads the observation, the recurrent
+    Runs over time where the batch has a time dimension, or as a recurrent mode says that is set.
+    Reads the observation, the recurrent
     state, ``is_init`` and ``("action", "op")``; writes ``"state_value"`` ``[..., 1]``.
     """
 
     def forward(self, tensordict: TensorDictBase, **kwargs: object) -> TensorDictBase:
-        with set_recurrent_mode(tensordict.ndim > 1):
+        with as_set(tensordict):
             return super().forward(tensordict, **kwargs)
 
 

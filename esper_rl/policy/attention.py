@@ -52,23 +52,19 @@ class RecentAttention(nn.Module):
         seen = torch.arange(self.span, device=x.device) >= self.span - count
         return self._attend(x[:, None], recent, seen[:, None])[:, 0], recent, count
 
-    def over_time(self, x: Tensor, past: Tensor, count: Tensor, is_init: Tensor) -> Tensor:
-        """Many steps at once: ``[n, T, size]``.
+    def over_time(self, x: Tensor, past: Tensor, count: Tensor) -> Tensor:
+        """Many steps of one episode at once: ``[n, T, size]``.
 
         Args:
             x: ``[n, T, size]``.
             past, count: the state before the first of them.
-            is_init: bool ``[n, T, 1]``; nothing is seen across an episode's first step.
         """
         steps = x.shape[1]
         when = torch.arange(-self.span, steps, device=x.device)
         age = when[self.span :, None] - when  # [T, span + T]
         near = (age >= 0) & (age < self.span)
-        episode = is_init.squeeze(-1).cumsum(1)
-        before = episode.new_zeros(len(x), self.span)
-        exists = torch.cat([when[: self.span] >= -count, before.new_ones(len(x), steps) > 0], 1)
-        same = episode[:, :, None] == torch.cat([before, episode], dim=1)[:, None]
-        return self._attend(x, torch.cat([past, x], dim=1), near & same & exists[:, None])
+        exists = (when >= 0) | (when >= -count)  # [n, span + T]
+        return self._attend(x, torch.cat([past, x], dim=1), near & exists[:, None])
 
     def _attend(self, x: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
         """``x [n, T, size]`` looks at ``seen [n, K, size]`` where ``mask [n, T, K]``."""

@@ -274,8 +274,7 @@ def _from_the_beginning(module: nn.Module, *inputs: Tensor) -> Tensor:
         return module(features, (start, start))[0]
     if isinstance(module, RecentAttention):
         (x,) = inputs
-        first = torch.zeros(*x.shape[:2], 1, dtype=torch.bool, device=x.device)
-        return module.over_time(x, *module.nothing(x), first)
+        return module.over_time(x, *module.nothing(x))
     return module(*inputs)
 
 

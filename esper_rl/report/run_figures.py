@@ -24,8 +24,6 @@ Columns = Mapping[str, np.ndarray]
 """Metrics by name, one number an iteration; those that a run doesn't have are missing."""
 
 _COLOURS = (*COLOURS, "#999999")
-"""As many as there are heads."""
-
 _STYLES = ("-", "--", "-.", ":")
 _WARNING, _ALERT = "#E69F00", "#D55E00"
 
@@ -51,8 +49,9 @@ def _draw_lines(axes: Axes, columns: Columns, lines: Mapping[str, str]) -> None:
     for i, (name, label) in enumerate(lines.items()):
         if name not in columns:
             continue
-        style = _STYLES[i % len(_STYLES)]
-        draw_curve(axes, columns["steps"], columns[name], _COLOURS[i], label=label, style=style)
+        again, place = divmod(i, len(_COLOURS))  # the same colours in other styles
+        style, colour = _STYLES[(i + again) % len(_STYLES)], _COLOURS[place]
+        draw_curve(axes, columns["steps"], columns[name], colour, label=label, style=style)
     if len(axes.get_lines()) > 1:
         _draw_legend(axes, ncols=3 if len(lines) > 4 else 2)
 

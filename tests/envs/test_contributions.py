@@ -20,6 +20,7 @@ from tests.support.environments import (
     HOLDING,
     act,
     column,
+    differences,
     play,
     small_env,
 )
@@ -104,6 +105,7 @@ def test_contribution_changes_and_ages():
             loss=torch.ones(1),
             accuracy=torch.full((1,), 50.0),
             lost=torch.tensor([[*sets, *[third] * 3]]),
+            variance=torch.zeros(1, 8),
             ablated=torch.tensor([ablated]),
         )
         age_measurements(slots)
@@ -189,6 +191,30 @@ def test_rewards_are_paid_by_what_holds_when_they_are_paid(every):
             paid |= {name} if a["reward_terms", name].any() else set()
     assert {"fossilize", "prune", "terminal"} <= paid
     assert not seldom.state.slots.contribution_age[:, 0].any()  # measured for the bonus at the end
+
+
+def test_an_illegal_prune_measures_nothing():
+    """It runs as WAIT: all that differs afterwards is what the row was told to do."""
+    plan = [*HOLDING, {"op": Op.FOSSILIZE}, {}, {}]
+    options = {"max_epochs": 30, "counterfactual_every": 20, "reward": SELDOM}
+    states = []
+    for op in (Op.WAIT, Op.PRUNE):
+        env = small_env(**options, validation_size=200)
+        state = play(env, plan)[-1]
+        assert env.state.slots.contribution_age[:, 0].tolist() == [2, 2, 2]
+        assert not state["action_mask", "slot"][:, Op.PRUNE, 0].any()
+        states.append(act(env, state, op=int(op)))
+    waited, refused = states
+    assert not refused["last_action_success"].any()
+    assert set(differences(waited, refused)) == {
+        "observation",
+        "last_action_success",
+        "last_action_op",
+    }
+    told = [column("last_action_success"), column("last_action_op_wait")]
+    told.append(column("last_action_op_prune"))
+    changed = (waited["observation"] != refused["observation"]).any(0).nonzero().squeeze(1)
+    assert changed.tolist() == sorted(told)
 
 
 def test_parameters_are_shown_against_the_tasks_budget():

@@ -264,7 +264,7 @@ def test_statistics_and_time_limits_work():
 # -- masks ----------------------------------------------------------------------------------------
 
 
-def test_masks_are_the_worlds_with_a_slot_where_any_legal_op_has_it():
+def test_masks_are_the_worlds_with_a_slot_where_an_op_beside_wait_has_it():
     envs, world = vector(), MorphogenesisEnv(num_envs=3, **SMALL)
     sizes = envs.single_action_space.nvec.tolist()
     _, info = envs.reset(seed=2)
@@ -278,9 +278,9 @@ def test_masks_are_the_worlds_with_a_slot_where_any_legal_op_has_it():
         for head in set(HEADS) - {"slot"}:
             assert np.array_equal(parts[head], masks[head].numpy())
         for row in range(3):
-            legal = [op for op in Op if masks["op"][row, op]]
-            union = [any(masks["slot"][row, op, slot] for op in legal) for slot in range(3)]
-            assert parts["slot"][row].tolist() == union
+            acting = [op for op in Op if op != Op.WAIT and masks["op"][row, op]]
+            union = [any(masks["slot"][row, op, slot] for op in acting) for slot in range(3)]
+            assert parts["slot"][row].tolist() == (union if acting else [True] * 3)
         assert np.array_equal(info["slot_mask"], masks["slot"].numpy())
         assert np.array_equal(envs.unwrapped.action_masks(), info["action_mask"])
         *_, info = envs.step(action)
@@ -289,6 +289,39 @@ def test_masks_are_the_worlds_with_a_slot_where_any_legal_op_has_it():
     _, info = single.reset(seed=2)
     assert np.array_equal(single.get_wrapper_attr("action_masks")(), info["action_mask"])
     assert info["action_mask"].shape == (sum(sizes),)
+
+
+def test_the_slot_part_of_a_mask_leaves_out_slots_where_nothing_can_be_done():
+    """A seed that fades out at slot 0 leaves nothing legal there but WAIT."""
+    single = gymnasium.make(ID, task="scaffold", num_slots=2, max_epochs=40)
+    _, info = single.reset(seed=0)
+    heads = {head: slice(*place) for head, place in _places(single.action_space.nvec).items()}
+    offered = int(info["action_mask"][heads["blueprint"]].argmax())
+    plan = [
+        [Op.GERMINATE, 0, offered, 0, 0, 2, 0, 0],
+        *[[Op.ADVANCE, 0, 0, 0, 0, 0, 0, 0]] * 2,
+        *[[Op.WAIT, 0, 0, 0, 0, 0, 0, 0]] * 3,
+        [Op.PRUNE, 0, 0, 0, 0, 0, 3, 0],
+    ]
+    for action in plan:
+        *_, info = single.step(np.array(action))
+    assert info["action_mask"][heads["slot"]].tolist() == [False, True]
+
+
+def test_all_slots_are_legal_where_only_waiting_is():
+    single = gymnasium.make(ID, task="scaffold", num_slots=1, max_epochs=40)
+    _, info = single.reset(seed=0)
+    heads = {head: slice(*place) for head, place in _places(single.action_space.nvec).items()}
+    offered = int(info["action_mask"][heads["blueprint"]].argmax())
+    single.step(np.array([Op.GERMINATE, 0, offered, 0, 0, 0, 0, 0]))
+    *_, info = single.step(np.array([Op.PRUNE, *[0] * 7]))
+    assert info["action_mask"][heads["op"]].tolist() == [True, *[False] * 5]
+    assert info["action_mask"][heads["slot"]].tolist() == [True]
+
+
+def _places(sizes: np.ndarray) -> dict[str, tuple[int, int]]:
+    ends = np.cumsum(sizes).tolist()
+    return {head: (end - size, end) for head, end, size in zip(HEADS, ends, sizes, strict=True)}
 
 
 # -- bad input ------------------------------------------------------------------------------------

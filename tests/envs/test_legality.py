@@ -16,10 +16,10 @@ from envs.actions import (
     Stage,
     head_sizes,
 )
+from envs.checks import check_action
 from envs.lifecycle import (
     action_masks,
     apply_action,
-    check_action,
     legal_slots,
 )
 from tests.support.slots import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.envs import RewardSum, TransformedEnv
 from torchrl.envs.utils import check_env_specs
@@ -11,6 +12,7 @@ from torchrl.envs.utils import check_env_specs
 from envs import feature_names
 from envs.actions import BLUEPRINTS, HEADS, Op, Stage, head_sizes
 from envs.reward import REWARD_TERMS
+from esper_rl.growing.baselines import WaitPolicy
 from tests.support.environments import act, random_states, small_env
 
 
@@ -145,6 +147,48 @@ def test_a_collector_runs():
     # Training goes on under the collector's no_grad: losses move within an episode.
     loss = batches[0]["metrics", "val_loss"].view(3, 8)[:, :5]
     assert (loss.diff(dim=1) != 0).any()
+
+
+def test_random_play_is_legal_and_tries_every_op():
+    torch.manual_seed(0)
+    env = small_env(num_envs=16, max_epochs=40)
+    rollout = env.rollout(40)
+    assert rollout["next", "last_action_success"].all()
+    assert rollout["action", "op"].unique().tolist() == list(range(len(Op)))
+    executed = rollout["next", "metrics", "executed_op"]
+    assert executed.equal(rollout["action", "op"])
+
+
+def test_a_random_action_is_uniform_over_what_is_legal():
+    torch.manual_seed(0)
+    env = small_env(num_envs=2000)
+    state = env.rand_action(act(env, env.reset(), op=Op.GERMINATE, slot=1, blueprint=1))
+    masks, action = state["action_mask"], state["action"]
+    for head in ("op", "blueprint", "tempo"):
+        legal = masks[head][0].nonzero().squeeze(1)
+        shares = torch.bincount(action[head], minlength=masks[head].shape[1]) / 2000
+        assert (shares[legal] - 1 / len(legal)).abs().max() < 0.04
+        assert shares[legal].sum() == shares.sum()
+    for op in Op:
+        slots = action["slot"][action["op"] == op].unique().tolist()
+        assert slots == masks["slot"][0, op].nonzero().squeeze(1).tolist()
+
+
+def test_random_frames_of_a_collector_are_legal():
+    env = TransformedEnv(small_env(max_epochs=5), RewardSum())
+    collector = Collector(
+        env, WaitPolicy(), frames_per_batch=60, total_frames=60, init_random_frames=60
+    )
+    (batch,) = (batch.clone() for batch in collector)
+    collector.shutdown()
+    assert batch["next", "last_action_success"].all()
+    assert (batch["action", "op"] != Op.WAIT).any()
+
+
+def test_without_masks_a_random_action_is_of_the_spec():
+    env = small_env()
+    for drawn in (env.rand_action(), env.rand_action(TensorDict({}, env.batch_size))):
+        assert env.full_action_spec.is_in(drawn.select("action"))
 
 
 def test_what_was_emitted_never_changes():

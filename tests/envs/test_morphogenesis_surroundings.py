@@ -2,26 +2,71 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from tensordict import TensorDictBase
+from torch import nn
 from torchrl.envs import SerialEnv, check_env_specs
 
-from envs import MorphogenesisEnv, RewardConfig
+from envs import ArrayTask, ModuleHost, MorphogenesisEnv, RewardConfig, module_seed
 from envs.actions import BLUEPRINTS, Op
+from examples.own_network import network
 from tests.support.environments import act, differences, random_states, small_env
 from tests.support.populations import matrices
 
 ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
 needs_accelerator = pytest.mark.skipif(ACCELERATOR is None, reason="needs a GPU")
 GERMINATE = {"op": Op.GERMINATE, "blueprint": BLUEPRINTS.index("conv_light")}
+
+
+# -- copies -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["digits", "digits_varied", "pydoc", "scaffold"])
+@pytest.mark.parametrize("how", ["pickle", "torch.save"])
+def test_a_pickled_environment_goes_on_alike(task, how):
+    sizes = {} if task == "scaffold" else {"batches_per_epoch": 1, "validation_size": 20}
+    env = MorphogenesisEnv(task, num_envs=2, seed=0, **sizes)
+    state = act(env, env.reset(), **GERMINATE)
+    if how == "pickle":
+        twin = pickle.loads(pickle.dumps(env))
+    else:
+        file = io.BytesIO()
+        torch.save(env, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    for _ in range(3):
+        mine, theirs = act(env, state, op=Op.ADVANCE), act(twin, state, op=Op.ADVANCE)
+        assert differences(mine, theirs) == []
+        state = mine
+
+
+def test_a_network_of_ones_own_pickles_with_its_factory():
+    task = ArrayTask(
+        name="own",
+        host=ModuleHost(
+            network,
+            ["stem"],
+            torch.zeros(1, 1, 8, 8),
+            blueprints={"conv": module_seed(partial(nn.Conv2d, 8, kernel_size=1))},
+        ),
+        train=(torch.rand(40, 1, 8, 8), torch.arange(40) % 10),
+        validation=20,
+    )
+    env = MorphogenesisEnv(task, num_envs=2, num_slots=1, seed=0, batches_per_epoch=1)
+    state = env.reset()
+    twin = pickle.loads(pickle.dumps(env))
+    assert differences(act(env, state), act(twin, state)) == []
 
 
 # -- seeds --------------------------------------------------------------------------------------

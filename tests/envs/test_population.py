@@ -13,9 +13,12 @@ from torch import Tensor
 
 import envs.populations.compiled
 import envs.populations.plain
+import envs.populations.trained
+from envs import MorphogenesisEnv
 from envs.actions import Algorithm, Stage
 from envs.attribution import contributions
 from envs.populations.base import ablations
+from examples.own_host import rings
 from tests.support.plain import PlainSlot, drawn_kernels
 from tests.support.populations import (
     CONV_INDICES,
@@ -175,7 +178,7 @@ def test_validation_of_some_rows_in_any_order():
 def test_validation_of_no_rows():
     population, growth = make_every_population()
     empty = population.validate(growth, torch.zeros(0, dtype=torch.int64), ablate=True)
-    assert [len(values) for values in vars(empty).values()] == [0, 0, 0, 0]
+    assert all(len(values) == 0 for values in vars(empty).values())
 
 
 def test_validation_changes_nothing():
@@ -345,3 +348,18 @@ def test_a_bad_row_harms_no_other(where, bad, plain):
     assert not population.host_params[row].isfinite().all()
     assert not validation.loss[row].isfinite()
     assert validation.loss[others].isfinite().all()
+
+
+def test_what_has_no_compiled_form_is_named_once(caplog):
+    """Of the first layer that has none, and where it is."""
+    envs.populations.trained._say_why_not_compiled.cache_clear()
+    for _ in range(2):
+        MorphogenesisEnv(rings(), num_envs=1, num_slots=2)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "the networks run in PyTorch, several times slower than compiled: in blueprint 'square', "
+        "Square has no compiled form, a method emit"
+    )
+    caplog.clear()
+    MorphogenesisEnv("digits", num_envs=1)
+    assert not caplog.records

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from gymnasium.wrappers import RecordVideo
 from matplotlib.colors import to_rgb
 
 from envs import MorphogenesisEnv
-from envs.actions import Op, Stage
+from envs.actions import BLUEPRINTS, Op, Stage
 from envs.gymnasium import GymnasiumEnv, GymnasiumVectorEnv
 from envs.rendering import STAGE_COLOURS, cut_sheet, draw_network, draw_sheet
+from examples.own_host import DenseHost, rings, square_seed
 
 ID = "esper_rl/Morphogenesis-v0"
 
@@ -120,6 +123,26 @@ def test_environments_draw_what_they_are_asked_to():
     for quiet in (GymnasiumEnv("scaffold"), GymnasiumVectorEnv("scaffold", num_envs=2)):
         quiet.reset()
         assert quiet.render() is None
+
+
+@pytest.mark.parametrize("kind", ["one", "many"])
+def test_blueprints_of_ones_own_have_their_names(kind):
+    """Planted and drawn: the picture is another one where the name is."""
+    pictures = []
+    for name in ("mine", "a much longer name"):
+        task = replace(rings(), host=DenseHost(2, 8, 2))
+        task.host.blueprints = {name: square_seed}
+        options = {"task": task, "num_slots": 2, "render_mode": "rgb_array", "max_epochs": 5}
+        env = (
+            GymnasiumEnv(**options) if kind == "one" else GymnasiumVectorEnv(num_envs=2, **options)
+        )
+        own = len(BLUEPRINTS)  # the first beyond those that all hosts know
+        env.reset(seed=0)
+        action = np.array([Op.GERMINATE, 1, own, 0, 0, 0, 0, 0])
+        env.step(action if kind == "one" else np.stack([action] * 2))
+        drawn = env.render()
+        pictures.append(drawn if kind == "one" else drawn[1])
+    assert (pictures[0] != pictures[1]).any(2).sum() > 50
 
 
 def test_a_vectors_curves_begin_anew_with_their_episodes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -14,8 +15,9 @@ from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.data import Unbounded
 from torchrl.envs import Compose, InitTracker, RewardSum, StepCounter, TensorDictPrimer
 
-from envs import MorphogenesisEnv, ResumableEnv
-from envs.actions import HEADS
+from envs import MorphogenesisEnv, ResumableEnv, RewardConfig, make_task
+from envs.actions import HEADS, Op
+from envs.batched.optimizers import SGD
 from tests.support.environments import act, differences, legal_action, play, small_env
 
 NO_SIZES = dict.fromkeys(("batches_per_epoch", "minibatch_size", "validation_size"))
@@ -84,9 +86,26 @@ def test_what_was_saved_stays_as_it_is():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_envs": 2}, "networks.weights.0 must be torch.float32 of shape"),
-        ({"num_slots": 2}, "networks.weights.0 must be torch.float32 of shape"),
-        ({"task": "digits_full"}, "must be of the task 'digits_full', got one of 'digits'"),
+        ({"num_envs": 2}, "with num_envs=2, got one with num_envs=3; make this"),
+        ({"num_slots": 2}, "with num_slots=2, got one with num_slots=3"),
+        ({"task": "digits_full"}, "with task.name='digits_full', got one with task.name='digits'"),
+        ({"task": replace(make_task("digits"), seed_lr=0.1)}, "with task.seed_lr=0.1, got one"),
+        ({"task": replace(make_task("digits"), optimizer=SGD(0.5))}, "with task.optimizer='SGD"),
+        ({"max_epochs": 9}, "with max_epochs=9, got one with max_epochs=8"),
+        ({"gates": "strict"}, "with gates='strict', got one with gates='permissive'"),
+        ({"time_limit": "truncate"}, "with time_limit='truncate', got one with"),
+        ({"batches_per_epoch": 2}, "with batches_per_epoch=2, got one with batches_per_epoch=1"),
+        ({"minibatch_size": 4}, "with minibatch_size=4, got one with"),
+        ({"validation_size": 41}, "with validation_size=41, got one with"),
+        ({"reward": RewardConfig(stage=0.2)}, "with reward.stage=0.2, got one with reward.stage"),
+        (
+            {"reward": RewardConfig(intervention={Op.WAIT: 0.1})},
+            r"with reward.intervention\[WAIT\]=0.1, got one with no reward",
+        ),
+        (
+            {"reward": RewardConfig(mode="sparse"), "counterfactual_every": 2},
+            "with counterfactual_every=2, got one with counterfactual_every=1",
+        ),
     ],
 )
 def test_the_state_of_another_environment_is_refused(changes, message):
@@ -97,6 +116,13 @@ def test_the_state_of_another_environment_is_refused(changes, message):
         other.load_state_dict(small_env().state_dict())
     assert differences(other.observe(), before) == []
     assert other.population.params.equal(params)
+
+
+def test_a_state_without_options_is_refused():
+    saved = small_env().get_extra_state()
+    del saved["options"]
+    with pytest.raises(ValueError, match=r"with task.name='digits', got one with no task.name"):
+        small_env().set_extra_state(saved)
 
 
 # -- in torchrl's transforms and collectors --------------------------------------------------

@@ -225,6 +225,13 @@ def test_hindsight():
     assert term("hindsight", credit_before=[[0.05, 0.1]], credit=0.2) == pytest.approx(0.7 * 0.15)
 
 
+@pytest.mark.parametrize("ends", ["terminated", "last_epoch"])
+def test_hindsight_of_the_last_step_is_paid_in_it(ends):
+    """The slots' 0.2 each beside what waits: no other step could pay it."""
+    paid = term("hindsight", credit_before=[[0.05, 0.1]], credit=0.2, **{ends: [True]})
+    assert paid == pytest.approx(0.7 * (0.15 + SLOTS * 0.2))
+
+
 def test_outcome():
     case = {"best_accuracy": [80.0], "accuracy": [60.0], "params_share": [0.5]}
     used = (2 * 0.5 * HOST_SIZE + 7.0) / BUDGET

@@ -75,3 +75,18 @@ def test_rows_have_pictures_and_share_what_they_are():
     assert stable.get_attr("num_envs", indices=[0, 2]) == [3, 3]
     with pytest.raises(AttributeError, match="'max_epochs' can't be set"):
         stable.set_attr("max_epochs", 5)
+
+
+def test_recorders_find_how_fast_pictures_follow_each_other():
+    stable = StableVecEnv(**SMALL, render_mode="rgb_array")
+    assert stable.metadata["render_fps"] == 5
+    assert "rgb_array" in stable.metadata["render_modes"]
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": 5}, [{}, {"max_epochs": 5}, {}]])
+def test_unknown_options_are_refused(options):
+    stable = StableVecEnv(**SMALL)
+    with pytest.raises(ValueError, match=r"options must be among \[\], got \['max_epochs'\]"):
+        stable.set_options(options)
+    stable.set_options()
+    stable.set_options([{}, {}, {}])

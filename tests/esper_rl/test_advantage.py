@@ -166,7 +166,9 @@ def test_a_missing_entry_is_named(
 
 
 def test_steps_without_time_are_refused(batch: TensorDictBase, ac: ActorCritic) -> None:
-    with pytest.raises(ValueError, match=r"batch must be of shape \[rows, steps\], got \[12\]"):
+    with pytest.raises(
+        ValueError, match=r"batch must be of shape \[..., rows, steps\], got \[12\]"
+    ):
         compute_advantages(batch[:, 0], ac)
 
 

@@ -16,6 +16,7 @@ from tensordict.nn import TensorDictModuleBase
 from envs import MorphogenesisEnv
 from envs.actions import Op, Stage
 from envs.observation import ACTION_FEEDBACK, feature_columns
+from envs.tasks.scaffold import BEST_PLAN
 from esper_rl import train
 from esper_rl.evaluation import (
     PLAYERS,
@@ -24,7 +25,12 @@ from esper_rl.evaluation import (
     play_run,
     players_of,
 )
-from esper_rl.growing.baselines import FixedSchedulePolicy, RandomPolicy, WaitPolicy
+from esper_rl.growing.baselines import (
+    FixedSchedulePolicy,
+    PlanPolicy,
+    RandomPolicy,
+    WaitPolicy,
+)
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
 from esper_rl.report.episodes import Evaluation
 from esper_rl.report.tables import format_evaluations
@@ -159,21 +165,36 @@ def test_returns_are_discounted_as_the_run_was(tiny_config: Callable[..., TrainC
     assert not found[None].equal(found[1.0])
 
 
+NO_SIZES = tuple(
+    f"env.{size}=null" for size in ("batches_per_epoch", "minibatch_size", "validation_size")
+)
+
+
+@pytest.mark.parametrize("changes", [("env.max_epochs=10",), ("env.num_slots=1",)])
+def test_a_world_that_the_best_plan_does_not_fit_is_evaluated_without_it(
+    changes: tuple[str, ...], tiny_config: Callable[..., TrainConfig]
+) -> None:
+    run = train(tiny_config("task=scaffold", *NO_SIZES, "total_steps=20", *changes))
+    assert list(evaluate_run(run, episodes=2)) == list(PLAYERS)
+
+
+def test_a_plan_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_epochs must be an integer of at least 80, got 79"):
+        PlanPolicy(BEST_PLAN, 79)
+    with pytest.raises(ValueError, match="num_slots must be an integer of at least 2, got 1"):
+        PlanPolicy(BEST_PLAN, 144, num_slots=1)
+
+
 def test_the_best_plan_is_shown_where_it_is_known(
     tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = train(
-        tiny_config(
-            "task=scaffold",
-            "env.max_epochs=null",
-            "env.batches_per_epoch=null",
-            "env.minibatch_size=null",
-            "env.validation_size=null",
-            "total_steps=20",
-        )
-    )
-    assert players_of("scaffold") == (*PLAYERS, "best plan")
-    assert players_of("digits") == PLAYERS
+    scaffold = ("task=scaffold", *NO_SIZES, "total_steps=20")
+    run = train(tiny_config(*scaffold, "env.max_epochs=null"))
+    for changes in ((), ("env.max_epochs=144",)):
+        assert players_of(compose_config(["task=scaffold", *changes]))[-1] == "best plan"
+    for changes in (("env.max_epochs=10",), ("env.max_epochs=145",), ("env.num_slots=1",)):
+        assert players_of(compose_config(["task=scaffold", *changes])) == PLAYERS
+    assert players_of(compose_config([])) == PLAYERS
     few = ("greedy", *(f"greedy, feedback {name}" for name in HIDDEN))
     monkeypatch.setattr("esper_rl.evaluation.PLAYERS", few)  # the others take their time
     results = evaluate_run(run, episodes=16)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import Compose, TransformedEnv
-from torchrl.modules import set_recurrent_mode
 
 from envs import feature_names
 from envs.actions import CAUSAL_RELEVANCE
@@ -22,6 +21,7 @@ from esper_rl.policy import ActorCritic
 from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.value import ExpectedValue
 from tests.support.fake_world import NUM_OPS, FakeWorld, collect
+from tests.support.policies import build, fresh
 
 OPTIONS: dict[str, PolicyConfig] = {
     "v1": PolicyConfig.v1(),
@@ -41,18 +41,6 @@ OPTIONS: dict[str, PolicyConfig] = {
     "sampled": PolicyConfig(hidden_size=16, value_mode="sampled"),
     "state": PolicyConfig(hidden_size=16, value_mode="state"),
 }
-
-
-def build(config: PolicyConfig, world: FakeWorld) -> ActorCritic:
-    """A policy with strong preferences, whose attention does something."""
-    torch.manual_seed(0)
-    ac = make_actor_critic(config, world)
-    with torch.no_grad():
-        for head in ac.network.heads.values():
-            head[-1].weight.mul_(100)
-        if ac.network.attention is not None:
-            nn.init.normal_(ac.network.attention.project_back.weight)
-    return ac
 
 
 def run_alone(ac: ActorCritic, episode: TensorDictBase) -> Iterator[Tensor]:
@@ -110,18 +98,6 @@ def baseline(mode: str, head: nn.Module, memory: Tensor, weights: Tensor, op: Te
     if mode == "sampled":
         return values[op]
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
-
-
-def fresh(ac: ActorCritic, batch: TensorDictBase) -> TensorDictBase:
-    """The batch with logits, masks and values of one pass of the actor's modules over time."""
-    batch = batch.clone()
-    with set_recurrent_mode(True), torch.no_grad():
-        for module in ac.actor.module:
-            if hasattr(module, "get_dist"):
-                module.get_dist(batch)  # draws nothing: masks stay those of the stored op
-            else:
-                module(batch)
-    return batch
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -229,8 +205,7 @@ def test_expected_value_in_one_pass() -> None:
 def test_attention_starts_as_the_identity() -> None:
     attention = RecentAttention(8, 5)
     x = torch.randn(3, 4, 8)
-    first = torch.zeros(3, 4, 1, dtype=torch.bool)
-    assert attention.over_time(x, *attention.nothing(x), first).equal(x)
+    assert attention.over_time(x, *attention.nothing(x)).equal(x)
 
 
 def test_compilable_network_has_the_same_weights_and_function() -> None:

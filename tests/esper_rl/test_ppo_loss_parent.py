@@ -83,7 +83,8 @@ def test_keys_are_the_parents() -> None:
     critic = TensorDictModule(nn.Linear(4, 1), ["observation"], ["state_value"])
     ours = FactoredClipPPOLoss(actor, critic, heads=names, relevance=table)
     parent = ClipPPOLoss(actor, critic, functional=False)
-    assert set(ours.in_keys) == set(parent.in_keys)
+    masks = {("collector", "mask"), "shifted_valid"}
+    assert set(ours.in_keys) == {*parent.in_keys, "advantage", "value_target", *masks}
     assert ours.out_keys[: len(parent.out_keys)] == parent.out_keys
 
 
@@ -119,10 +120,12 @@ def test_private_members_of_the_parent() -> None:
         "_clip_bounds",
         "_expand_loss_mask",
         "_has_critic",
+        "_in_keys",
         "_loss_mask_keys",
         "_maybe_normalize_advantage",
         "_out_keys",
         "_reduce_loss",
+        "_set_in_keys",
         "_standardize_advantage",
     }
 

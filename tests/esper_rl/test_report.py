@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.actions import Op, Stage
+from envs.actions import HEADS, Op, Stage
 from esper_rl import cli, train
 from esper_rl.evaluation import play_run
-from esper_rl.report.run_figures import SECTIONS, draw_learning
+from esper_rl.report.run_figures import SECTIONS, draw_learning, draw_policy
 from esper_rl.run_report import report_run
 from esper_rl.stories import Story, draw_story, tell_stories
 from esper_rl.training.composition import compose_config
@@ -34,6 +34,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+# -- pictures --------------------------------------------------------------------------------
+
+
+def test_a_further_head_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = [*HEADS, "ninth", "tenth"]
+    monkeypatch.setattr("esper_rl.report.run_figures.HEADS", heads)
+    names = {f"relevant_normalized_entropy/{head}": np.ones(3) for head in heads}
+    entropy, _ = draw_policy({"steps": np.arange(3), **names})
+    lines = [line for line in entropy.axes[0].get_lines() if line.get_label() in heads]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(heads)
 
 
 # -- stories ----------------------------------------------------------------------------------

@@ -43,6 +43,20 @@ def test_the_output_is_flat_and_named(batch: TensorDictBase, ac: ActorCritic) ->
     assert {f"head_entropy/{head}" for head in HEADS} <= set(loss.out_keys)
 
 
+def test_entries_by_name_are_the_batch(batch: TensorDictBase, ac: ActorCritic) -> None:
+    """As torchrl's losses take them: nested names joined, the outputs in order."""
+    loss = make_loss(ac)
+    entries = {
+        "_".join([key] if isinstance(key, str) else key): batch[key]
+        for key in loss.in_keys
+        if key in batch.keys(True)
+    }
+    assert {"advantage", "value_target", "action_op", "action_mask_slot"} <= set(entries)
+    wanted = loss(batch)
+    for key, value in zip(loss.out_keys, loss(**entries), strict=True):
+        torch.testing.assert_close(value, wanted[key], equal_nan=True)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"entropy_bonus": False}, {"log_explained_variance": False}, {"critic_coeff": None}],
