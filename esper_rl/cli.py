@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 when training failed or disk or memory is full, 2 for bad input, 130
-        after Ctrl-C, SIGTERM or SIGHUP.
+        after Ctrl-C, SIGTERM, SIGHUP or SIGUSR1.
     """
     write_anywhere()
     arguments = parse_arguments(argv)
@@ -215,7 +215,7 @@ def _print_comparison(
             text = page.as_page(title, summary, designs)
         else:
             text = page.as_markdown(title, summary)
-        output.write_text(text, encoding="utf-8")
+        write_whole(output, text.encode(errors="replace"))
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -223,7 +223,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
     output = arguments.output or RunFolder(arguments.run).report
     check_folder_of("report", output)
-    write_whole(output, report_run(arguments.run, arguments.episodes).encode())
+    write_whole(output, report_run(arguments.run, arguments.episodes).encode(errors="replace"))
     print(f"The report is in {output}")
 
 

@@ -32,6 +32,7 @@ from esper_rl.growing.baselines import (
 )
 from esper_rl.growing.controls import Recorder, Replay, shuffled
 from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
+from esper_rl.processes import require_guard
 from esper_rl.report.curves import plot_learning_curve
 from esper_rl.report.episodes import Evaluation, as_json, as_text, keep_longest
 from esper_rl.runs import RunFolder
@@ -184,13 +185,15 @@ def evaluate_run(
     Raises:
         FileNotFoundError: when there is no such run.
         CheckpointError: when its policy can't be loaded.
-        ConfigError: for a control that isn't one, columns that don't exist, or settings that
-            aren't allowed.
+        ConfigError: for a control that isn't one, columns that don't exist, settings that aren't
+            allowed, or a script without ``if __name__ == "__main__":`` that starts workers.
     """
     folder = RunFolder.open(run)
     config = read_config(folder, settings)
     if output is not None:
         check_folder_of("output", output)
+    if config.workers > 1:
+        require_guard()
     if settings:  # before another world is made, whose networks may have to be compiled
         own, task = (make_task(each.env.task) for each in (read_config(folder), config))
         if own.topology != task.topology:

@@ -15,6 +15,7 @@ from esper_rl.report.page import as_page, as_picture, as_row, as_table
 from esper_rl.report.run_figures import SECTIONS, Columns, draw_learning
 from esper_rl.report.tables import Summary, evaluation_rows
 from esper_rl.runs import CheckpointError, RunFolder
+from esper_rl.runs.files import printable
 from esper_rl.runs.metrics import read_columns
 from esper_rl.stories import Story, draw_story, tell_stories
 from esper_rl.training.config import TrainConfig
@@ -68,7 +69,7 @@ def report_run(run: str | Path, episodes: int = 16) -> str:
             pictures = as_row(draw(columns), title)
             parts += [f"<h2>{title}</h2>", pictures, f"<p>{explanation}</p>"]
     parts += _stories(folder, config, episodes)
-    return as_page(f"{folder.path.name}: growing on {config.env.task}", parts)
+    return as_page(f"{printable(folder.path.name)}: growing on {config.env.task}", parts)
 
 
 def _describe(config: TrainConfig, columns: Columns) -> str:

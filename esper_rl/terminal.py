@@ -13,6 +13,11 @@ from typing import Any
 
 import torch
 
+ENDING = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+]
+"""Signals by which systems ask a process to end: SLURM sends SIGUSR1 some time before it kills."""
+
 
 def is_out_of_memory(error: Exception) -> bool:
     """PyTorch has an error of its own for accelerators only."""
@@ -55,17 +60,16 @@ class _Forgiving:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end what is done inside as Ctrl-C does."""
+    """The signals of :data:`ENDING` end what is done inside as Ctrl-C does."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     before = {}
     if current_thread() is main_thread():  # nothing else may catch signals
-        kinds = [kind for kind in ("SIGTERM", "SIGHUP") if hasattr(signal, kind)]
-        before = {kind: signal.signal(getattr(signal, kind), interrupt) for kind in kinds}
+        before = {kind: signal.signal(kind, interrupt) for kind in ENDING}
     try:
         yield
     finally:
         for kind, handler in before.items():
-            signal.signal(getattr(signal, kind), handler)
+            signal.signal(kind, handler)

@@ -7,6 +7,9 @@ neighbouring pixels of a channel, the B examples of each pixel innermost.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numba
@@ -35,8 +38,28 @@ what it has read from disk: the first run on a machine wouldn't be the same as t
 entry_kernel: Any = numba.njit(**_OPTIONS, inline="always")
 """The same for long functions, which Python calls too: fewer of them are compiled."""
 
-cached_kernel: Any = numba.njit(**_OPTIONS, cache=True)
-"""Decorator of functions that are kept on disk, with all that they call."""
+_LOGGER = logging.getLogger(__name__)
+
+
+def cached_kernel(function: Callable) -> Any:
+    """Decorate a function that is kept on disk, with all that it calls.
+
+    Where there is no place to keep it, every process compiles it, and says so.
+    """
+    try:
+        return numba.njit(**_OPTIONS, cache=True)(function)
+    except RuntimeError:  # the package is read-only, and so is the user's cache
+        _say_that_it_is_not_cached()
+        return numba.njit(**_OPTIONS)(function)
+
+
+@cache  # once in a process
+def _say_that_it_is_not_cached() -> None:
+    _LOGGER.warning(
+        "compiled layers can't be kept on disk, so every process compiles them, half a minute or "
+        "so; NUMBA_CACHE_DIR may name a folder that can be written"
+    )
+
 
 Array = Any
 """A NumPy array, in types that Numba infers."""

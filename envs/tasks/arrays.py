@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -175,14 +176,36 @@ def _examples(name: str, given: Any) -> Examples:
             f"{name} must be inputs and targets, as a pair of arrays or tensors or a TensorDataset "
             f"of two, got {type(given).__name__}"
         )
-    try:
-        inputs, targets = (torch.as_tensor(array) for array in given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be two arrays or tensors of numbers: {error}") from None
+    inputs = _tensor(f"{name} inputs", given[0])
+    targets = _tensor(f"{name} targets", given[1])
     if targets.is_floating_point() or targets.is_complex():
         raise TypeError(f"{name} targets must be integers, the classes, got {targets.dtype}")
     inputs = inputs.float() if inputs.is_floating_point() else inputs
     return Examples(inputs, targets.long())
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    """Numbers as a tensor: of a tensor, an array or what NumPy makes one of, series and frames."""
+    sparse = hasattr(values, "toarray") or (
+        isinstance(values, Tensor) and values.layout is not torch.strided
+    )
+    if sparse:
+        how = "to_dense()" if isinstance(values, Tensor) else "toarray()"
+        raise TypeError(f"{name} must be dense, got {type(values).__name__}; call {how} on it")
+    if isinstance(values, Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(
+                f"it holds {array.dtype}; categories and words need a number each, as "
+                "np.unique(values, return_inverse=True)[1] gives them"
+            )
+        # In this machine's byte order, and not backwards, which PyTorch doesn't know.
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be an array or tensor of numbers: {error}") from None
 
 
 def _check_examples(name: str, examples: Examples, host: Host) -> None:
@@ -208,6 +231,23 @@ def _check_examples(name: str, examples: Examples, host: Host) -> None:
             f"knows, got {wrong} in example {first}"
         )
     try:
-        host.prepare(inputs[:1])
+        prepared = host.prepare(inputs[:1])
     except ValueError as error:
         raise ValueError(f"{name} inputs don't fit the host: {error}") from None
+    answers = _answer_shape(host, prepared)
+    if tuple(targets.shape[1:]) != answers:
+        shape = ", ".join(["M", *map(str, answers)])
+        raise ValueError(
+            f"{name} targets must be of shape [{shape}], a class for each of the host's answers, "
+            f"got {list(targets.shape)}; targets.argmax(1) makes classes of one-hot rows, "
+            "targets.squeeze(1) of a column"
+        )
+
+
+def _answer_shape(host: Host, example: Tensor) -> tuple[int, ...]:
+    """Shape of a host's answers to one example ``[1, features…]``: none, or its positions."""
+    h, key = example.movedim(0, -1)[None], torch.zeros(1, dtype=torch.int64)
+    with torch.no_grad():
+        for segment in host.segments:
+            h = segment(segment.layout.unflatten(segment.layout.draw(key)), h)
+    return tuple(h.shape[2:-1])

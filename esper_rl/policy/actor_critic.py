@@ -58,6 +58,7 @@ class FactoredActor(ProbabilisticTensorDictSequential):
     Raises:
         ActionMaskError: in ``forward``, when a mask has no legal choice.
         ValueError: in ``forward``, for an observation that isn't finite.
+        KeyError: in ``forward``, for a step that lacks what the actor reads.
     """
 
     entropy_weights: dict[str, float]
@@ -84,6 +85,16 @@ class FactoredActor(ProbabilisticTensorDictSequential):
                     f"{bad.nonzero()[0].tolist()}"
                 ) from None
             raise
+        except KeyError as error:
+            present = tensordict.keys(True)
+            missing = [key for key in self.in_keys if key not in present]
+            if not missing:
+                raise
+            raise KeyError(
+                f"the step lacks {', '.join(map(repr, missing))}; the environment must show what "
+                "the policy was made for and have its transforms around it: "
+                "TransformedEnv(env, Compose(*actor_critic.transforms()))"
+            ) from error
         for key in self.out_keys:
             tensordict.set(key, state.get(key))
         return tensordict

@@ -27,6 +27,7 @@ class LegalChoices(TensorDictModuleBase):
 
     Raises:
         ActionMaskError: in ``forward``, naming the first head and step without a choice.
+        TypeError: in ``forward``, for a mask that isn't bool.
     """
 
     def __init__(
@@ -41,6 +42,12 @@ class LegalChoices(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         masks = {head: tensordict.get(("action_mask", head)) for head in self.heads}
+        for head, mask in masks.items():
+            if mask.dtype != torch.bool:
+                raise TypeError(
+                    f"the action mask of head {head!r} must be bool, True for legal choices, got "
+                    f"{mask.dtype}; where it is 1 for them, mask.bool() is one"
+                )
         for head in self.conditional:
             masks[head] = select_row(masks[head], tensordict.get(("action", self.op)))
         valid = tensordict.get(("collector", "mask"), None)

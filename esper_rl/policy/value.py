@@ -32,7 +32,7 @@ class SoftValue(nn.Module):
         self.value_head = value_head
 
     def forward(self, memory: Tensor, op_logits: Tensor, op_mask: Tensor) -> Tensor:
-        return self.value_head(memory, _probabilities(op_logits, op_mask))
+        return self.value_head(memory, _probabilities(op_logits, op_mask).to(memory.dtype))
 
 
 class ExpectedValue(nn.Module):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from esper_rl.runs.files import printable
 from esper_rl.runs.metrics import read_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_LOGGER = logging.getLogger(__name__)
 
 # Okabe and Ito's palette, told apart with every kind of colour vision.
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -34,13 +38,21 @@ def plot_learning_curve(
 ) -> None:
     """Draw discounted return, final accuracy and entropies against environment steps.
 
-    The bands are one standard deviation over an iteration's episodes.
+    The bands are one standard deviation over an iteration's episodes. Nothing depends on the
+    picture: if it can't be drawn or written, a warning says why.
 
     Args:
         metrics: the CSV file of a run, one line an iteration; it need not exist yet.
         picture: the PNG file to write.
         players: mean ``return`` and ``final_accuracy`` of others, by name, to draw beside it.
     """
+    try:
+        _plot(metrics, picture, players or {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _LOGGER.warning("%s can't be drawn: %s", picture, error)
+
+
+def _plot(metrics: Path, picture: Path, players: Mapping[str, Mapping[str, float]]) -> None:
     from esper_rl.report.page import new_figure, unframe  # slow to import, needed once in a run
 
     known = read_columns(metrics, _SHOWN) if metrics.exists() else {name: [] for name in _SHOWN}
@@ -54,7 +66,7 @@ def plot_learning_curve(
     _draw(accuracy, columns, "final_accuracy", _ORANGE)
     accuracy.set_ylabel("final validation accuracy (%)")
     for axes, measure in ((returns, "return"), (accuracy, "final_accuracy")):
-        for style, (name, means) in zip(_LINES, (players or {}).items(), strict=False):
+        for style, (name, means) in zip(_LINES, players.items(), strict=False):
             axes.axhline(means[measure], color=_GREY, linestyle=style, label=name)
     _draw(entropy, columns, "head_entropy/op", _GREEN, label="op")
     _draw(entropy, columns, "head_entropy/blueprint", _PURPLE, label="blueprint", style="--")
@@ -65,7 +77,7 @@ def plot_learning_curve(
         returns.legend(frameon=False)
     entropy.set_xlabel("environment steps (host epochs over all rows)")
     state = "" if len(columns["steps"]) else ": no iteration finished yet"
-    returns.set_title(f"Learning curve of {metrics.parent.name}{state}")
+    returns.set_title(f"Learning curve of {printable(metrics.parent.name)}{state}")
     figure.savefig(picture, dpi=120)
 
 

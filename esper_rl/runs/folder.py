@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from esper_rl.runs.files import write_whole
+from esper_rl.runs.files import remove_unfinished, write_whole
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class RunFolder:
                 "or end it"
             ) from error
         try:
+            remove_unfinished(self.path)
             yield
         finally:
             lock.release()

@@ -29,9 +29,12 @@ def read_columns(file: Path, names: Sequence[str] | None = None) -> dict[str, li
         OSError: when there is no file.
         KeyError, TypeError, ValueError: when a number is missing, or isn't one.
     """
-    with file.open(newline="") as opened:
+    with file.open(newline="", encoding="utf-8") as opened:
         reader = csv.DictReader(opened)
-        lines = list(reader)
+        try:
+            lines = list(reader)
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
     wanted = reader.fieldnames or () if names is None else names
     return {name: [float(line[name]) for line in lines] for name in wanted}
 
@@ -54,15 +57,22 @@ def keep_rows(file: Path, count: int) -> int:
 
 
 def _whole_lines(file: Path) -> list[str]:
-    """Lines with as many fields as the header has, up to the first one that was cut off."""
+    """Lines of as many numbers as the header has names, up to the first one that is damaged."""
     if not file.exists():
         return []
-    with file.open(newline="") as opened:
+    with file.open(newline="", encoding="utf-8", errors="replace") as opened:
         lines = opened.readlines()
-    header, whole = next(csv.reader(lines[:1]), []), []
-    for line in lines:
-        fields = next(csv.reader([line]), [])
-        if not line.endswith("\n") or len(fields) != len(header):
+    header = next(csv.reader(lines[:1]), [])
+    whole = lines[:1] if lines and lines[0].endswith("\n") else []
+    for line in lines[1:] if whole else []:
+        if not line.endswith("\n") or not _are_numbers(line.rstrip().split(","), len(header)):
             break
         whole.append(line)
     return whole
+
+
+def _are_numbers(fields: Sequence[str], count: int) -> bool:
+    try:
+        return len([float(field) for field in fields]) == count
+    except ValueError:
+        return False

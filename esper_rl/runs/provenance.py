@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def note_provenance(path: Path, device: str) -> None:
         device: that the run computes on.
     """
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(describe_provenance(device), ensure_ascii=False) + "\n")
+        file.write(json.dumps(describe_provenance(device)) + "\n")  # names may be no UTF-8
 
 
 def describe_provenance(device: str) -> dict[str, Any]:
@@ -54,11 +54,20 @@ def describe_provenance(device: str) -> dict[str, Any]:
 def package_versions() -> dict[str, str]:
     """This package's version, and those of the packages that decide what it computes.
 
+    One that runs from a checkout without being installed is "not installed".
+
     Examples:
         >>> list(package_versions())[:2]
         ['esper-rl', 'torch']
     """
-    return {package: version(package) for package in _PACKAGES}
+    return {package: _version(package) for package in _PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _describe_checkout(folder: Path) -> dict[str, Any] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from multiprocessing import active_children
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +21,7 @@ from torchrl.envs.utils import ExplorationType
 from envs import ResumableEnv
 from envs.registration import TaskFactory, adopt_tasks, registered_tasks
 from esper_rl.policy import ActorCritic
+from esper_rl.terminal import ENDING
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 
@@ -96,8 +99,7 @@ def _deaf_to_signals(start: Callable[..., Made], *args: Any, **kwargs: Any) -> M
             from multiprocessing.resource_tracker import ensure_running
 
             ensure_running()
-            kinds = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-            signal.pthread_sigmask(signal.SIG_BLOCK, kinds)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})
         return start(*args, **kwargs)
 
     others = set(active_children())
@@ -105,11 +107,15 @@ def _deaf_to_signals(start: Callable[..., Made], *args: Any, **kwargs: Any) -> M
         made = thread.submit(started)
         try:
             return made.result()
-        except BaseException:
+        except BaseException as error:
             while not made.done():  # the thread starts all of them, and waits for the first
                 for process in set(active_children()) - others:
                     process.kill()
                 wait([made], timeout=0.1)
+            # What was half made ends now: when Python ends, it would wait for ever.
+            clear_frames(error.__traceback__)
+            del made
+            gc.collect()
             raise
 
 

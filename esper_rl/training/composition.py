@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from itertools import product
 
+import yaml
 from hydra import compose, initialize
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -18,7 +19,6 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from envs import list_tasks, make_task
 from esper_rl.errors import ConfigError, check_choice, check_device, check_integer, config_errors
@@ -128,6 +128,11 @@ def _parse(text: str, described: Sequence[tuple[str, str, str]]) -> Override:
     if not equals:
         raise ConfigError(f"override {text!r}: write it as key=value")
     if key == "run_dir":  # a path may hold anything
+        if value[:1] + value[-1:] in ("[]", "{}"):
+            raise ConfigError(
+                f"override {text!r}: run_dir must be one folder; quote a name that looks like a "
+                f"list, run_dir=\"'{value}'\""
+            )
         value = value if value == "null" or value[:1] in ("'", '"') else _quoted(value)
     else:
         value = _WHOLE.sub(lambda number: _as_integer(number.group()), value)
@@ -141,6 +146,9 @@ def _parse(text: str, described: Sequence[tuple[str, str, str]]) -> Override:
         ) from error
     override.input_line = text
     key = override.key_or_group
+    default = next((default for known, default, _ in described if known == key), None)
+    if default in ("True", "False") and not override.is_sweep_override():
+        _check_flag(text, override.value())
     open_ended = tuple(f"{known}." for known, default, _ in described if default == ANY_KEYS)
     if key not in {known for known, _, _ in described} and not key.startswith(open_ended):
         raise ConfigError(
@@ -152,6 +160,12 @@ def _parse(text: str, described: Sequence[tuple[str, str, str]]) -> Override:
     if key.startswith(open_ended):
         override.type = OverrideType.FORCE_ADD
     return override
+
+
+def _check_flag(text: str, value: object) -> None:
+    """Refuse numbers in place of true and false: OmegaConf would take any but 0 for true."""
+    if isinstance(value, int | float) and value not in (0, 1):
+        raise ConfigError(f"override {text!r}: must be true or false, got {value}")
 
 
 def _quoted(text: str) -> str:
@@ -319,9 +333,11 @@ def load_config(text: str, *, anywhere: bool = False) -> TrainConfig:
     if not text.strip():
         raise ConfigError("not a training configuration: it is empty")
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ConfigError("not a training configuration: it has YAML aliases, which grow")
         config = OmegaConf.structured(TrainConfig)
         config.merge_with(OmegaConf.create(text))
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"not a training configuration: {first_line(error)}") from error
     if anywhere and config.device.startswith(_ACCELERATORS) and not _is_here(config.device):
         _LOGGER.warning("%s is not on this machine, the CPU is used", config.device)

@@ -56,6 +56,8 @@ class RewardOptions(_RewardOptions):
 LOGGERS = ("tensorboard", "wandb", "mlflow")
 _LARGEST_SEED = 2**63 - 1
 _MOST_THREADS = 1024
+_MOST_STEPS = 10**12
+_MOST_PASSES = 10_000
 MOST_EPISODES = 2**20
 
 
@@ -86,8 +88,8 @@ class PPOConfig:
     def __post_init__(self) -> None:
         check_choice("ppo.ratio", self.ratio, RATIOS)
         check_choice("ppo.bootstrap", self.bootstrap, BOOTSTRAPS)
-        for name in ("epochs", "minibatches"):
-            check_integer(f"ppo.{name}", getattr(self, name))
+        check_integer("ppo.minibatches", self.minibatches)
+        check_integer("ppo.epochs", self.epochs, most=_MOST_PASSES, what="passes of an hour or so")
         for name in ("lr", "max_grad_norm"):
             check_number(f"ppo.{name}", getattr(self, name), above=0)
         check_number("ppo.clip_epsilon", self.clip_epsilon, above=0, below=1)
@@ -146,8 +148,13 @@ class TrainConfig:
 
     @config_errors()
     def __post_init__(self) -> None:
-        for name in ("total_steps", "workers"):
-            check_integer(name, getattr(self, name))
+        check_integer("workers", self.workers)
+        check_integer(
+            "total_steps",
+            self.total_steps,
+            most=_MOST_STEPS,
+            what="steps of some 16 years at 2,000 a second",
+        )
         if self.steps_per_iteration is not None:
             check_integer("steps_per_iteration", self.steps_per_iteration)
         check_integer("seed", self.seed, least=0, most=_LARGEST_SEED)
@@ -159,6 +166,8 @@ class TrainConfig:
             check_choice("loggers", name, LOGGERS)
         rows = self.env.num_envs
         check_integer("env.num_envs", rows)
+        if self.env.max_epochs is not None:
+            check_integer("env.max_epochs", self.env.max_epochs)
         check_integer("env.num_slots", self.env.num_slots)
         check_integer(
             "ppo.minibatches", self.ppo.minibatches, most=rows, what="rows, which are never split"
@@ -197,8 +206,10 @@ class TrainConfig:
     @property
     def _episode(self) -> int:
         """Epochs of an episode."""
-        epochs = self.env.max_epochs
-        return make_task(self.env.task).max_epochs if epochs is None else epochs
+        if self.env.max_epochs is not None:
+            return self.env.max_epochs
+        with config_errors("env."):
+            return make_task(self.env.task).max_epochs
 
     @property
     def iterations(self) -> int:

@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from esper_rl.errors import ConfigError
 from esper_rl.growing.monitors import distributions
 from esper_rl.runs import RunFolder
+from esper_rl.runs.files import printable
 from esper_rl.training.callbacks import Callback
 from esper_rl.training.config import TrainConfig
 
@@ -30,6 +31,12 @@ def make_loggers(config: TrainConfig) -> list[Callback]:
             raise ConfigError(
                 f"loggers: {name} isn't installed; `pip install {name}`, or leave it out"
             )
+    folder = config.run_dir or ""
+    if "tensorboard" in config.loggers and printable(folder) != folder:  # it would wait for ever
+        raise ConfigError(
+            f"loggers: tensorboard can't write into {printable(folder)!r}, whose name isn't UTF-8; "
+            "name another run_dir, or set loggers=[]"
+        )
     return [ExperimentLog(name) for name in config.loggers]
 
 

@@ -29,6 +29,7 @@ from esper_rl.growing.monitors import (
 )
 from esper_rl.objectives import FactoredClipPPOLoss, compute_advantages, final_value_loss
 from esper_rl.policy import make_actor_critic
+from esper_rl.processes import require_guard
 from esper_rl.runs import ResumePoints, RunFolder, has_points
 from esper_rl.runs.metrics import keep_rows
 from esper_rl.runs.provenance import note_provenance
@@ -70,7 +71,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = (), *, quiet: boo
         :func:`esper_rl.load_policy`. What :func:`resume` needs is in ``resume/``.
 
     Raises:
-        ConfigError: when the world refuses a value.
+        ConfigError: when the world refuses a value; when workers are to be started from a script
+            without ``if __name__ == "__main__":``.
         FileExistsError: when ``config.run_dir`` exists.
         FileNotFoundError: when ``config.start_from`` isn't a run.
         CheckpointError: when the policy of that run can't be loaded, or doesn't fit this one.
@@ -134,6 +136,8 @@ def _run(
     quiet: bool,
 ) -> Path:
     """Train in a folder, asked for when nothing is wrong, from its latest point on."""
+    if config.workers > 1:
+        require_guard()
     torch.manual_seed(config.seed)
 
     env = make_env(config, seed=config.seed)

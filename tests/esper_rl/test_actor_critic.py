@@ -14,10 +14,13 @@ from torchrl.modules import MaskedCategorical, ProbabilisticActor
 
 from envs.actions import HEADS
 from esper_rl import PolicyConfig, make_actor_critic
+from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic, ActorCriticConfig
+from esper_rl.policy.config import VALUE_MODES
 from examples.own_world import Recall
 from tests.support.by_hand import features_of, mask_of, memory_by_hand
 from tests.support.fake_world import NUM_OPS, FakeWorld, collect, small_actor_critic
+from tests.support.losses import LOSSES, make_loss
 
 BY_OP = pytest.mark.parametrize("by_op", [True, False], ids=["by_op", "one_row"])
 
@@ -334,6 +337,48 @@ def test_what_the_environment_lacks_is_named(
 ) -> None:
     with pytest.raises(error, match=says):
         make_actor_critic(ActorCriticConfig(**config), FakeWorld())
+
+
+def test_masks_of_another_dtype_are_refused() -> None:
+    world = FakeWorld(num_envs=2)
+    ac = small_actor_critic(world)
+    state = TransformedEnv(world, Compose(*ac.transforms())).reset()
+    state["action_mask", "style"] = state["action_mask", "style"].to(torch.int8)
+    with pytest.raises(
+        TypeError, match=r"head 'style' must be bool, .* got torch.int8; .*bool\(\)"
+    ):
+        ac.actor(state)
+
+
+def test_a_step_without_the_transforms_says_what_to_do() -> None:
+    world = FakeWorld(num_envs=2)
+    ac = small_actor_critic(world)
+    message = r"lacks .*'is_init'.*TransformedEnv\(env, Compose\(\*actor_critic.transforms\(\)\)\)"
+    with pytest.raises(KeyError, match=message):
+        ac.actor(world.reset())
+    with pytest.raises(KeyError, match=message):
+        next(iter(Collector(world, ac.actor, frames_per_batch=4, total_frames=4)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("mode", VALUE_MODES)
+def test_policies_of_other_precisions_act_and_learn(mode: str, dtype: torch.dtype) -> None:
+    world = FakeWorld(num_envs=4)
+    ac = make_actor_critic(PolicyConfig(hidden_size=16, value_mode=mode), world)
+    batch = compute_advantages(collect(world, ac, steps=6), ac)
+    ac.network.to(dtype)
+    batch = batch.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
+    step = ac.actor(batch[:, 0].clone())
+    assert step["baseline"].dtype == dtype
+    losses = make_loss(ac)(batch)
+    loss = sum(losses[key] for key in LOSSES)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(
+        weight.grad.isfinite().all()
+        for weight in ac.network.parameters()
+        if weight.grad is not None
+    )
 
 
 def test_a_policy_for_seeds_needs_a_world_with_seeds() -> None:

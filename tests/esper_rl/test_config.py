@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
 from envs import MorphogenesisEnv, RewardConfig, make_task
 from envs.actions import CAUSAL_RELEVANCE, Op
-from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
+from esper_rl import FactoredClipPPOLoss, PolicyConfig, cli, make_actor_critic
 from esper_rl.errors import ConfigError
 from esper_rl.growing import PRESETS
 from esper_rl.objectives import compute_advantages
@@ -52,6 +53,10 @@ def test_overrides_replace_fields_and_keep_their_types() -> None:
         ("env.task=digits", "'task'"),
         ("ppo.lr=${nope}", "nope"),
         ("~seed", "key=value"),
+        ("compile=-1", "'compile=-1': must be true or false, got -1"),
+        ("bf16=99999999999999999999", "must be true or false, got 99999999999999999999"),
+        ("ppo.anneal_entropy=0.5", "must be true or false, got 0.5"),
+        ("run_dir=[1,2]", "quote a name that looks like a list"),
     ],
 )
 def test_a_bad_override_is_named(override: str, says: str) -> None:
@@ -81,6 +86,9 @@ def test_a_bad_override_is_named(override: str, says: str) -> None:
         ("policy.num_slots=2", "policy.num_slots"),
         ("env.num_slots=0", "env.num_slots"),
         ("ppo.bootstrap=mean", "ppo.bootstrap"),
+        ("env.max_epochs=0", "env.max_epochs"),
+        ("total_steps=10000000000000", "total_steps"),
+        ("ppo.epochs=1000000", "ppo.epochs"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_allowed(override: str, field: str) -> None:
@@ -92,7 +100,6 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(override: str, field
     ("override", "says"),
     [
         ("reward.rent=-1", "reward weight rent must be a number of at least 0, got -1.0"),
-        ("env.max_epochs=0", "max_epochs must be an integer of at least 1, got 0"),
         ("env.gates=loose", "gates must be one of"),
     ],
 )
@@ -152,10 +159,28 @@ def test_a_config_survives_its_file() -> None:
     assert load_config(dump_config(config)) == config
 
 
-@pytest.mark.parametrize("text", ["nonsense: 1", "[1, 2]", "total_steps: {"])
+LAUGHS = "\n".join(
+    ["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 11))]
+)
+"""A file of a few lines that would become a list of a billion."""
+
+
+@pytest.mark.parametrize("text", ["nonsense: 1", "[1, 2]", "total_steps: {", LAUGHS, "[" * 5000])
 def test_a_file_that_is_no_config_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="^not a training configuration: "):
         load_config(text)
+
+
+def test_a_file_with_a_task_that_there_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(TrainConfig()).replace("task: digits", "task: nowhere"))
+    assert cli.main(["train", "--config", str(file)]) == 2
+
+
+def test_flags_are_written_as_people_do() -> None:
+    for written in ("true", "True", "yes", "on", "1"):
+        assert compose_config([f"bf16={written}"]).bf16
+    assert compose_config(["run_dir='[1,2]'"]).run_dir == "[1,2]"
 
 
 def test_every_field_of_a_run_is_described() -> None:
