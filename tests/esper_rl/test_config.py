@@ -167,7 +167,7 @@ LAUGHS = "\n".join(
 
 @pytest.mark.parametrize("text", ["nonsense: 1", "[1, 2]", "total_steps: {", LAUGHS, "[" * 5000])
 def test_a_file_that_is_no_config_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="^not a training configuration: "):
+    with pytest.raises(ConfigError, match=r"^not a training configuration: "):
         load_config(text)
 
 
