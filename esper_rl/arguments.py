@@ -193,6 +193,23 @@ def _build_parser() -> argparse.ArgumentParser:
         "--output", metavar="FILE", type=Path, help="the page (default report.html in the run)"
     )
 
+    export = commands.add_parser(
+        "export",
+        help="write a policy as a program of its own",
+        description=(
+            "Write the policy of a run as a program that needs PyTorch or an ONNX runtime only: it "
+            "takes observation, indices, masks and state, and gives actions, log-probabilities and "
+            "the next state, for any number of rows."
+        ),
+    )
+    export.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+    export.add_argument(
+        "--output", metavar="FILE", type=Path, required=True, help="FILE.pt2 or FILE.onnx"
+    )
+    export.add_argument(
+        "--sampled", action="store_true", help="draw actions; default: take the likeliest ones"
+    )
+
     commands.add_parser("tasks", help="list what hosts can be trained on")
     return parser
 

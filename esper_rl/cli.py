@@ -227,6 +227,13 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"The report is in {output}")
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from esper_rl.export import export_policy
+
+    export_policy(arguments.run, arguments.output, greedy=not arguments.sampled)
+    print(f"The policy is in {arguments.output}")
+
+
 def _list_tasks(arguments: argparse.Namespace) -> None:
     for name in list_tasks():
         try:
@@ -245,5 +252,6 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "report": _report,
+    "export": _export,
     "tasks": _list_tasks,
 }

@@ -26,6 +26,7 @@ from esper_rl.policy.config import ActorCriticConfig
 from esper_rl.policy.masks import LegalChoices
 from esper_rl.policy.modules import AttentionModule, TensorModule, as_set
 from esper_rl.policy.network import MEMORY, OBSERVATION, FactoredRecurrentNetwork, is_lstm
+from esper_rl.policy.serving import StepModule
 from esper_rl.policy.value import ExpectedValue, HardValue, SoftValue
 
 BASELINE, VALUE = "baseline", "state_value"
@@ -156,6 +157,16 @@ class ActorCritic:
     def transforms(self) -> list[Transform]:
         """Make the transforms that the environment needs: ``is_init`` and the recurrent state."""
         return [InitTracker(), *(memory.make_tensordict_primer() for memory in self.memories)]
+
+    def step_module(self, *, greedy: bool = True) -> StepModule:
+        """Make a plain module of the policy, which needs no TensorDict; it shares the parameters.
+
+        Args:
+            greedy: take the likeliest choice of every head; else draw.
+        """
+        masks = [module for module in self.actor.module if isinstance(module, LegalChoices)]
+        conditional = frozenset[str]().union(*(module.conditional for module in masks))
+        return StepModule(self.network, conditional, greedy=greedy)
 
 
 def make_actor_critic(
