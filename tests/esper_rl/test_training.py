@@ -253,7 +253,7 @@ def test_load_policy_takes_a_world_of_the_same_kind(tiny_config: Configure) -> N
 
 @pytest.mark.parametrize(
     ("workers", "kind"),
-    [(1, signal.SIGHUP), (1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)],
+    [(1, signal.SIGHUP), (1, signal.SIGINT), (2, signal.SIGUSR1), (2, signal.SIGTERM)],
 )
 def test_an_end_by_a_signal_leaves_a_policy_and_a_picture(
     tiny_overrides: list[str], tmp_path: Path, workers: int, kind: signal.Signals
