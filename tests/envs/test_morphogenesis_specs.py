@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.collectors import Collector
-from torchrl.envs import RewardSum, TransformedEnv
+from torchrl.envs import ExcludeTransform, RewardSum, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from envs import feature_names
@@ -189,6 +189,16 @@ def test_without_masks_a_random_action_is_of_the_spec():
     env = small_env()
     for drawn in (env.rand_action(), env.rand_action(TensorDict({}, env.batch_size))):
         assert env.full_action_spec.is_in(drawn.select("action"))
+
+
+def test_metrics_can_be_left_out_entry_by_entry():
+    env = small_env()
+    unwanted = [key for key in env.observation_spec.keys(True, True) if key[0] == "metrics"]
+    env = TransformedEnv(env, ExcludeTransform(*unwanted))
+    check_env_specs(env)
+    left = set(env.rollout(3).keys(True, True))
+    assert len(unwanted) > 10
+    assert not {*unwanted, *(("next", *key) for key in unwanted)} & left
 
 
 def test_what_was_emitted_never_changes():
