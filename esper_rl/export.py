@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,7 +71,6 @@ def export_policy(run: str | Path, path: str | Path, *, greedy: bool = True) -> 
         torch.export.save(torch.export.export(step, arguments, dynamic_shapes=shapes), path)
         return step
     numbers = range(len(arguments[3]))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     torch.onnx.export(
         step,
         arguments,
