@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from esper_rl.errors import ConfigError, check_folder_of
 from esper_rl.policy.serving import StepModule
 from esper_rl.runs import RunFolder
+from esper_rl.runs.files import write_whole
 from esper_rl.training.environment import make_env
 from esper_rl.training.loading import load_policy, read_config
 
@@ -68,16 +70,16 @@ def export_policy(run: str | Path, path: str | Path, *, greedy: bool = True) -> 
     arguments = (shown["observation"], indices, masks, step.initial_state(2))
     shapes = ({0: rows}, *([{0: rows} for _ in part] for part in arguments[1:]))
     if path.suffix == ".pt2":
-        torch.export.save(torch.export.export(step, arguments, dynamic_shapes=shapes), path)
+        buffer = io.BytesIO()
+        torch.export.save(torch.export.export(step, arguments, dynamic_shapes=shapes), buffer)
+        write_whole(path, buffer.getvalue())
         return step
     numbers = range(len(arguments[3]))
-    torch.onnx.export(
+    program = torch.onnx.export(
         step,
         arguments,
-        path,
         dynamo=True,
         dynamic_shapes=shapes,
-        external_data=False,
         verbose=False,
         input_names=[
             "observation",
@@ -87,4 +89,6 @@ def export_policy(run: str | Path, path: str | Path, *, greedy: bool = True) -> 
         ],
         output_names=["actions", "log_probs", *(f"next_state_{i}" for i in numbers)],
     )
+    assert program is not None  # as it is with dynamo
+    write_whole(path, program.model_proto.SerializeToString())
     return step

@@ -280,9 +280,9 @@ class PlanPolicy(TensorDictModuleBase):
 
     def __init__(self, best: BestPlan, max_epochs: int, num_slots: int = 3) -> None:
         super().__init__()
-        steps = {**best.plan, **best.otherwise}
-        check_integer("max_epochs", max_epochs, least=max(steps) + 1)
-        slots = max(action.get("slot", 0) for action in steps.values()) + 1
+        check_integer("max_epochs", max_epochs, least=max(*best.plan, *best.otherwise) + 1)
+        actions = [*best.plan.values(), *best.otherwise.values()]
+        slots = max(action.get("slot", 0) for action in actions) + 1
         check_integer("num_slots", num_slots, least=slots)
         self.max_epochs = max_epochs
         self.decided_at = best.decided_at

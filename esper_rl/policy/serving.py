@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper_rl.policy.attention import RecentAttention
+from esper_rl.policy.masks import select_row
 from esper_rl.policy.network import MEMORY, OBSERVATION, FactoredRecurrentNetwork, is_lstm
 
 
@@ -119,8 +120,7 @@ class StepModule(nn.Module):
         log_probs: list[Tensor] = []
         for name, head, mask in zip(self.heads, self.choosers, masks, strict=True):
             if name in self.conditional:
-                op = actions[0][:, None, None].expand(-1, 1, mask.shape[-1])
-                mask = mask.gather(1, op).squeeze(1)
+                mask = select_row(mask, actions[0])
             log_prob = head(memory).masked_fill(~mask, -torch.inf).log_softmax(-1)
             score = log_prob if self.greedy else log_prob - _exponential(log_prob).log()
             action = score.argmax(-1)
