@@ -296,6 +296,34 @@ def test_the_third_rollback_ends_the_episode_and_a_reset_forgets_it():
     assert not state["done"].any()
 
 
+def test_the_third_rollback_at_the_time_limit_is_no_truncation():
+    """The value of what would come after it is none: the network has failed for good."""
+    env = small_env(num_envs=2, max_epochs=3, time_limit="truncate")
+    state = env.reset()
+    for _ in range(3):
+        state = broken(env, state)
+    assert state["done"].all()
+    assert state["truncated"].squeeze(1).tolist() == [True, False]
+    assert state["terminated"].squeeze(1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("op", [Op.WAIT, Op.PRUNE])
+def test_fossils_interact_after_a_rollback_as_in_the_snapshot(op):
+    """And no longer with a seed that is lost, or gone since."""
+    env = small_env(num_envs=2, max_epochs=40, validation_size=200)
+    plan = [{**heads, "slot": slot} for slot in range(3) for heads in HOLDING]
+    plan += [{"op": Op.FOSSILIZE, "slot": slot} for slot in (0, 1)]
+    state = play(env, plan)[-1]
+    env.state.slots.interaction = torch.tensor([[0.0, 3, 1], [3, 0, 1], [1, 1, 0]]).repeat(2, 1, 1)
+    env.governor.save(env.state, torch.ones(2, dtype=torch.bool))
+    state = act(env, state, op=op, slot=2)
+    env.state.slots.interaction = torch.full((2, 3, 3), 8.0)
+    state = broken(env, state)
+    assert rolled_back(state) == [False, True]
+    assert state["metrics", "stage"][1].tolist() == [Stage.FOSSILIZED] * 2 + [Stage.EMBARGOED]
+    assert state["metrics", "interaction"][1].tolist() == [[0, 3, 0], [3, 0, 0], [0, 0, 0]]
+
+
 # -- snapshots -------------------------------------------------------------------------------
 
 
@@ -323,6 +351,24 @@ def test_an_epoch_over_the_limits_is_not_saved():
     assert env.governor.saved[0].equal(before)
     env.population.validate = validate
     state = act(env, state)
+    assert env.governor.saved[0].equal(env.population.params)
+
+
+def test_a_fossil_of_an_epoch_over_the_limits_waits_for_a_healthy_one():
+    env = small_env(num_envs=1, max_epochs=20)
+    state = play(env, HOLDING)[-1]
+    before = env.governor.saved[0].clone()
+    validate = env.population.validate
+
+    def too_high(*args, **options):
+        return replace(validate(*args, **options), loss=torch.tensor([20.0]))
+
+    env.population.validate = too_high
+    state = act(env, state, op=Op.FOSSILIZE)
+    assert state["metrics", "stage"][0, 0] == Stage.FOSSILIZED
+    assert env.governor.saved[0].equal(before)
+    env.population.validate = validate
+    act(env, state)
     assert env.governor.saved[0].equal(env.population.params)
 
 

@@ -221,6 +221,21 @@ def test_nothing_is_reset_where_that_is_disabled():
         envs.step(envs.action_space.sample())
 
 
+def test_a_seed_counts_for_the_rows_that_are_reset_with_it():
+    """And for the others from their own next reset on."""
+    envs, fresh = vector("Disabled"), vector("Disabled")
+    before, _ = envs.reset(seed=0)
+    wanted, _ = fresh.reset(seed=5)
+    seeded, _ = envs.reset(seed=5, options={"reset_mask": np.array([False, True, False])})
+    then, _ = envs.reset(options={"reset_mask": np.array([True, False, False])})
+    expected = (wanted, wanted, before)
+    for name in SHOWN:
+        assert np.array_equal(seeded[name][[0, 2]], before[name][[0, 2]]), name
+        for row, source in enumerate(expected):
+            assert np.array_equal(then[name][row], source[name][row]), (name, row)
+    assert not np.array_equal(wanted["observation"], before["observation"])
+
+
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_rows_that_end_apart_are_reset_apart(mode):
     """Row 1 begins a second episode two steps after the others began their first one."""

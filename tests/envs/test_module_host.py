@@ -178,6 +178,16 @@ def test_hosts_start_as_the_module_does_by_their_keys_alone() -> None:
     assert 0.8 * bound < weights.abs().max() <= bound
 
 
+def test_drawing_hosts_and_seeds_leaves_other_random_numbers_alone() -> None:
+    seed = module_seed(lambda channels: nn.Conv2d(channels, channels, 1))
+    own = population(ModuleHost(Conv, ["block1"], IMAGE, {"mine": seed}), 3, num_slots=1)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    own.reset_hosts(torch.arange(3), fold(torch.arange(3), 1))
+    own.plant_at(torch.arange(3), 0, own.blueprints.index("mine"), fold(torch.arange(3), 2))
+    assert torch.get_rng_state().equal(before)
+
+
 def test_a_residual_network_grows() -> None:
     host = ModuleHost(ResNet, ["layer1", "layer2"], IMAGE)
     assert (host.slot_channels, host.num_classes) == ((8, 8), 3)

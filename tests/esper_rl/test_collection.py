@@ -78,6 +78,16 @@ def test_batches_come_from_the_policy_as_it_is(tiny_config: Configure, workers: 
     assert change.abs().max() > 0.01
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_actions_are_drawn(tiny_config: Configure, workers: int) -> None:
+    """Of three values of α, legal at any time, each is taken now and then."""
+    _, batches = collect_twice(tiny_config(f"workers={workers}"))
+    drawn = torch.cat(batches)["action", "alpha_target"].flatten()
+    shares = drawn.bincount(minlength=3) / len(drawn)
+    assert shares.min() > 0.1
+    assert shares.max() < 0.7
+
+
 def test_processes_give_the_same_batches_again(tiny_config: Configure) -> None:
     _, first = collect_twice(tiny_config("workers=2"))
     _, second = collect_twice(tiny_config("workers=2"))

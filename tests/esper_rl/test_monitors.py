@@ -259,6 +259,31 @@ def test_a_policy_that_leans_on_the_feedback_columns(
     assert (batch == before).all()
 
 
+def test_a_policy_of_the_feedback_columns_alone_moves_all_of_its_probability(
+    batch: TensorDictBase, world: FakeWorld
+) -> None:
+    """Total variation distance is 1 between two ops that are certain, not the sum of both."""
+    ac = small_actor_critic(world, decided=False)
+    batch["action_mask", "op"][:] = True
+    feedback = torch.zeros(8, 10, 7)
+    feedback[..., 3] = 1.0
+    batch["observation"][..., feature_columns(*ACTION_FEEDBACK)] = feedback
+
+    class Echo(torch.nn.Module):
+        """One op where a feedback column is set in the batch, another one where none is."""
+
+        def forward(self, observation: torch.Tensor) -> torch.Tensor:
+            told = observation[..., feature_columns(*ACTION_FEEDBACK)].any(-1)
+            return torch.nn.functional.one_hot(torch.where(told, 3, 1), len(Op)) * 100.0
+
+    head = next(module for module in ac.actor.module if ("action", "op") in module.out_keys)
+    head.module[0].module = Echo()
+    head.module[0].in_keys[0] = "observation"
+    found = feedback_metrics(batch, ac)
+    assert found["feedback/zeroed"] == pytest.approx(1.0)
+    assert found["feedback/permuted"] == 0
+
+
 def test_gradient_norms_of_heads(batch: TensorDictBase, ac: ActorCritic) -> None:
     out = losses(ac, batch)
     (out["loss_objective"] + out["loss_entropy"]).backward()
