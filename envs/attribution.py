@@ -94,7 +94,7 @@ def age_measurements(slots: Slots) -> None:
 
 
 def record_measurements(slots: Slots, validation: Validation, measured: Tensor) -> None:
-    """Take over what a validation of all rows has measured.
+    """Record the measurements of a validation of all rows.
 
     Args:
         slots: changed in place; slots that were not left out keep their last contribution.

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from esper_rl.growing.baselines import RandomPolicy
     from esper_rl.objectives import FactoredClipPPOLoss
     from esper_rl.policy import make_actor_critic
+    from esper_rl.ppo import PPO, PPOConfig
     from esper_rl.training.callbacks import Callback
-    from esper_rl.training.config import PPOConfig, TrainConfig
+    from esper_rl.training.config import TrainConfig
     from esper_rl.training.loading import load_policy
     from esper_rl.training.trainer import resume, train
 
 __all__ = [
+    "PPO",
     "Callback",
     "FactoredClipPPOLoss",
     "PPOConfig",
@@ -31,9 +33,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "PPO": "ppo",
     "Callback": "training.callbacks",
     "FactoredClipPPOLoss": "objectives",
-    "PPOConfig": "training.config",
+    "PPOConfig": "ppo",
     "PolicyConfig": "growing",
     "RandomPolicy": "growing.baselines",
     "TrainConfig": "training.config",

@@ -130,7 +130,7 @@ def _train_of_sweep(config: TrainConfig, *, quiet: bool) -> None:
 
 
 def _parse(overrides: Sequence[str], start: Path | None) -> TrainConfig:
-    """The configuration of a new run; what isn't quite as it was said is said."""
+    """The configuration of a new run; prints which settings don't count, or count otherwise."""
     if start is None:
         config = compose_config(overrides)
     else:

@@ -67,8 +67,8 @@ def best_schedule(
     play against each other: all of them if the budget allows it, otherwise a random choice, and
     always the one that waits. Those that earn least drop out after one host, the others go on with
     four times as many hosts each, by their mean return so far (successive halving, Jamieson and
-    Talwalkar 2016). The best of them then plays hosts that are new to it: the search's own mean is
-    the best of many noisy ones, and flatters it.
+    Talwalkar 2016). The best schedule then plays new hosts, since its mean in the search is the
+    largest of many noisy ones, and too large.
 
     Args:
         config: of a run: its world and its prices; ``ppo.gamma`` discounts.

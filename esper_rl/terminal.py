@@ -20,7 +20,7 @@ ENDING = [
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has an error of its own for accelerators only."""
+    """Tell whether memory has run out; on CPUs PyTorch raises a plain RuntimeError then."""
     named = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return named or "can't allocate memory" in str(error)
 

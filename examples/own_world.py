@@ -17,8 +17,7 @@ from torchrl.collectors import Collector
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 
-from esper_rl import FactoredClipPPOLoss, make_actor_critic
-from esper_rl.objectives import compute_advantages
+from esper_rl import PPO, PPOConfig, make_actor_critic
 from esper_rl.policy import ActorCriticConfig
 
 ROWS, CUES = 64, 4
@@ -108,10 +107,16 @@ def learn(config: ActorCriticConfig, iterations: int, delay: int = 8, seed: int 
     torch.manual_seed(seed)
     env = Recall(ROWS, delay)
     ac = make_actor_critic(config, env)
-    loss = FactoredClipPPOLoss(
-        ac.actor, ac.critic, heads=ac.heads, relevance=RELEVANCE, entropy_coeff=0.05
+    numbers = PPOConfig(
+        lr=3e-3,
+        gamma=1.0,
+        lmbda=0.95,
+        epochs=4,
+        minibatches=1,
+        entropy_coeff=0.05,
+        normalize_entropy=False,
     )
-    optimizer = torch.optim.Adam(loss.parameters(), lr=3e-3)
+    ppo = PPO(ac, RELEVANCE, numbers)
     frames = ROWS * (delay + 1)
     collector = Collector(
         TransformedEnv(env, Compose(*ac.transforms())),
@@ -121,14 +126,7 @@ def learn(config: ActorCriticConfig, iterations: int, delay: int = 8, seed: int 
     )
     right = []
     for batch in collector:  # [ROWS, delay + 1], whole episodes
-        batch = compute_advantages(batch, ac, gamma=1.0, lmbda=0.95)
-        for _ in range(4):
-            terms = loss(batch)
-            total = terms["loss_objective"] + terms["loss_critic"] + terms["loss_entropy"]
-            optimizer.zero_grad()
-            total.backward()
-            torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0)
-            optimizer.step()
+        ppo.update(batch)
         right.append(batch["next", "reward"].sum().item() / ROWS)
         if sum(right[-5:]) > 4.75:
             break

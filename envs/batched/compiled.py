@@ -21,8 +21,9 @@ from envs.batched.steps import step
 _GATE = int(Mode.GATE)
 
 SOURCES = zlib.crc32(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))))
-"""Digest of all the code here. Numba's cache notices changes in a function's own file only; as the
-default of an argument that nobody gives, the digest is part of what it looks for."""
+"""Digest of all the code here. Numba's cache notices changes in a function's own file only. The
+digest is the default of an argument that no caller gives, so it is part of the cache's key, and a
+change in any file here compiles the kernels again."""
 
 
 class Network(NamedTuple):
@@ -255,8 +256,8 @@ def validate_rows(
 ) -> None:
     """Loss and right answers of some rows, and right answers with sets of seeds left out.
 
-    A set is left out only if all its slots are mixed; what comes before the first slot in which
-    it differs from the one before is not computed again.
+    A set is left out only if all its slots are mixed. Two sets in a row share the features up to
+    the first slot in which they differ: these are not computed again.
 
     Args:
         network: the programs.
@@ -294,7 +295,7 @@ def validate_rows(
                 s = 0
                 while sets[k, s] == sets[before, s]:
                     s += 1
-                # Here a seed that has run is left out now: the features that it saw go on.
+                # The seed in slot s has run and is left out now: its input goes on in its place.
                 for i in range(network.slots[s, 2]):
                     for b in range(batch):
                         arena[network.slots[s, 0] + i, b] = arena[network.slots[s, 1] + i, b]

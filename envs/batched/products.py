@@ -31,9 +31,9 @@ _INNER: dict[str, Any] = {
 kernel: Any = numba.njit(**_OPTIONS, **_INNER)
 """Decorator of functions that only other kernels call.
 
-They become part of whatever calls them. What is called would be compiled several times, each time
-with sums in another order, and which of these a process finds depends on what it has compiled and
-what it has read from disk: the first run on a machine wouldn't be the same as the next."""
+Such a function is inlined into its callers. Otherwise Numba would compile it several times, each
+time with sums in another order, and a process would take one version when it compiles and another
+one when it reads the cache: the first run on a machine wouldn't be the same as the next."""
 
 entry_kernel: Any = numba.njit(**_OPTIONS, inline="always")
 """The same for long functions, which Python calls too: fewer of them are compiled."""

@@ -23,8 +23,8 @@ from envs.populations.networks import Networks, Work
 _LOGGER = logging.getLogger(__name__)
 
 _PIECE, _LEAST = 128, 16
-"""Validation examples, or positions of at least so many examples, that go through a network at
-once: its features then fit the cache, and there are as many as vector units like."""
+"""Validation examples that go through a network at once (for sequences: positions, of at least so
+many examples). Their features fit the cache, and fill the vector units."""
 
 _SHARES = 2
 """Parts into which a thread's work is divided, so that all threads end at about the same time."""

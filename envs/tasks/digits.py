@@ -31,8 +31,9 @@ def digits() -> ArrayTask:
 def digits_full() -> ArrayTask:
     """3×3 kernels: the control. The right policy is to leave the host alone.
 
-    Neither contributing fossils nor helpers are paid for: a host that could do without its seeds
-    comes to lean on them, so they contribute, and help each other, where nothing is gained.
+    The reward pays neither for contributing fossils nor for helpers. This host could do without
+    seeds, but it comes to lean on those that it has: they contribute, and help each other, and its
+    accuracy is no better for it.
     """
     return _digits(
         "digits_full",

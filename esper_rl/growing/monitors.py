@@ -6,10 +6,10 @@ Every number is computed from one batch by one function; :func:`find_warnings` r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import ProbabilisticActor, set_recurrent_mode
 
@@ -137,38 +137,17 @@ def distributions(batch: TensorDictBase) -> dict[str, Tensor]:
     return found
 
 
-VALUE_METRICS: tuple[str, ...] = (
-    "explained_variance",
-    "explained_variance_soft",
-    "op_critic_loss",
-    "op_residual_variance",
-)
-"""Names of the metrics of the value: before an update it is a prediction, after it a fit."""
+def named_by_op(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of :meth:`esper_rl.PPO.update` with names of ops in place of their numbers.
 
-
-def update_metrics(before: TensorDictBase, updates: Sequence[TensorDictBase]) -> dict[str, float]:
-    """Average the scalars that the loss has written.
-
-    Args:
-        before: output of the loss for all steps of an iteration, before its first update.
-        updates: outputs of the loss, one for each update.
-
-    Returns:
-        Means over the updates. What is about steps with a certain op or head leaves out the
-        updates without such a step, and is nan when there was none at all. What is about the
-        value (:data:`VALUE_METRICS`) is that of ``before``; its means over the updates, which
-        have been fitted to these very targets, are called ``NAME_fitted``.
+    Examples:
+        >>> named_by_op({"op_critic_loss/0": 1.0})
+        {'op_critic_loss/WAIT': 1.0}
     """
-    scalars = TensorDict.stack(list(updates))
-    means = {name: scalars[name].float().nanmean().item() for name in sorted(scalars.keys())}
-    for name in [name for name in means if name.partition("/")[0] in VALUE_METRICS]:
-        kind, slash, about = name.partition("/")
-        means[f"{kind}_fitted{slash}{about}"] = means[name]
-        means[name] = before[name].item()
-    return {_named_after_op(name): value for name, value in means.items()}
+    return {_named_by_op(name): value for name, value in metrics.items()}
 
 
-def _named_after_op(name: str) -> str:
+def _named_by_op(name: str) -> str:
     kind, _, about = name.partition("/")
     return f"{kind}/{Op(int(about)).name}" if about.isdigit() else name
 
@@ -197,18 +176,6 @@ def cell_metrics(batch: TensorDictBase) -> dict[str, float]:
         found |= {f"{layer}cell_norm/fifth_{i + 1}": mean for i, mean in enumerate(means)}
         found[f"{layer}cell_norm/drift"] = means[-1] / means[EPISODE_PARTS // 2]
     return found
-
-
-def gradient_metrics(actor_critic: ActorCritic) -> TensorDict:
-    """Gradient norm of every action head's own weights, ``head_grad_norm/HEAD``."""
-    return TensorDict(
-        {
-            f"head_grad_norm/{name}": torch.nn.utils.get_total_norm(
-                [weight.grad for weight in head.parameters() if weight.grad is not None]
-            )
-            for name, head in actor_critic.network.heads.items()
-        }
-    )
 
 
 @torch.no_grad()

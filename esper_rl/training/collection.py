@@ -87,10 +87,10 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
 
 
 def _deaf_to_signals(start: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
-    """Call what starts processes, so that only this one takes signals to end, and ends the others.
+    """Start processes that ignore signals to end; this process takes them, and ends the others.
 
-    Processes inherit the signals that the thread which starts them doesn't take. This one does,
-    and so can be interrupted while it waits for them.
+    A process inherits the blocked signals of the thread that starts it. A thread of its own blocks
+    them here, so the main thread can still be interrupted while it waits for the start.
     """
 
     def started() -> Made:

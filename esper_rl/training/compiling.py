@@ -16,8 +16,8 @@ _SECONDS_TO_LINK = 10
 def remove_broken_libraries() -> None:
     """Remove libraries that a process was compiling when it was killed.
 
-    PyTorch takes every library that is there, whole or not, and then ends with an error, or none.
-    One that has just been written may be another process's, and is left alone.
+    PyTorch also loads a library that is cut off, and crashes. A library of the last ten seconds may
+    be one that another process is writing, and stays.
     """
     for library in Path(cache_dir()).rglob("*.so"):
         age = time() - library.stat().st_mtime

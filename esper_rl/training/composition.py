@@ -37,7 +37,7 @@ _DEFAULTS = {"task": "digits", "policy": "v2"}
 """Config groups, and the option of each that counts where none is said."""
 
 _OF_A_WORLD = ("task", "env.", "reward.", "device", "workers", "threads")
-"""Beginnings of keys that a policy can be played with otherwise than it was trained."""
+"""Beginnings of the keys that an evaluation may change: a policy plays in other worlds, too."""
 
 _WHOLE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE]\+?\d+(?![\w.])")
 """A number such as 1e5, which Hydra reads as one with a fraction: no integer field takes that."""

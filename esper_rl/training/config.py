@@ -16,8 +16,8 @@ from esper_rl.errors import (
     config_errors,
 )
 from esper_rl.growing import PolicyConfig
-from esper_rl.objectives import BOOTSTRAPS, RATIOS
 from esper_rl.policy.config import option
+from esper_rl.ppo import PPOConfig
 from esper_rl.training.options import from_signature, overriding
 
 _EnvOptions: Any = from_signature(
@@ -39,7 +39,7 @@ class EnvConfig(_EnvOptions):
 class RewardOptions(_RewardOptions):
     """Fields of :class:`envs.RewardConfig` that differ from the task's, the others None or empty.
 
-    ``gamma`` is that of :class:`PPOConfig`.
+    ``gamma`` is that of :class:`esper_rl.PPOConfig`.
     """
 
     def weights(self, prices: RewardConfig, gamma: float) -> RewardConfig:
@@ -57,55 +57,7 @@ LOGGERS = ("tensorboard", "wandb", "mlflow")
 _LARGEST_SEED = 2**63 - 1
 _MOST_THREADS = 1024
 _MOST_STEPS = 10**12
-_MOST_PASSES = 10_000
 MOST_EPISODES = 2**20
-
-
-@dataclass
-class PPOConfig:
-    """Proximal policy optimisation (Schulman et al. 2017) and its value estimation.
-
-    Entropies are normalised, so that the bonus is as strong where two ops are legal as where six
-    are: on an empty host the op then follows even a small advantage of planting now, and a greedy
-    policy doesn't wait there for ever.
-    """
-
-    lr: float = option(5e-4, "learning rate of Adam")
-    gamma: float = option(0.995, "discount per epoch, above 0 and at most 1")
-    lmbda: float = option(0.9, "decay of generalised advantage estimation, in [0, 1]")
-    clip_epsilon: float = option(0.2, "the ratio is clipped to 1 ± this")
-    epochs: int = option(6, "passes over the steps of an iteration")
-    minibatches: int = option(2, "parts of a pass; rows are split, their time never is")
-    critic_coeff: float = option(0.5, "weight of the value loss")
-    entropy_coeff: float = option(0.006, "weight of the entropies, in the first iteration")
-    anneal_entropy: bool = option(True, "multiply entropy_coeff by (1 - progress)^2")
-    ratio: str = option("joint", "what is clipped: joint | per_head")
-    normalize_entropy: bool = option(True, "divide entropies by log(number of legal choices)")
-    bootstrap: str = option("sampled", "op of the value after a cut: sampled | expected (mean)")
-    max_grad_norm: float = option(1.0, "the gradient is scaled down to this norm")
-
-    @config_errors()
-    def __post_init__(self) -> None:
-        check_choice("ppo.ratio", self.ratio, RATIOS)
-        check_choice("ppo.bootstrap", self.bootstrap, BOOTSTRAPS)
-        check_integer("ppo.minibatches", self.minibatches)
-        check_integer("ppo.epochs", self.epochs, most=_MOST_PASSES, what="passes of an hour or so")
-        for name in ("lr", "max_grad_norm"):
-            check_number(f"ppo.{name}", getattr(self, name), above=0)
-        check_number("ppo.clip_epsilon", self.clip_epsilon, above=0, below=1)
-        for name in ("critic_coeff", "entropy_coeff"):
-            check_number(f"ppo.{name}", getattr(self, name), least=0)
-        check_number("ppo.gamma", self.gamma, above=0, most=1)
-        check_number("ppo.lmbda", self.lmbda, least=0, most=1)
-
-    def advantage_options(self) -> dict[str, Any]:
-        """Arguments of :func:`esper_rl.objectives.compute_advantages`."""
-        return {"gamma": self.gamma, "lmbda": self.lmbda, "bootstrap": self.bootstrap}
-
-    def loss_options(self) -> dict[str, Any]:
-        """Arguments of :class:`esper_rl.FactoredClipPPOLoss`."""
-        names = ("clip_epsilon", "critic_coeff", "entropy_coeff", "ratio", "normalize_entropy")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass

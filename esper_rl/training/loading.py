@@ -36,11 +36,12 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
     return play_otherwise(config, settings)
 
 
-def make_checkpoint(
-    actor_critic: ActorCritic, policy: PolicyConfig, topology: str, steps: int
-) -> Checkpoint:
-    """Make what :func:`load_policy` needs of a policy that was trained for ``steps``."""
-    return Checkpoint(asdict(policy), topology, steps, actor_critic.network.state_dict())
+def save_policy(
+    run: RunFolder, actor_critic: ActorCritic, policy: PolicyConfig, topology: str, steps: int
+) -> None:
+    """Write what :func:`load_policy` needs of a policy that was trained for ``steps``."""
+    weights = actor_critic.network.state_dict()
+    Checkpoint(asdict(policy), topology, steps, weights).write(run.checkpoint)
 
 
 def load_policy(

@@ -16,11 +16,11 @@ from esper_rl.growing.monitors import (
     credit_metrics,
     feedback_metrics,
     find_warnings,
-    gradient_metrics,
+    named_by_op,
     rollout_metrics,
-    update_metrics,
 )
 from esper_rl.policy import ActorCritic
+from esper_rl.ppo import average_metrics, gradient_norms
 from tests.support.fake_world import FakeWorld, collect, small_actor_critic
 from tests.support.losses import make_loss
 
@@ -39,7 +39,7 @@ def losses(ac: ActorCritic, batch: TensorDictBase) -> TensorDictBase:
 def updated(ac: ActorCritic, batch: TensorDictBase) -> dict[str, float]:
     """Metrics of an iteration with one update."""
     out = losses(ac, batch)
-    return update_metrics(out, [out])
+    return average_metrics(out, [out])
 
 
 def test_a_head_that_is_decided_only_where_it_matters(
@@ -61,7 +61,7 @@ def test_a_head_that_is_decided_only_where_it_matters(
     head = next(module for module in ac.actor.module if ("action", "blueprint") in module.out_keys)
     head.module[0].module = Decided()
     out = loss(batch)
-    row = update_metrics(out, [out])
+    row = average_metrics(out, [out])
     assert row["normalized_entropy/blueprint"] > 0.5
     assert row["relevant_normalized_entropy/blueprint"] < 1e-3
     # The head that drew these actions was another one, so the policy seems to have moved far.
@@ -287,7 +287,7 @@ def test_a_policy_of_the_feedback_columns_alone_moves_all_of_its_probability(
 def test_gradient_norms_of_heads(batch: TensorDictBase, ac: ActorCritic) -> None:
     out = losses(ac, batch)
     (out["loss_objective"] + out["loss_entropy"]).backward()
-    norms = gradient_metrics(ac)
+    norms = gradient_norms(ac)
     assert set(norms.keys()) == {f"head_grad_norm/{head}" for head in ac.heads}
     for name, head in ac.network.heads.items():
         wanted = sum(float(w.grad.double().square().sum()) for w in head.parameters()) ** 0.5
@@ -306,7 +306,8 @@ def test_updates_are_averaged_without_those_that_say_nothing() -> None:
             }
         ).set("explained_variance", torch.tensor(wait))
 
-    means = update_metrics(update(7.0), [update(2.0), update(math.nan), update(4.0)])
+    averaged = average_metrics(update(7.0), [update(2.0), update(math.nan), update(4.0)])
+    means = named_by_op(averaged)
     assert means["op_critic_loss_fitted/WAIT"] == 3.0
     assert means["op_residual_variance/ADVANCE"] == 1.0
     # Of the value it is the prediction that counts, not what was fitted to the same targets.

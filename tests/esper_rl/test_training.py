@@ -16,7 +16,7 @@ import torch
 import esper_rl.training.collection as collection
 import esper_rl.training.trainer as trainer
 from envs import ArrayTask, ConvHost, MorphogenesisEnv, RewardConfig, register_task
-from esper_rl import load_policy, train
+from esper_rl import PPO, FactoredClipPPOLoss, load_policy, train
 from esper_rl.errors import ConfigError
 from esper_rl.growing import PRESETS
 from esper_rl.runs import CheckpointError, RunFolder
@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_raises_and_keeps_the_weights(
     tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: str
 ) -> None:
     good = []
-    forward = trainer.FactoredClipPPOLoss.forward
+    forward = FactoredClipPPOLoss.forward
 
     def spoil_the_fourth(self: torch.nn.Module, tensordict: object) -> object:
         losses = forward(self, tensordict)
@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_raises_and_keeps_the_weights(
             losses["loss_critic"].register_hook(lambda gradient: gradient * float("inf"))
         return losses
 
-    monkeypatch.setattr(trainer.FactoredClipPPOLoss, "forward", spoil_the_fourth)
+    monkeypatch.setattr(FactoredClipPPOLoss, "forward", spoil_the_fourth)
     with pytest.raises(FloatingPointError, match="after 20 steps"):
         train(tiny_config())
     assert len(good) == 4
@@ -296,7 +296,7 @@ def test_ctrl_c_before_the_first_iteration_ends(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "compute_advantages", interrupt)
+    monkeypatch.setattr(PPO, "update", interrupt)
     with pytest.raises(trainer.TrainingInterrupted) as interrupted:
         train(tiny_config())
     assert interrupted.value.run == tmp_path / "run"

@@ -9,8 +9,8 @@ import torch
 from tensordict import TensorDictBase
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import esper_rl.training.trainer as trainer
-from esper_rl import train
+import esper_rl.ppo as ppo
+from esper_rl import FactoredClipPPOLoss, train
 from esper_rl.training.config import TrainConfig
 from tests.support.runs import read_metrics
 
@@ -45,7 +45,7 @@ def test_minibatches_are_drawn_anew_in_every_epoch(
 ) -> None:
     """Each is of whole episodes, and an epoch takes every row once."""
     seen: list[tuple[int, ...]] = []
-    compute, forward = trainer.compute_advantages, trainer.FactoredClipPPOLoss.forward
+    compute, forward = ppo.compute_advantages, FactoredClipPPOLoss.forward
 
     def numbered(batch: TensorDictBase, *args: object, **options: object) -> TensorDictBase:
         numbers = torch.arange(batch.numel()).view(batch.shape)
@@ -58,8 +58,8 @@ def test_minibatches_are_drawn_anew_in_every_epoch(
             seen.append(tuple(rows.tolist()))
         return forward(self, steps)
 
-    monkeypatch.setattr(trainer, "compute_advantages", numbered)
-    monkeypatch.setattr(trainer.FactoredClipPPOLoss, "forward", noted)
+    monkeypatch.setattr(ppo, "compute_advantages", numbered)
+    monkeypatch.setattr(FactoredClipPPOLoss, "forward", noted)
     train(tiny_config("ppo.epochs=8", "total_steps=20"))
     epochs = [first + second for first, second in zip(seen[::2], seen[1::2], strict=True)]
     assert len(epochs) == 8
