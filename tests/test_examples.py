@@ -40,7 +40,8 @@ def test_a_loop_of_ones_own_trains() -> None:
     (path,) = (path for path in EXAMPLES if path.stem == "own_loop")
     lines = run(path, "2").splitlines()
     assert len(lines) == 2
-    assert all(re.fullmatch(r"iteration \d: return -?\d\.\d\d, \d+% .*WAIT", x) for x in lines)
+    pattern = r"iteration \d: return -?\d\.\d\d, \d+% .*WAIT, .* \d\.\d\d nats"
+    assert all(re.fullmatch(pattern, line) for line in lines)
 
 
 def test_policies_with_and_without_memory_train() -> None:
