@@ -27,9 +27,9 @@ import torch
 
 from benchmarks.intervals import interval
 from benchmarks.seeds import Run, measure_missing, open_study, study_parser, train_seed, write_json
-from esper_rl.evaluation import play_run
+from esper_rl.evaluation import FIXED_SCHEDULE, GREEDY, SAMPLED, Arena
+from esper_rl.evaluation.schedule_search import best_schedule
 from esper_rl.report.episodes import mean_and_ci
-from esper_rl.search import best_schedule
 from esper_rl.training.composition import compose_config
 
 EPISODES = 256
@@ -44,7 +44,8 @@ def measure(seed: int, settings: Sequence[str]) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         found = train_seed(seed, settings, run)
-        played = {name: play_run(run, name, EPISODES) for name in (SCHEDULE, *TRAINED)}
+        arena = Arena(run, EPISODES)
+        played = {each.name: arena.play(each) for each in (FIXED_SCHEDULE, GREEDY, SAMPLED)}
     searched = best_schedule(compose_config(settings), episodes=EPISODES, seed=seed)
     played[SEARCHED], found[SEARCHED] = searched.evaluation, str(searched)
     for name, evaluation in played.items():

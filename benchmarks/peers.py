@@ -31,7 +31,7 @@ from tqdm import tqdm
 from benchmarks.intervals import interval
 from benchmarks.seeds import Run, measure_missing, open_study, study_parser, train_seed, write_json
 from envs.gymnasium import GymnasiumVectorEnv, Observation
-from esper_rl.evaluation import EVALUATION_SEED, play_run
+from esper_rl.evaluation import EVALUATION_SEED, GREEDY, SAMPLED, Arena
 
 EPISODES = 128
 STEPS_AN_ITERATION = 32 * 50
@@ -116,7 +116,8 @@ def measure(player: str, steps: int, rate: float | None, seed: int) -> Run:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             train_seed(seed, [f"total_steps={steps}"], run)
-            played = {mode: play_run(run, mode, EPISODES) for mode in MODES}
+            arena = Arena(run, EPISODES)
+            played = {player.name: arena.play(player) for player in (GREEDY, SAMPLED)}
         return {
             mode: {
                 "return": result.returns.mean().item(),

@@ -39,14 +39,15 @@ from envs.tasks.digits import digits_varied
 from esper_rl import load_policy
 from esper_rl.evaluation import (
     EVALUATION_SEED,
+    GREEDY,
     OPEN_LOOP,
-    SHUFFLED,
+    Arena,
     Mode,
     evaluate,
-    play_run,
+    shuffled,
 )
+from esper_rl.evaluation.schedule_search import Schedule, best_schedule, describe, play_schedules
 from esper_rl.report.episodes import mean_and_ci
-from esper_rl.search import Schedule, best_schedule, describe, play_schedules
 from esper_rl.training.composition import compose_config
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
@@ -144,11 +145,11 @@ def play(run: Path, config: TrainConfig) -> dict[Mode, float]:
 
 def control(run: Path) -> dict[str, dict[str, float]]:
     """What a greedy policy earns less, a host, with actions or observations of another host."""
-    players = {"blind": f"{SHUFFLED}*", "replayed": OPEN_LOOP}
-    earned = play_run(run, "greedy", CONTROL_EPISODES).returns
+    arena = Arena(run, CONTROL_EPISODES)
+    players = {"blind": shuffled(["*"], arena.config.env.num_slots), "replayed": OPEN_LOOP}
+    earned = arena.play(GREEDY).returns
     return {
-        name: mean_and_ci(earned - play_run(run, player, CONTROL_EPISODES).returns)
-        for name, player in players.items()
+        name: mean_and_ci(earned - arena.play(player).returns) for name, player in players.items()
     }
 
 

@@ -7,6 +7,7 @@ monitors and plots read it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
@@ -36,6 +37,44 @@ class Stage(IntEnum):
     PRUNED = 7
     EMBARGOED = 8
     RESETTING = 9
+
+
+@dataclass(frozen=True)
+class StageTraits:
+    """A row of the table of stages.
+
+    Attributes:
+        colour: of a slot in pictures.
+        following: the stage after an ADVANCE, or after a cool-down; None: neither leads out of it.
+        cool_down: length of a cool-down, in observations; None: it is none.
+        potential: of a slot for the reward, before its weight.
+        trains: the seed runs in training.
+        mixed: the seed acts on the host's features, if its α is above 0.
+    """
+
+    colour: str
+    following: Stage | None = None
+    cool_down: int | None = None
+    potential: float = 0.0
+    trains: bool = False
+    mixed: bool = False
+
+
+STAGES: dict[Stage, StageTraits] = {
+    Stage.UNKNOWN: StageTraits("#BBBBBB"),
+    Stage.DORMANT: StageTraits("#BBBBBB"),
+    Stage.GERMINATED: StageTraits("#F0E442", following=Stage.TRAINING, potential=1.0),
+    Stage.TRAINING: StageTraits("#E69F00", following=Stage.BLENDING, potential=2.0, trains=True),
+    Stage.BLENDING: StageTraits(
+        "#56B4E9", following=Stage.HOLDING, potential=3.5, trains=True, mixed=True
+    ),
+    Stage.HOLDING: StageTraits("#0072B2", potential=5.5, trains=True, mixed=True),
+    Stage.FOSSILIZED: StageTraits("#009E73", potential=6.0, trains=True, mixed=True),
+    Stage.PRUNED: StageTraits("#D55E00", following=Stage.EMBARGOED, cool_down=1),
+    Stage.EMBARGOED: StageTraits("#CC79A7", following=Stage.RESETTING, cool_down=5),
+    Stage.RESETTING: StageTraits("#882255", following=Stage.DORMANT, cool_down=1),
+}
+"""All that is particular to a stage but for what its ops do (:mod:`envs.lifecycle`)."""
 
 
 class AlphaMode(IntEnum):

@@ -19,6 +19,7 @@ from envs.actions import (
     ALPHA_TARGETS,
     HEADS,
     SIGMOID_STEEPNESS,
+    STAGES,
     STYLE_ALGORITHM,
     STYLE_CURVE,
     TEMPO_EPOCHS,
@@ -37,23 +38,10 @@ from envs.tables import look_up
 GATES: tuple[str, ...] = ("permissive", "strict", "hidden")
 """Values of the environment's ``gates``."""
 
-COOL_DOWN_EPOCHS: dict[Stage, int] = {Stage.PRUNED: 1, Stage.EMBARGOED: 5, Stage.RESETTING: 1}
-"""Length of each cool-down stage, in observations."""
-
-FOLLOWING: dict[Stage, Stage] = {
-    Stage.GERMINATED: Stage.TRAINING,
-    Stage.TRAINING: Stage.BLENDING,
-    Stage.BLENDING: Stage.HOLDING,
-    Stage.PRUNED: Stage.EMBARGOED,
-    Stage.EMBARGOED: Stage.RESETTING,
-    Stage.RESETTING: Stage.DORMANT,
-}
-"""Stage after an ADVANCE, or after a cool-down."""
-
-_FOLLOWING = [FOLLOWING.get(stage, stage) for stage in Stage]
+_FOLLOWING = [stage if row.following is None else row.following for stage, row in STAGES.items()]
+_COOL_DOWN = [math.inf if row.cool_down is None else row.cool_down for row in STAGES.values()]
 _STEEPNESS = [SIGMOID_STEEPNESS.get(curve, 0.0) for curve in AlphaCurve]
 _SIGMOID_START = [1 / (1 + math.exp(steepness / 2)) for steepness in _STEEPNESS]
-_COOL_DOWN_EPOCHS = [COOL_DOWN_EPOCHS.get(stage, math.inf) for stage in Stage]
 
 STRICT_GRADIENT_RATIO = 0.10
 """Strict gate 2: the seed's gradient norm over the host's."""
@@ -258,7 +246,7 @@ def alpha_curve(curve: Tensor, t: Tensor) -> Tensor:
 
 def advance_clocks(slots: Slots) -> None:
     """Cool-downs that have run their length move on; then every busy slot counts an epoch."""
-    over = slots.clock >= look_up(_COOL_DOWN_EPOCHS, slots.stage)
+    over = slots.clock >= look_up(_COOL_DOWN, slots.stage)
     slots.enter(over, look_up(_FOLLOWING, slots.stage))
     slots.clock = slots.clock + (slots.stage != Stage.DORMANT)
     slots.age = slots.age + slots.has_module

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -62,9 +63,32 @@ def registered_tasks() -> dict[str, TaskFactory]:
     return dict(_registered)
 
 
-def adopt_tasks(tasks: Mapping[str, TaskFactory]) -> None:
-    """Register what :func:`registered_tasks` gave in the process that started this one."""
+def register_tasks(tasks: Mapping[str, TaskFactory]) -> None:
+    """Register those of :func:`registered_tasks` in the process that has started this one."""
     _registered.update(tasks)
+
+
+@contextmanager
+def registered_only(tasks: Mapping[str, TaskFactory] | None = None) -> Iterator[None]:
+    """Know these registered tasks and no others inside; after it, those from before.
+
+    Tasks that are registered inside are forgotten, too. For tests, and for scripts that make many.
+
+    Examples:
+        >>> with registered_only({"mine": lambda: make_task("scaffold")}):
+        ...     "mine" in list_tasks()
+        True
+        >>> "mine" in list_tasks()
+        False
+    """
+    before = dict(_registered)
+    _registered.clear()
+    _registered.update(tasks or {})
+    try:
+        yield
+    finally:
+        _registered.clear()
+        _registered.update(before)
 
 
 def list_tasks() -> list[str]:

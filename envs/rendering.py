@@ -16,21 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from tensordict import TensorDictBase
 
-from envs.actions import BLUEPRINTS, Op, Stage
-
-STAGE_COLOURS: dict[Stage, str] = {
-    Stage.UNKNOWN: "#BBBBBB",
-    Stage.DORMANT: "#BBBBBB",
-    Stage.GERMINATED: "#F0E442",
-    Stage.TRAINING: "#E69F00",
-    Stage.BLENDING: "#56B4E9",
-    Stage.HOLDING: "#0072B2",
-    Stage.FOSSILIZED: "#009E73",
-    Stage.PRUNED: "#D55E00",
-    Stage.EMBARGOED: "#CC79A7",
-    Stage.RESETTING: "#882255",
-}
-"""Colour of a slot by its stage."""
+from envs.actions import BLUEPRINTS, STAGES, Op, Stage
 
 _DOTS = 100
 _WIDTH, _HEIGHT = 640, 360
@@ -216,7 +202,7 @@ def _draw_arrow(axes: Axes, start: float, end: float, height: float) -> None:
 def _draw_seed(axes: Axes, left: float, width: float, stage: Stage, alpha: float) -> None:
     """A box in the stage's colour, filled to α."""
     low, height = 0.14, 0.72
-    colour = STAGE_COLOURS[stage]
+    colour = STAGES[stage].colour
     axes.add_patch(Rectangle((left, low), width, height, facecolor="white"))
     axes.add_patch(
         Rectangle((left, low), width, height * alpha, facecolor=colour, alpha=0.35, linewidth=0)
@@ -269,7 +255,7 @@ def _draw_cell_slots(
     boxes = []
     width, height = 0.9 / len(stages), 0.26
     for slot, (stage, alpha, name) in enumerate(zip(stages, alphas, planted, strict=True)):
-        colour = STAGE_COLOURS[Stage(stage)]
+        colour = STAGES[Stage(stage)].colour
         corner, box = (left + 0.05 + slot * width, top + 0.24), 0.9 * width
         fill = (corner[0], corner[1] + height * (1 - alpha))
         boxes += [

@@ -12,26 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.actions import Op, Stage
+from envs.actions import STAGES, Op, Stage
 from envs.errors import check_choice, check_number
 from envs.lifecycle import Applied
 from envs.state import State
 from envs.tables import look_up
-
-STAGE_POTENTIAL: dict[Stage, float] = {
-    Stage.GERMINATED: 1.0,
-    Stage.TRAINING: 2.0,
-    Stage.BLENDING: 3.5,
-    Stage.HOLDING: 5.5,
-    Stage.FOSSILIZED: 6.0,
-}
-"""Potential of a slot in that stage, before its weight; 0 in all others."""
 
 CONTRIBUTES = 1.0
 """Accuracy points from which a fossilized seed earns the terminal bonus."""
 
 MOST_INTERACTION = 10.0
 """Accuracy points up to which an interaction counts in ``synergy``."""
+
+_POTENTIALS = [row.potential for row in STAGES.values()]
 
 YOUNG = 5
 """Epochs since it was planted up to which pruning a seed is hasty."""
@@ -184,8 +177,7 @@ def _progress(t: Transition) -> Tensor:
 
 def _stage(t: Transition) -> Tensor:
     before, after = (
-        _by_index(STAGE_POTENTIAL, len(Stage), state.slots.stage).sum(1)
-        for state in (t.before, t.after)
+        look_up(_POTENTIALS, state.slots.stage).sum(1) for state in (t.before, t.after)
     )
     return t.weights.stage * t.change(before, after)
 

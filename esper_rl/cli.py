@@ -16,8 +16,8 @@ from typing import Any
 from envs import list_tasks, make_task
 from esper_rl.arguments import parse_arguments
 from esper_rl.errors import ConfigError, check_folder_of, config_errors
-from esper_rl.evaluation import OPEN_LOOP, SHUFFLED, Evaluation, evaluate_run
-from esper_rl.report.episodes import without_nan
+from esper_rl.evaluation import OPEN_LOOP, evaluate_run, shuffled
+from esper_rl.report.episodes import Evaluation, without_nan
 from esper_rl.report.tables import format_evaluations, format_problem, format_task
 from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.runs.files import write_whole
@@ -156,7 +156,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
         check_video(arguments.video)
     controls = [OPEN_LOOP] if arguments.open_loop else []
-    controls += [SHUFFLED + " ".join(columns) for columns in arguments.shuffle]
+    if arguments.shuffle:
+        slots = read_config(RunFolder.open(arguments.run), arguments.settings).env.num_slots
+        controls += [shuffled(columns, slots) for columns in arguments.shuffle]
     _print_evaluation(
         arguments.run,
         arguments.episodes,

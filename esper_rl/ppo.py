@@ -158,7 +158,9 @@ class PPO:
                 or that has fewer rows than there are minibatches.
         """
         config = self.config
-        steps = compute_advantages(batch.copy(), self.actor_critic, **config.advantage_options())
+        steps = compute_advantages(
+            batch.detach().copy(), self.actor_critic, **config.advantage_options()
+        )
         steps = steps.reshape(-1, steps.shape[-1])  # rows are split, their time never is
         check_integer("minibatches", config.minibatches, most=len(steps), what="rows of the batch")
         coefficient = config.entropy_coeff

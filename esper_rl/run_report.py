@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esper_rl.evaluation import BASELINES
+from esper_rl.evaluation import BASELINES, GREEDY
 from esper_rl.report.page import as_page, as_picture, as_row, as_table
 from esper_rl.report.run_figures import SECTIONS, Columns, draw_learning
 from esper_rl.report.tables import Summary, evaluation_rows
@@ -55,9 +55,9 @@ def report_run(run: str | Path, episodes: int = 16) -> str:
     parts += ["<h2>Result</h2>", as_table(evaluation_rows(players))] if players else []
     if columns:
         means = {
-            name: {measure: players[name][key]["mean"] for measure, key in _LINES.items()}
-            for name in BASELINES
-            if name in players
+            each.name: {m: players[each.name][key]["mean"] for m, key in _LINES.items()}
+            for each in BASELINES
+            if each.name in players
         }
         learned = as_row(draw_learning(columns, means), "Return and accuracy")
         parts += ["<h2>Learning</h2>", learned]
@@ -119,7 +119,7 @@ def _read_evaluation(folder: RunFolder) -> Mapping[str, Summary]:
 def _stories(folder: RunFolder, config: TrainConfig, episodes: int) -> list[str]:
     """The stories of three episodes; a sentence where there is no policy that can play."""
     try:
-        stories = tell_stories(folder.path, episodes, config.ppo.gamma, "greedy")
+        stories = tell_stories(folder.path, episodes, config.ppo.gamma, GREEDY)
     except (CheckpointError, FileNotFoundError) as error:
         _LOGGER.warning("no episodes are shown: %s", error)
         return ["<h2>What it grows</h2>", f"<p>{escape(str(error))}</p>"]

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from torchrl.envs.utils import set_exploration_type
 
-from envs.actions import Op, Stage
-from envs.rendering import STAGE_COLOURS
-from esper_rl.evaluation import EXPLORATION, make_player
+from envs.actions import STAGES, Op, Stage
+from esper_rl.evaluation import Arena, Player
+from esper_rl.evaluation.arena import EXPLORATION
 from esper_rl.report.page import as_png, new_figure
 
 _EMPTY = (Stage.UNKNOWN, Stage.DORMANT)
@@ -62,21 +62,22 @@ class Story:
 
 
 @torch.no_grad()
-def tell_stories(run: str | Path, episodes: int, gamma: float, player: str) -> list[Story]:
+def tell_stories(run: str | Path, episodes: int, gamma: float, player: Player) -> list[Story]:
     """Play the first episodes of an evaluation.
 
     Args:
         run: folder of a training run.
         episodes: how many, all at once.
         gamma: discount of the returns.
-        player: see :func:`esper_rl.evaluation.play_run`.
+        player: who plays.
 
     Returns:
         The stories, the one that earned most first.
     """
-    policy, env, mode = make_player(run, player, episodes)
+    arena = Arena(run, episodes)
+    policy, env = arena.enter(player), arena.world
     names = np.array([*env.population.blueprints, ""])
-    with set_exploration_type(EXPLORATION[mode]):
+    with set_exploration_type(EXPLORATION[player.mode]):
         played = env.rollout(env.max_epochs, policy, break_when_any_done=False)  # [E, T]
     after, metrics = played["next"], played["next", "metrics"]
     discounts = gamma ** torch.arange(env.max_epochs)
@@ -118,7 +119,7 @@ def draw_story(story: Story) -> bytes:
     axes[-1].set_xlabel("epoch")
     axes[-1].set_xlim(0, epochs)
     shown = [stage for stage in Stage if stage not in _EMPTY and (story.stage == stage).any()]
-    handles = [Patch(color=STAGE_COLOURS[stage], label=stage.name.lower()) for stage in shown]
+    handles = [Patch(color=STAGES[stage].colour, label=stage.name.lower()) for stage in shown]
     if handles:
         figure.legend(
             handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize="small"
@@ -133,7 +134,7 @@ def _draw_lane(lane: Axes, story: Story, slot: int) -> None:
     for value in np.unique(stage):
         if value not in _EMPTY:
             spans = [(float(epoch), 1.0) for epoch in np.flatnonzero(stage == value)]
-            lane.broken_barh(spans, (0, 1), color=STAGE_COLOURS[Stage(value)], linewidth=0)
+            lane.broken_barh(spans, (0, 1), color=STAGES[Stage(value)].colour, linewidth=0)
     live = np.append(~np.isin(stage, _EMPTY), False)
     alpha = np.where(live[:-1], story.alpha[:, slot], np.nan)
     lane.step(range(1, len(stage) + 1), alpha, color="#000000", linewidth=1.2)

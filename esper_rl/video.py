@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from envs.rendering import Picture, draw_network
 from esper_rl.errors import ConfigError, check_folder_of
-from esper_rl.evaluation import EXPLORATION, make_player
+from esper_rl.evaluation import GREEDY, Arena, Player
+from esper_rl.evaluation.arena import EXPLORATION
 
 FRAMES_PER_SECOND = 5
 KINDS = (".gif", ".mp4")
@@ -40,17 +41,16 @@ def check_video(path: str | Path) -> None:
             ) from None
 
 
-def record_episode(run: str | Path, path: str | Path, player: str = "greedy") -> None:
+def record_episode(run: str | Path, path: str | Path, player: Player = GREEDY) -> None:
     """Film the first of the episodes that an evaluation plays, one frame an epoch.
 
     Args:
         run: folder of a training run.
         path: GIF or MP4.
-        player: one of :data:`esper_rl.evaluation.PLAYERS`.
+        player: who plays.
 
     Raises:
         ConfigError: see :func:`check_video`.
-        ValueError: for an unknown player.
         FileNotFoundError: when there is no such run.
         CheckpointError: when its policy can't be loaded.
     """
@@ -63,12 +63,13 @@ def record_episode(run: str | Path, path: str | Path, player: str = "greedy") ->
 
 
 @torch.no_grad()
-def play_frames(run: str | Path, player: str) -> list[Picture]:
+def play_frames(run: str | Path, player: Player) -> list[Picture]:
     """Pictures of an episode, from its reset to its end."""
-    policy, env, mode = make_player(run, player, episodes=1)
+    arena = Arena(run, episodes=1)
+    policy, env = arena.enter(player), arena.world
     epochs = env.max_epochs
     draw = partial(draw_network, blueprints=env.population.blueprints)
-    with set_exploration_type(EXPLORATION[mode]):
+    with set_exploration_type(EXPLORATION[player.mode]):
         state = env.reset()
         accuracies = [state["metrics", "val_accuracy"].item()]
         frames = [draw(state[0], accuracies, epochs)]

@@ -9,7 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from envs.actions import BLUEPRINTS, Stage
+from envs.actions import BLUEPRINTS, STAGES
+from envs.tables import look_up
+
+_MIXED = [row.mixed for row in STAGES.values()]
+_TRAINS = [row.trains for row in STAGES.values()]
 
 
 @dataclass
@@ -35,7 +39,12 @@ class SlotInputs:
     @property
     def mixed(self) -> Tensor:
         """Bool ``[N, S]``: slots whose seed acts on the host, if its α is above 0."""
-        return (self.stage >= Stage.BLENDING) & (self.stage <= Stage.FOSSILIZED)
+        return look_up(_MIXED, self.stage).bool()
+
+    @property
+    def trains(self) -> Tensor:
+        """Bool ``[N, S]``: slots whose seed runs in training."""
+        return look_up(_TRAINS, self.stage).bool()
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from envs.actions import Algorithm, Stage
+from envs.actions import Algorithm
 from envs.batched.randomness import fold
 from envs.batched.workers import one_thread
 from envs.populations.base import SlotInputs, Validation, ablations, blueprint_choices
@@ -168,7 +168,7 @@ class FormulaPopulation:
         learns = now.learners & (helped | ~now.unripe)
         self._learned[rows] += inputs.seed_lr[rows] * learns
         self._age[rows] += 1
-        trains = inputs.mixed | (inputs.stage == Stage.TRAINING)
+        trains = inputs.trains
         return torch.full_like(self._age, GRADIENT), GRADIENT * trains.float()
 
     @one_thread

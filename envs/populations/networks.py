@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from envs.actions import Algorithm, Stage
+from envs.actions import Algorithm
 from envs.batched.layers import Linear, Sigmoid
 from envs.batched.modes import Mode
 from envs.batched.parameters import ParameterLayout
@@ -101,7 +101,7 @@ class Work:
 def slot_work(inputs: SlotInputs, *, training: bool) -> Work:
     """The work of slots; while validating, an incubated seed need not run."""
     mixed = inputs.mixed
-    runs = mixed | (inputs.stage == Stage.TRAINING) if training else mixed
+    runs = inputs.trains if training else mixed
     mode = torch.where(mixed, inputs.algorithm - Algorithm.ADD + Mode.ADD, Mode.INCUBATE)
     kind = torch.where(runs, inputs.blueprint, -1)
     return Work(kind, mode, inputs.alpha, inputs.host_lr, inputs.seed_lr)

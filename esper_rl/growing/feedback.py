@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from envs.observation import ACTION_FEEDBACK, feature_columns
@@ -36,23 +33,3 @@ def permuted(observation: Tensor) -> Tensor:
 
 HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {"zeroed": zeroed, "permuted": permuted}
 """Ways to hide the feedback, by name."""
-
-
-class WithoutFeedback(TensorDictModuleBase):
-    """A policy that is shown another observation than there is.
-
-    Args:
-        policy: what plays; it finds its own observation again afterwards.
-        hide: makes the other observation, one of :data:`HIDDEN`.
-    """
-
-    def __init__(self, policy: TensorDictModuleBase, hide: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.policy, self.hide = policy, hide
-        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
-
-    @torch.no_grad()
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        observation = tensordict["observation"]
-        tensordict.set("observation", self.hide(observation))
-        return self.policy(tensordict).set("observation", observation)

@@ -50,9 +50,22 @@ def mean_and_ci(values: Tensor) -> dict[str, float]:
 
 
 def as_json(
-    results: Mapping[str, Evaluation], *, seed: int, gamma: float, settings: Sequence[str] = ()
+    results: Mapping[str, Evaluation],
+    hindered: Sequence[str],
+    *,
+    seed: int,
+    gamma: float,
+    settings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Content of evaluation.json: of every player a summary, and its numbers by episode."""
+    """Content of evaluation.json: of every player a summary, and its numbers by episode.
+
+    Args:
+        results: by the player's name, ``"greedy"`` among them.
+        hindered: names of those whose losses against the greedy policy are told.
+        seed: of the episodes.
+        gamma: discount of the returns.
+        settings: of the world that differ from the run's.
+    """
     greedy = results["greedy"].returns
     return {
         "episodes": len(greedy),
@@ -61,9 +74,8 @@ def as_json(
         "settings": list(settings),
         "policies": {name: result.summary() for name, result in results.items()},
         "drop_in_return": {
-            player.removeprefix("greedy, "): mean_and_ci(greedy - result.returns)
-            for player, result in results.items()
-            if player.startswith("greedy, ")
+            name.removeprefix("greedy, "): mean_and_ci(greedy - results[name].returns)
+            for name in hindered
         },
         "by_episode": {
             player: {name: values.tolist() for name, values in vars(result).items()}

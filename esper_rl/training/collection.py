@@ -19,7 +19,7 @@ from torchrl.envs import Compose, RewardSum, Timer, Transform
 from torchrl.envs.utils import ExplorationType
 
 from envs import ResumableEnv
-from envs.registration import TaskFactory, adopt_tasks, registered_tasks
+from envs.registration import TaskFactory, register_tasks, registered_tasks
 from esper_rl.policy import ActorCritic
 from esper_rl.terminal import ENDING
 from esper_rl.training.config import TrainConfig
@@ -126,7 +126,7 @@ def _make_world(
     tasks: Mapping[str, TaskFactory],
 ) -> ResumableEnv:
     """A worker's share of the rows; its own seed makes the policy's draws its own too."""
-    adopt_tasks(tasks)
+    register_tasks(tasks)
     torch.manual_seed(seed)
     env = make_env(config, seed=seed, num_envs=config.env.num_envs // config.workers)
     return ResumableEnv(env, Compose(*transforms, DiscountedRewardSum(config.ppo.gamma), Timer()))

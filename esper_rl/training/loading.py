@@ -63,6 +63,15 @@ def load_policy(
     config = read_config(folder)
     if env is None:
         env = make_env(config, num_envs=1, seed=config.seed)
+    return policy_in(folder, env, config.policy if policy is None else policy)
+
+
+def policy_in(folder: RunFolder, env: EnvBase, policy: PolicyConfig) -> ActorCritic:
+    """Load the policy and value of a run for a world, as a policy of this kind.
+
+    Raises:
+        CheckpointError: as :func:`load_policy` does.
+    """
     checkpoint = Checkpoint.read(folder.checkpoint, device=str(env.device))
     try:
         saved = PolicyConfig(**checkpoint.policy)
@@ -71,7 +80,7 @@ def load_policy(
             f"{folder.checkpoint} holds a policy of another version: {error}"
         ) from None
     slots = env.full_observation_spec["blueprint_indices"].shape[-1]
-    wanted = replace(config.policy if policy is None else policy, num_slots=slots)
+    wanted = replace(policy, num_slots=slots)
     actor_critic = make_actor_critic(wanted, env)
     network = actor_critic.network
     difference = checkpoint.difference(network.state_dict(), env.topology)

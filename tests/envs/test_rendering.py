@@ -12,9 +12,9 @@ from gymnasium.wrappers import RecordVideo
 from matplotlib.colors import to_rgb
 
 from envs import MorphogenesisEnv
-from envs.actions import BLUEPRINTS, Op, Stage
+from envs.actions import BLUEPRINTS, STAGES, Op, Stage
 from envs.gymnasium import GymnasiumEnv, GymnasiumVectorEnv
-from envs.rendering import STAGE_COLOURS, cut_sheet, draw_network, draw_sheet
+from envs.rendering import cut_sheet, draw_network, draw_sheet
 from examples.own_host import DenseHost, rings, square_seed
 
 ID = "esper_rl/Morphogenesis-v0"
@@ -38,8 +38,8 @@ def pixels(picture: np.ndarray, colour: str, strength: float = 1.0) -> np.ndarra
 
 
 def test_every_stage_has_a_colour_of_its_own():
-    assert set(STAGE_COLOURS) == set(Stage)
-    seen = [to_rgb(STAGE_COLOURS[stage]) for stage in Stage if stage > Stage.DORMANT]
+    assert list(STAGES) == list(Stage)
+    seen = [to_rgb(STAGES[stage].colour) for stage in Stage if stage > Stage.DORMANT]
     assert len(set(seen)) == len(seen)
 
 
@@ -47,7 +47,7 @@ def test_every_stage_has_a_colour_of_its_own():
 def test_a_slot_has_the_colour_of_its_stage_where_it_is(stage):
     """Slots lie side by side: the middle one's colour is in the middle third only."""
     stages = [Stage.DORMANT, stage, Stage.DORMANT]
-    columns = pixels(draw_network(shown(stage=stages)[0], [10.0], 50), STAGE_COLOURS[stage])
+    columns = pixels(draw_network(shown(stage=stages)[0], [10.0], 50), STAGES[stage].colour)
     columns = columns[:180].any(0).nonzero()[0]  # without the curve below
     assert len(columns) > 50
     assert columns.min() > 220
@@ -58,7 +58,7 @@ def test_the_fill_is_as_high_as_alpha():
     heights = []
     for alpha in (0.0, 0.25, 0.5, 1.0):
         state = shown(stage=[Stage.BLENDING, 1, 1], alpha=[alpha, 0.0, 0.0])
-        filled = pixels(draw_network(state[0], [10.0], 50), STAGE_COLOURS[Stage.BLENDING], 0.35)
+        filled = pixels(draw_network(state[0], [10.0], 50), STAGES[Stage.BLENDING].colour, 0.35)
         heights.append(filled.any(1).sum())
     assert heights[0] == 0
     assert heights[1] / heights[3] == pytest.approx(0.25, abs=0.03)
@@ -114,7 +114,7 @@ def test_environments_draw_what_they_are_asked_to():
     offered = env.unwrapped.action_masks()[6 + 3 :].argmax()
     env.step(np.array([Op.GERMINATE, 1, offered, 0, 0, 0, 0, 0]))
     after = env.render()
-    yellow = STAGE_COLOURS[Stage.GERMINATED]
+    yellow = STAGES[Stage.GERMINATED].colour
     assert pixels(after, yellow).sum() > 500 > 10 > pixels(before, yellow).sum()
     envs = gymnasium.make_vec(ID, num_envs=3, task="scaffold", render_mode="rgb_array")
     envs.reset(seed=0)

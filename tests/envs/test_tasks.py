@@ -22,6 +22,7 @@ from envs import (
     register_task,
 )
 from envs.actions import Op
+from envs.registration import registered_only
 from tests.support.environments import act
 from tests.support.plain import drawn_kernels
 
@@ -278,15 +279,6 @@ def test_a_task_has_terms_and_prices_of_its_own():
 # -- names ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """What is registered in a test is forgotten after it."""
-    names: dict = {}
-    monkeypatch.setattr("envs.registration._registered", names)
-    return names
-
-
-@pytest.mark.usefixtures("registered")
 def test_a_registered_task_has_a_name():
     register_task("mine", array_task)
     assert list_tasks()[-1] == "mine"
@@ -294,7 +286,6 @@ def test_a_registered_task_has_a_name():
     assert env.task.name == "mine"
 
 
-@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("name", ["digits", "", "mine"])
 def test_names_are_given_once(name):
     register_task("mine", array_task)
@@ -302,7 +293,6 @@ def test_names_are_given_once(name):
         register_task(name, array_task)
 
 
-@pytest.mark.usefixtures("registered")
 def test_what_is_no_task_is_refused():
     with pytest.raises(TypeError, match="factory must be a function that makes a task, got 3"):
         register_task("three", 3)
@@ -329,8 +319,7 @@ def test_tasks_of_other_packages_are_found(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[esper_rl.tasks]\nplot = garden:plot\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert list_tasks().count("plot") == 1
-    monkeypatch.setattr("envs.registration._registered", {"plot": array_task})
-    assert list_tasks().count("plot") == 1  # what is registered here goes first
-    assert make_task("plot").name == "mine"
-    monkeypatch.setattr("envs.registration._registered", {})
+    with registered_only({"plot": array_task}):
+        assert list_tasks().count("plot") == 1  # what is registered here goes first
+        assert make_task("plot").name == "mine"
     assert MorphogenesisEnv("plot", num_envs=1).max_epochs == 7

@@ -20,16 +20,13 @@ Configure = Callable[..., TrainConfig]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_registered_task_is_known_to_all_processes(
-    tiny_config: Configure, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
+def test_a_registered_task_is_known_to_all_processes(tiny_config: Configure, workers: int) -> None:
     task = replace(make_task("digits"), name="short", max_epochs=4)
-    monkeypatch.setattr("envs.registration._registered", {})
     register_task("short", lambda: task)
     run = train(
         tiny_config("task=short", "env.max_epochs=null", f"workers={workers}", "total_steps=20")
     )
-    assert set(evaluate_run(run, episodes=2)) == set(PLAYERS)
+    assert set(evaluate_run(run, episodes=2)) == {player.name for player in PLAYERS}
 
 
 class Recorder(Callback):

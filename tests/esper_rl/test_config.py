@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from envs import MorphogenesisEnv, RewardConfig, make_task
+from envs import MorphogenesisEnv, RewardConfig, make_task, register_task
 from envs.actions import CAUSAL_RELEVANCE, Op
 from esper_rl import FactoredClipPPOLoss, PolicyConfig, cli, make_actor_critic
 from esper_rl.errors import ConfigError
@@ -134,9 +134,9 @@ def test_weights_of_the_reward_are_options() -> None:
     assert {f"reward.{each.name}" for each in fields(RewardConfig)} - names == {"reward.gamma"}
 
 
-def test_a_run_keeps_the_prices_of_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_keeps_the_prices_of_its_task() -> None:
     task = replace(make_task("scaffold"), reward=RewardConfig(rent=0.25, bonus=3.0))
-    monkeypatch.setattr("envs.registration._registered", {"dear": lambda: task})
+    register_task("dear", lambda: task)
     env = make_env(compose_config(["task=dear", "reward.bonus=1"]), seed=0)
     assert (env.reward_config.rent, env.reward_config.bonus) == (0.25, 1.0)
 
@@ -277,10 +277,10 @@ def test_a_tasks_own_numbers_are_defaults_of_its_runs() -> None:
     assert compose_config(["task=digits"]) == TrainConfig()
 
 
-def test_a_task_may_bring_numbers_of_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_may_bring_numbers_of_the_policy() -> None:
     training = {"policy.hidden_size": 64, "policy.initial_logits.op": [0, -3, 0, 0, 0, 0]}
     task = replace(make_task("digits"), training=training)
-    monkeypatch.setattr("envs.registration._registered", {"narrow": lambda: task})
+    register_task("narrow", lambda: task)
     for preset in PRESETS:
         policy = compose_config(["task=narrow", f"policy={preset}"]).policy
         assert policy.hidden_size == 64
@@ -291,8 +291,8 @@ def test_a_task_may_bring_numbers_of_the_policy(monkeypatch: pytest.MonkeyPatch)
     assert (later.policy.hidden_size, later.seed) == (64, 5)
 
 
-def test_a_number_of_a_task_that_no_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_of_a_task_that_no_run_has() -> None:
     odd = replace(make_task("digits"), training={"ppo.learning_rate": 1.0})
-    monkeypatch.setattr("envs.registration._registered", {"odd": lambda: odd})
+    register_task("odd", lambda: odd)
     with pytest.raises(ConfigError, match=r"there is no field 'ppo.learning_rate'"):
         compose_config(["task=odd"])

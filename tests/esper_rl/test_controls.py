@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from tensordict import TensorDict, TensorDictBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from envs import MorphogenesisEnv, feature_names
@@ -16,15 +20,18 @@ from esper_rl.cli import main
 from esper_rl.errors import ConfigError
 from esper_rl.evaluation import (
     EVALUATION_SEED,
+    GREEDY,
     OPEN_LOOP,
-    SHUFFLED,
+    RANDOM,
+    SAMPLED,
+    Arena,
+    Player,
     evaluate,
     evaluate_run,
-    make_player,
-    play_run,
+    shuffled,
 )
+from esper_rl.evaluation.controls import Recorder, Replay
 from esper_rl.growing.baselines import RandomPolicy
-from esper_rl.growing.controls import Recorder, Replay, shuffled
 from esper_rl.training.composition import compose_config
 from tests.support.runs import TINY
 
@@ -35,6 +42,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(compose_config([*TINY, f"run_dir={folder}", "eval_episodes=0"]))
 
 
+class Looks(torch.nn.Module):
+    """A policy that notes what it is shown."""
+
+    in_keys = out_keys = ()
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return tensordict.set("seen", tensordict["observation"].clone())
+
+
+class OnlyPolicy:
+    """An arena as far as a shuffled player needs it."""
+
+    class actor_critic:
+        actor = Looks()
+
+
+def seen_by(player: Player, observation: torch.Tensor) -> torch.Tensor:
+    state = TensorDict({"observation": observation}, [len(observation)])
+    shown = player.make(OnlyPolicy())(state)
+    assert shown["observation"].equal(observation)
+    return shown["seen"]
+
+
 def test_named_columns_are_those_of_the_row_before():
     observation = torch.rand(4, 6, 112)
     names = feature_names(3)
@@ -43,17 +73,17 @@ def test_named_columns_are_those_of_the_row_before():
         *(i for i, n in enumerate(names) if n.endswith("_alpha")),
     ]
     assert len(moved) == 1 + 3
-    seen = shuffled("accuracy_norm slot?_alpha", 3)(observation)
+    seen = seen_by(shuffled(["accuracy_norm", "slot?_alpha"], 3), observation)
     for row in range(4):
         assert seen[row][..., moved].equal(observation[row - 1][..., moved])
     others = [column for column in range(112) if column not in moved]
     assert seen[..., others].equal(observation[..., others])
-    assert shuffled("*", 3)(observation).equal(observation.roll(1, dims=0))
+    assert seen_by(shuffled(["*"], 3), observation).equal(observation.roll(1, dims=0))
 
 
-@pytest.mark.parametrize("patterns", ["colour", "accuracy_norm slot7_alpha"])
-def test_unknown_columns_are_refused(patterns: str):
-    with pytest.raises(ConfigError, match=f"got '{patterns.split()[-1]}'"):
+@pytest.mark.parametrize("patterns", [["colour"], ["accuracy_norm", "slot7_alpha"]])
+def test_unknown_columns_are_refused(patterns: list[str]):
+    with pytest.raises(ConfigError, match=f"got '{patterns[-1]}'"):
         shuffled(patterns, 3)
 
 
@@ -84,22 +114,22 @@ def test_a_policy_that_looks_at_nothing_loses_nothing_by_it():
 
 def test_controls_play_the_episodes_of_the_others(run: Path):
     """By hand: the greedy policy's actions, a row further, on the same hosts."""
-    policy, env, _ = make_player(run, "greedy", 3)
-    recorder = Recorder(policy)
-    evaluate(recorder, env, 3, "greedy")
-    world = make_player(run, "wait", 3)[1]
-    world.set_seed(EVALUATION_SEED)
-    expected = evaluate(Replay(recorder.actions), world, 3).returns
-    assert play_run(run, OPEN_LOOP, 3, gamma=1.0).returns.equal(expected)
+    arena = Arena(run, 3)
+    recorder = Recorder(arena.enter(GREEDY))
+    evaluate(recorder, arena.world, 3, "greedy")
+    arena.world.set_seed(EVALUATION_SEED)
+    expected = evaluate(Replay(recorder.actions), arena.world, 3).returns
+    assert Arena(run, 3).play(OPEN_LOOP, gamma=1.0).returns.equal(expected)
 
 
 def test_a_shuffled_policy_judges_what_another_row_shows(run: Path):
     """By its values in the first step, which are the greedy policy's of the row before."""
     judged = []
-    for player in ("greedy", f"{SHUFFLED}*"):
-        policy, env, _ = make_player(run, player, 3)
+    arena = Arena(run, 3)
+    for player in (GREEDY, shuffled(["*"], 3)):
+        policy = arena.enter(player)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            judged.append(policy(env.reset())["baseline"])
+            judged.append(policy(arena.world.reset())["baseline"])
     assert judged[1].allclose(judged[0].roll(1, dims=0))
     assert not judged[1].allclose(judged[0])
 
@@ -108,7 +138,8 @@ def test_the_table_and_the_file_show_controls(run: Path, capsys: pytest.CaptureF
     words = ["evaluate", str(run), "--episodes", "2", "--open-loop", "--shuffle", "accuracy_norm"]
     assert main([*words, "loss_norm", "--shuffle", "slot*"]) == 0
     printed = capsys.readouterr().out
-    names = [OPEN_LOOP, f"{SHUFFLED}accuracy_norm loss_norm", f"{SHUFFLED}slot*"]
+    names = ["greedy, actions of another host"]
+    names += ["greedy, shuffled: accuracy_norm loss_norm", "greedy, shuffled: slot*"]
     assert all(name in printed for name in names)
     saved = json.loads((run / "evaluation.json").read_text())
     for name in names:
@@ -124,5 +155,31 @@ def test_bad_controls_are_refused_before_anything_is_played(
     out, err = capsys.readouterr()
     assert out == ""
     assert "'slot*_alpha', got 'colour'" in err
-    with pytest.raises(ConfigError, match="controls must be"):
-        evaluate_run(run, 2, controls=["sleepwalking"])
+
+
+def test_players_find_the_same_episodes_in_an_arena_whoever_played_before(run: Path):
+    """As in one that was opened for them alone."""
+    arena = Arena(run, 3)
+    for player in (OPEN_LOOP, SAMPLED, RANDOM, GREEDY, RANDOM):
+        played = arena.play(player)
+        assert played.returns.equal(Arena(run, 3).play(player).returns), player.name
+
+
+def test_a_run_is_opened_once(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Configuration, task and world are made for all players together."""
+    counts = Counter()
+
+    def count(module: str, name: str) -> None:
+        original = getattr(import_module(module), name)
+
+        def counted(*args: object, **kwargs: object) -> object:
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        for place in [m for m in sys.modules.values() if getattr(m, name, None) is original]:
+            monkeypatch.setattr(place, name, counted)
+
+    count("esper_rl.training.loading", "read_config")
+    count("esper_rl.training.environment", "make_env")
+    evaluate_run(run, 2)
+    assert counts == {"read_config": 1, "make_env": 1}

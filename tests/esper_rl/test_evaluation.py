@@ -16,22 +16,26 @@ from tensordict.nn import TensorDictModuleBase
 from envs import MorphogenesisEnv
 from envs.actions import Op, Stage
 from envs.observation import ACTION_FEEDBACK, feature_columns
-from envs.tasks.scaffold import BEST_PLAN
+from envs.tasks import scaffold
 from esper_rl import train
 from esper_rl.evaluation import (
+    BEST_PLAN,
+    GREEDY,
     PLAYERS,
+    WAIT,
+    Arena,
     evaluate,
     evaluate_run,
-    play_run,
     players_of,
 )
+from esper_rl.evaluation.controls import Blindfolded, blindfolded
 from esper_rl.growing.baselines import (
     FixedSchedulePolicy,
     PlanPolicy,
     RandomPolicy,
     WaitPolicy,
 )
-from esper_rl.growing.feedback import HIDDEN, WithoutFeedback
+from esper_rl.growing.feedback import HIDDEN
 from esper_rl.report.episodes import Evaluation
 from esper_rl.report.tables import format_evaluations
 from esper_rl.training.composition import compose_config
@@ -39,6 +43,7 @@ from esper_rl.training.config import TrainConfig
 from tests.support.runs import TINY
 
 EPOCHS = 8
+NAMES = [player.name for player in PLAYERS]
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +125,9 @@ def test_bad_arguments_are_named(arguments: dict, says: str) -> None:
 
 def test_a_run_is_shown_beside_the_baselines(played: tuple[Path, dict[str, Evaluation]]) -> None:
     run, results = played
-    assert list(results) == list(PLAYERS)
-    assert PLAYERS[:2] == ("greedy", "sampled")
-    assert PLAYERS[-4:] == ("wait", "random", "fixed-schedule", "heuristic")
+    assert list(results) == NAMES
+    assert NAMES[:2] == ["greedy", "sampled"]
+    assert NAMES[-4:] == ["wait", "random", "fixed-schedule", "heuristic"]
 
     saved = json.loads((run / "evaluation.json").read_text())
     assert saved["episodes"] == 3
@@ -134,11 +139,11 @@ def test_a_run_is_shown_beside_the_baselines(played: tuple[Path, dict[str, Evalu
     lines = format_evaluations(
         {n: e.summary() for n, e in results.items()}, episodes=3
     ).splitlines()
-    table = lines[2 : 2 + len(PLAYERS)]
-    assert all(line.startswith(name) for line, name in zip(table, PLAYERS, strict=True))
+    table = lines[2 : 2 + len(NAMES)]
+    assert all(line.startswith(name) for line, name in zip(table, NAMES, strict=True))
     assert len({len(line) for line in [*lines[:2], *table]}) == 1
     wait = results["wait"].summary()["final_accuracy"]
-    assert f"{wait['mean']:.1f} ± {wait['ci95']:.1f}" in table[PLAYERS.index("wait")]
+    assert f"{wait['mean']:.1f} ± {wait['ci95']:.1f}" in table[NAMES.index("wait")]
 
 
 def test_a_narrow_terminal_gets_a_narrow_table(
@@ -152,7 +157,7 @@ def test_a_narrow_terminal_gets_a_narrow_table(
     assert max(map(len, lines)) <= 60
     words = [{word for word in table.split() if set(word) != {"-"}} for table in (wide, narrow)]
     assert words[0] - {"policy"} == words[1]
-    for name in PLAYERS:
+    for name in NAMES:
         numbers = lines[lines.index(name) + 1].split()
         (whole,) = [line for line in wide.splitlines() if line.startswith(f"{name}  ")]
         assert whole.removeprefix(name).split() == numbers
@@ -160,7 +165,8 @@ def test_a_narrow_terminal_gets_a_narrow_table(
 
 def test_returns_are_discounted_as_the_run_was(tiny_config: Callable[..., TrainConfig]) -> None:
     run = train(tiny_config("ppo.gamma=0.5"))
-    found = {gamma: play_run(run, "wait", 3, gamma).returns for gamma in (None, 0.5, 1.0)}
+    arena = Arena(run, 3)
+    found = {gamma: arena.play(WAIT, gamma).returns for gamma in (None, 0.5, 1.0)}
     assert found[None].equal(found[0.5])
     assert not found[None].equal(found[1.0])
 
@@ -175,14 +181,14 @@ def test_a_world_that_the_best_plan_does_not_fit_is_evaluated_without_it(
     changes: tuple[str, ...], tiny_config: Callable[..., TrainConfig]
 ) -> None:
     run = train(tiny_config("task=scaffold", *NO_SIZES, "total_steps=20", *changes))
-    assert list(evaluate_run(run, episodes=2)) == list(PLAYERS)
+    assert list(evaluate_run(run, episodes=2)) == NAMES
 
 
 def test_a_plan_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="max_epochs must be an integer of at least 80, got 79"):
-        PlanPolicy(BEST_PLAN, 79)
+        PlanPolicy(scaffold.BEST_PLAN, 79)
     with pytest.raises(ValueError, match="num_slots must be an integer of at least 2, got 1"):
-        PlanPolicy(BEST_PLAN, 144, num_slots=1)
+        PlanPolicy(scaffold.BEST_PLAN, 144, num_slots=1)
 
 
 def test_the_best_plan_is_shown_where_it_is_known(
@@ -191,18 +197,16 @@ def test_the_best_plan_is_shown_where_it_is_known(
     scaffold = ("task=scaffold", *NO_SIZES, "total_steps=20")
     run = train(tiny_config(*scaffold, "env.max_epochs=null"))
     for changes in ((), ("env.max_epochs=144",)):
-        assert players_of(compose_config(["task=scaffold", *changes]))[-1] == "best plan"
+        assert players_of(compose_config(["task=scaffold", *changes]))[-1] is BEST_PLAN
     for changes in (("env.max_epochs=10",), ("env.max_epochs=145",), ("env.num_slots=1",)):
         assert players_of(compose_config(["task=scaffold", *changes])) == PLAYERS
     assert players_of(compose_config([])) == PLAYERS
-    few = ("greedy", *(f"greedy, feedback {name}" for name in HIDDEN))
-    monkeypatch.setattr("esper_rl.evaluation.PLAYERS", few)  # the others take their time
+    few = (GREEDY, *(blindfolded(name, hide) for name, hide in HIDDEN.items()))
+    monkeypatch.setattr("esper_rl.evaluation.players.PLAYERS", few)  # the others take their time
     results = evaluate_run(run, episodes=16)
-    assert list(results) == [*few, "best plan"]
-    best = results["best plan"].returns
-    assert best.mean() > max(results[name].returns.mean() for name in few)
-    with pytest.raises(ValueError, match=r"player must be .*, got 'worst plan'"):
-        play_run(run, "worst plan", 3)
+    assert list(results) == [*(player.name for player in few), "best plan"]
+    best = results.pop("best plan").returns
+    assert best.mean() > max(result.returns.mean() for result in results.values())
 
 
 def test_an_evaluation_repeats_itself(played: tuple[Path, dict[str, Evaluation]]) -> None:
@@ -260,7 +264,7 @@ def test_hidden_feedback_is_hidden_from_the_policy_alone() -> None:
     stages = {}
     for name, hide in {"shown": lambda x: x, **HIDDEN}.items():
         env.set_seed(0)
-        policy, state = WithoutFeedback(LeansOnFeedback(), hide), env.reset()
+        policy, state = Blindfolded(LeansOnFeedback(), hide), env.reset()
         for _ in range(3):
             before = state["observation"].clone()
             state = policy(state)

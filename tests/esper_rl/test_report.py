@@ -12,7 +12,7 @@ import pytest
 
 from envs.actions import HEADS, Op, Stage
 from esper_rl import cli, train
-from esper_rl.evaluation import play_run
+from esper_rl.evaluation import FIXED_SCHEDULE, Arena
 from esper_rl.report.run_figures import SECTIONS, draw_learning, draw_policy
 from esper_rl.run_report import report_run
 from esper_rl.stories import Story, draw_story, tell_stories
@@ -52,8 +52,8 @@ def test_a_further_head_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_stories_are_the_episodes_of_an_evaluation(finished: Path) -> None:
-    stories = tell_stories(finished, EPISODES, 0.9, "fixed-schedule")
-    played = play_run(finished, "fixed-schedule", EPISODES, gamma=0.9)
+    stories = tell_stories(finished, EPISODES, 0.9, FIXED_SCHEDULE)
+    played = Arena(finished, EPISODES).play(FIXED_SCHEDULE, gamma=0.9)
     assert [story.earned for story in stories] == pytest.approx(
         played.returns.sort(descending=True).values.tolist()
     )
@@ -63,7 +63,7 @@ def test_stories_are_the_episodes_of_an_evaluation(finished: Path) -> None:
 
 
 def test_a_story_tells_what_the_schedule_did(finished: Path) -> None:
-    story = tell_stories(finished, EPISODES, 1.0, "fixed-schedule")[0]
+    story = tell_stories(finished, EPISODES, 1.0, FIXED_SCHEDULE)[0]
     told = story.tell().split("; ")
     assert told[0] == "1: GERMINATE conv_heavy in slot 0"
     assert told[-1].endswith("FOSSILIZE in slot 0")

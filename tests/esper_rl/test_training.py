@@ -59,11 +59,8 @@ def five_blocks() -> ArrayTask:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4, 5])
-def test_a_policy_of_that_many_slots_trains(
-    slots: int, tiny_config: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_policy_of_that_many_slots_trains(slots: int, tiny_config: Configure) -> None:
     """At five slots 170 features go in, and 20 numbers of the embedded blueprints."""
-    monkeypatch.setattr("envs.registration._registered", {})
     register_task("five", five_blocks)
     run = train(tiny_config("task=five", f"env.num_slots={slots}"))
     learned = weights(run)

@@ -15,7 +15,8 @@ from torchrl.envs.utils import set_exploration_type
 from envs.rendering import draw_network
 from esper_rl import train
 from esper_rl.cli import main
-from esper_rl.evaluation import EXPLORATION, make_player, play_run
+from esper_rl.evaluation import FIXED_SCHEDULE, GREEDY, Arena
+from esper_rl.evaluation.arena import EXPLORATION
 from esper_rl.training.composition import compose_config
 from esper_rl.video import play_frames, record_episode
 from tests.support.runs import TINY
@@ -29,16 +30,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_frames_are_those_of_the_first_episode_of_an_evaluation(run: Path):
     """The last one shows the accuracy with which the evaluation's first row ends."""
-    frames = play_frames(run, "greedy")
+    frames = play_frames(run, GREEDY)
     assert {frame.shape for frame in frames} == {(360, 640, 3)}
-    again = play_frames(run, "greedy")
+    again = play_frames(run, GREEDY)
     assert all(np.array_equal(a, b) for a, b in zip(frames, again, strict=True))
     assert len({frame.tobytes() for frame in frames}) == len(frames)
-    policy, env, mode = make_player(run, "greedy", episodes=1)
-    with torch.no_grad(), set_exploration_type(EXPLORATION[mode]):
+    arena = Arena(run, episodes=1)
+    policy, env = arena.enter(GREEDY), arena.world
+    with torch.no_grad(), set_exploration_type(EXPLORATION[GREEDY.mode]):
         steps = env.rollout(env.max_epochs, policy)[0]
     shown = steps["next"][-1]
-    played = play_run(run, "greedy", episodes=1).final_accuracy
+    played = arena.play(GREEDY).final_accuracy
     assert shown["metrics", "val_accuracy"].item() == played.item()
     curve = [steps["metrics", "val_accuracy"][0].item()]
     curve += steps["next", "metrics", "val_accuracy"].flatten().tolist()
@@ -50,8 +52,8 @@ def test_frames_are_those_of_the_first_episode_of_an_evaluation(run: Path):
 def test_a_film_has_a_frame_an_epoch(run: Path, tmp_path: Path, name: str):
     if name.endswith("MP4"):
         pytest.importorskip("imageio_ffmpeg")
-    record_episode(run, tmp_path / name, "fixed-schedule")
-    frames = play_frames(run, "fixed-schedule")
+    record_episode(run, tmp_path / name, FIXED_SCHEDULE)
+    frames = play_frames(run, FIXED_SCHEDULE)
     film = imageio.imread(tmp_path / name)
     assert film.shape == (len(frames), 360, 640, 3)
     assert np.abs(film[-1].astype(int) - frames[-1]).mean() < 3  # as far as the format allows
