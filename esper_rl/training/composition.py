@@ -24,6 +24,7 @@ from envs import list_tasks, make_task
 from esper_rl.errors import ConfigError, check_choice, check_device, check_integer, config_errors
 from esper_rl.growing import PRESETS
 from esper_rl.training.config import TrainConfig
+from esper_rl.training.environment import unpin_world
 from esper_rl.training.options import ANY_KEYS, nearest_option, walk_options
 
 _LOGGER = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def compose_config(overrides: Sequence[str] = (), start: TrainConfig | None = No
 
 def compose_jobs(parsed: Sequence[Override], start: TrainConfig | None = None) -> list[TrainConfig]:
     """The configurations of a sweep, one for each combination of values, the last key fastest."""
+    if start is not None and any(o.key_or_group in ("task", "env.task") for o in parsed):
+        start = unpin_world(start)
     with config_store(parsed, start):
         jobs = product(*written_values(parsed, start).values())
         return [_compose(list(job)) for job in jobs]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 from envs import MorphogenesisEnv, make_task
 from esper_rl.errors import config_errors
-from esper_rl.training.config import TrainConfig
+from esper_rl.training.config import RewardOptions, TrainConfig
+
+_OF_TASK = ("max_epochs", "batches_per_epoch", "minibatch_size", "validation_size")
+"""Fields of ``env`` that are the task's where nothing is said."""
 
 
 def make_env(config: TrainConfig, *, seed: int, num_envs: int | None = None) -> MorphogenesisEnv:
@@ -26,3 +30,35 @@ def make_env(config: TrainConfig, *, seed: int, num_envs: int | None = None) -> 
             options["num_envs"] = num_envs
         reward = config.reward.weights(options["task"].reward, config.ppo.gamma)
         return MorphogenesisEnv(**options, seed=seed, device=config.device, reward=reward)
+
+
+def pin_world(config: TrainConfig) -> TrainConfig:
+    """The same configuration, with the numbers that its task brings written out.
+
+    A run keeps it, so its world stays what it was when a later version of the task has other
+    numbers.
+
+    Raises:
+        ConfigError: for a task that there isn't, or a weight out of range.
+    """
+    with config_errors("env: "):
+        task = make_task(config.env.task)
+        sizes = {
+            name: getattr(task, name, None)
+            for name in _OF_TASK
+            if getattr(config.env, name) is None
+        }
+        weights = config.reward.weights(task.reward, config.ppo.gamma)
+    named = {each.name: getattr(weights, each.name) for each in fields(RewardOptions)}
+    return replace(config, env=replace(config.env, **sizes), reward=RewardOptions(**named))
+
+
+def unpin_world(config: TrainConfig) -> TrainConfig:
+    """The same configuration without the numbers that its task brings: another one has its own."""
+    nothing = replace(
+        config, env=replace(config.env, **dict.fromkeys(_OF_TASK)), reward=RewardOptions()
+    )
+    own, env, reward = pin_world(nothing), vars(config.env), vars(config.reward)
+    sizes = dict.fromkeys(name for name in _OF_TASK if env[name] == getattr(own.env, name))
+    weights = {name: value for name, value in reward.items() if value != vars(own.reward)[name]}
+    return replace(config, env=replace(config.env, **sizes), reward=RewardOptions(**weights))

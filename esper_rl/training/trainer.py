@@ -35,7 +35,7 @@ from esper_rl.training.collection import collection_seconds, make_collector
 from esper_rl.training.compiling import remove_broken_libraries
 from esper_rl.training.composition import dump_config
 from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env
+from esper_rl.training.environment import make_env, pin_world
 from esper_rl.training.loading import load_policy, read_config, save_policy
 from esper_rl.training.loggers import make_loggers
 
@@ -83,6 +83,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = (), *, quiet: boo
 
     if config.threads is None:  # sums are rounded differently with more: a run keeps its number
         config = replace(config, threads=torch.get_num_threads())
+    config = pin_world(config)
 
     def make_folder() -> RunFolder:
         return RunFolder.create(config.run_dir, config.env.task, dump_config(config))
