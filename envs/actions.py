@@ -129,14 +129,18 @@ BLUEPRINTS: tuple[str, ...] = (
 )
 """Names of the blueprints, in the order of head ``blueprint``."""
 
-TEMPO_EPOCHS: tuple[int, ...] = (3, 5, 8)
-"""Epochs of the first ramp for the choices FAST, STANDARD, SLOW of head ``tempo``."""
+_TEMPOS = {"FAST": 3, "STANDARD": 5, "SLOW": 8}
+_ALPHA_TARGETS = {"HALF": 0.5, "SEVENTY": 0.7, "FULL": 1.0}
+_ALPHA_SPEEDS = {"INSTANT": 0, "FAST": 3, "MEDIUM": 5, "SLOW": 8}
 
-ALPHA_TARGETS: tuple[float, ...] = (0.5, 0.7, 1.0)
+TEMPO_EPOCHS: tuple[int, ...] = tuple(_TEMPOS.values())
+"""Epochs of the first ramp, by choice of head ``tempo``."""
+
+ALPHA_TARGETS: tuple[float, ...] = tuple(_ALPHA_TARGETS.values())
 """The α values of head ``alpha_target``."""
 
-ALPHA_SPEED_EPOCHS: tuple[int, ...] = (0, 3, 5, 8)
-"""Epochs of a ramp for the choices INSTANT, FAST, MEDIUM, SLOW of head ``alpha_speed``."""
+ALPHA_SPEED_EPOCHS: tuple[int, ...] = tuple(_ALPHA_SPEEDS.values())
+"""Epochs of a ramp, by choice of head ``alpha_speed``."""
 
 SIGMOID_STEEPNESS: dict[AlphaCurve, float] = {
     AlphaCurve.SIGMOID_GENTLE: 6.0,
@@ -161,29 +165,39 @@ STYLE_CURVE: tuple[AlphaCurve, ...] = (
 )
 """The curve of the ramp that starts blending, for each choice of head ``style``."""
 
-HEADS: tuple[str, ...] = (
-    "op",
-    "slot",
-    "blueprint",
-    "style",
-    "tempo",
-    "alpha_target",
-    "alpha_speed",
-    "alpha_curve",
-)
+
+@dataclass(frozen=True)
+class Head:
+    """A row of the table of heads.
+
+    Attributes:
+        choices: names of what its indices mean; the host's own where it is empty.
+        ops: those for which the choice has an effect.
+    """
+
+    choices: tuple[str, ...]
+    ops: tuple[Op, ...]
+
+
+_ON_A_SLOT = tuple(op for op in Op if op is not Op.WAIT)
+
+HEAD_TABLE: dict[str, Head] = {
+    "op": Head(tuple(op.name for op in Op), tuple(Op)),
+    "slot": Head((), _ON_A_SLOT),
+    "blueprint": Head(BLUEPRINTS, (Op.GERMINATE,)),
+    "style": Head(tuple(style.name for style in Style), (Op.GERMINATE, Op.SET_ALPHA_TARGET)),
+    "tempo": Head(tuple(_TEMPOS), (Op.GERMINATE,)),
+    "alpha_target": Head(tuple(_ALPHA_TARGETS), (Op.GERMINATE, Op.SET_ALPHA_TARGET)),
+    "alpha_speed": Head(tuple(_ALPHA_SPEEDS), (Op.SET_ALPHA_TARGET, Op.PRUNE)),
+    "alpha_curve": Head(tuple(curve.name for curve in AlphaCurve), (Op.SET_ALPHA_TARGET, Op.PRUNE)),
+}
+"""All heads, in order. The weight of a head's entropy isn't here: it is the agent's."""
+
+HEADS: tuple[str, ...] = tuple(HEAD_TABLE)
 """Names of the action's heads; the op comes first because it conditions the others."""
 
-_RELEVANT_HEADS: dict[Op, tuple[str, ...]] = {
-    Op.WAIT: (),
-    Op.GERMINATE: ("slot", "blueprint", "style", "tempo", "alpha_target"),
-    Op.SET_ALPHA_TARGET: ("slot", "style", "alpha_target", "alpha_speed", "alpha_curve"),
-    Op.PRUNE: ("slot", "alpha_speed", "alpha_curve"),
-    Op.FOSSILIZE: ("slot",),
-    Op.ADVANCE: ("slot",),
-}
-
 CAUSAL_RELEVANCE: torch.Tensor = torch.tensor(
-    [[head == "op" or head in _RELEVANT_HEADS[op] for head in HEADS] for op in Op]
+    [[op in head.ops for head in HEAD_TABLE.values()] for op in Op]
 )
 """Bool ``[6 ops, 8 heads]``: does the head have an effect when the op is taken?"""
 
@@ -199,13 +213,5 @@ def head_sizes(num_slots: int, num_blueprints: int = len(BLUEPRINTS)) -> dict[st
         >>> head_sizes(3)["slot"], head_sizes(3)["op"]
         (3, 6)
     """
-    return {
-        "op": len(Op),
-        "slot": num_slots,
-        "blueprint": num_blueprints,
-        "style": len(Style),
-        "tempo": len(TEMPO_EPOCHS),
-        "alpha_target": len(ALPHA_TARGETS),
-        "alpha_speed": len(ALPHA_SPEED_EPOCHS),
-        "alpha_curve": len(AlphaCurve),
-    }
+    sizes = {name: len(head.choices) for name, head in HEAD_TABLE.items()}
+    return sizes | {"slot": num_slots, "blueprint": num_blueprints}

@@ -9,7 +9,6 @@ from typing import Any
 
 from envs import MorphogenesisEnv, RewardConfig, make_task
 from esper_rl.errors import (
-    check_choice,
     check_device,
     check_integer,
     check_number,
@@ -53,7 +52,6 @@ class RewardOptions(_RewardOptions):
         return replace(prices, gamma=gamma, **given)
 
 
-LOGGERS = ("tensorboard", "wandb", "mlflow")
 _LARGEST_SEED = 2**63 - 1
 _MOST_THREADS = 1024
 _MOST_STEPS = 10**12
@@ -114,8 +112,6 @@ class TrainConfig:
         check_number("save_seconds", self.save_seconds, least=0)
         if self.threads is not None:
             check_integer("threads", self.threads, most=_MOST_THREADS)
-        for name in self.loggers:
-            check_choice("loggers", name, LOGGERS)
         rows = self.env.num_envs
         check_integer("env.num_envs", rows)
         if self.env.max_epochs is not None:

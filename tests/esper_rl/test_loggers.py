@@ -85,9 +85,10 @@ def test_a_logger_that_is_not_installed_is_refused_before_the_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_logger_is_refused(tiny_config: Configure) -> None:
+def test_an_unknown_logger_is_refused(tiny_config: Configure, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"loggers must be one of 'tensorboard', .*'paper'"):
-        tiny_config("loggers=[paper]")
+        train(tiny_config("loggers=[paper]"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_distributions_are_of_what_ended_was_earned_or_stays() -> None:
