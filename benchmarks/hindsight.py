@@ -25,7 +25,7 @@ from benchmarks.intervals import interval
 from benchmarks.seeds import RESULTS, write_json
 from envs import MorphogenesisEnv, make_task
 from envs.actions import Stage
-from envs.attribution import CREDIT, MOST_CREDIT, NOISE, interaction_noise, interactions
+from envs.credit import CREDIT, MOST_CREDIT, NOISE, interaction_noise, interactions
 from esper_rl.growing.baselines import SchedulePolicy
 
 TEST_SIZE = 500

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from esper_rl.runs.files import write_whole
-from tests.support.runs import command, read_metrics
+from esper_rl.runs.atomic_write import write_atomically
+from esper_rl.runs.metrics import read_columns
 
 Run = dict[str, Any]
 """What was measured of a training run, by name."""
@@ -70,9 +71,9 @@ def train_seed(seed: int, settings: Sequence[str], run: Path) -> Run:
     """Train as a user does, without an evaluation: how long it took, and the learning curve."""
     words = ["train", f"seed={seed}", f"run_dir={run}", "eval_episodes=0", *settings]
     start = time.perf_counter()
-    subprocess.run(command(*words), check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "esper_rl", *words], check=True, capture_output=True)
     minutes = (time.perf_counter() - start) / 60
-    return {"minutes": minutes, "learning_curve": [line["return"] for line in read_metrics(run)]}
+    return {"minutes": minutes, "learning_curve": read_columns(run / "metrics.csv")["return"]}
 
 
 def measure_missing(
@@ -88,4 +89,4 @@ def measure_missing(
 def write_json(path: Path, content: object) -> None:
     """Write results; the file is never there by half."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, text.encode())
+    write_atomically(path, text.encode())

@@ -5,11 +5,11 @@
 ['cifar10', 'digits', 'digits_full', 'digits_varied', 'pydoc', 'scaffold']
 """
 
+from envs.checkpointing import ResumableEnv
 from envs.hosts import ConvHost, ModuleHost, TextHost, module_seed
 from envs.morphogenesis import MorphogenesisEnv
 from envs.observation import feature_names
 from envs.registration import list_tasks, make_task, register_ids, register_task
-from envs.resuming import ResumableEnv
 from envs.reward import RewardConfig
 from envs.tasks import ArrayTask, Task
 

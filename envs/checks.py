@@ -1,93 +1,128 @@
-"""Checks of what a reset or a step is given."""
+"""Checks of arguments, and the one form of their messages: "must be X, got Y"."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import secrets
+from collections.abc import Collection
+from numbers import Integral, Real
 
 import torch
-from tensordict import TensorDictBase
-from torch import Tensor
-
-from envs.actions import HEADS
-from envs.tables import look_up
 
 
-def check_action(action: object, num_rows: int, sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the heads of an action that is well-formed (an illegal one is).
+def check_integer(
+    name: str, value: object, *, least: int = 1, most: int | None = None, what: str = ""
+) -> int:
+    """Refuse what isn't an integer from ``least`` to ``most``, the number of ``what``.
 
-    Args:
-        action: what the environment was given.
-        num_rows: N.
-        sizes: number of choices of every head.
+    Returns:
+        The value as Python's own integer; NumPy's are taken too.
 
     Raises:
-        ValueError: a head is missing, has the wrong shape, or an index is out of range.
-        TypeError: the action isn't a TensorDict or mapping, or a head isn't an int64 tensor.
+        TypeError: if it isn't an integer.
+        ValueError: if it is out of range.
+
+    Examples:
+        >>> check_integer("num_slots", 4, most=3, what="slots of the host")
+        Traceback (most recent call last):
+        ValueError: num_slots must be an integer from 1 to 3, the slots of the host, got 4
     """
-    heads = ", ".join(HEADS)
-    if not isinstance(action, TensorDictBase | Mapping):
-        raise TypeError(
-            f"action must be a TensorDict with the heads {heads}, got {type(action).__name__}"
-        )
-    checked = {}
-    for head in HEADS:
-        index = action.get(head, None)
-        if index is None:
-            raise ValueError(f"action must have the heads {heads}, got none called {head!r}")
-        if not isinstance(index, Tensor):
-            raise TypeError(f"action head {head!r} must be a tensor, got {type(index).__name__}")
-        if index.dtype != torch.int64:
-            raise TypeError(f"action head {head!r} must be int64, got {index.dtype}")
-        if index.shape != (num_rows,):
-            raise ValueError(
-                f"action head {head!r} must be of shape [{num_rows}], one index a row, got "
-                f"{list(index.shape)}"
-            )
-        checked[head] = index
-    indices = torch.stack(list(checked.values()))
-    places = torch.arange(len(HEADS), device=indices.device)[:, None]
-    outside = (indices < 0) | (indices >= look_up([sizes[head] for head in HEADS], places))
-    if outside.any():
-        place, row = outside.nonzero()[0].tolist()
-        head = HEADS[place]
+    if most is None:
+        allowed = f"an integer of at least {least}"
+    else:
+        allowed = f"an integer from {least} to {most}" + (f", the {what}" if what else "")
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+    number = int(value)
+    if number < least or (most is not None and number > most):
+        raise ValueError(f"{name} must be {allowed}, got {value}")
+    return number
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Refuse what isn't a finite number between the bounds that are given.
+
+    Returns:
+        The value as Python's own number; NumPy's are taken too.
+
+    Raises:
+        TypeError: if it isn't a number.
+        ValueError: if it is out of bounds.
+
+    Examples:
+        >>> check_number("lr", 0.0, above=0)
+        Traceback (most recent call last):
+        ValueError: lr must be a number above 0, got 0.0
+    """
+    bounds = {"of at least": least, "above": above, "at most": most, "below": below}
+    stated = " and ".join(f"{word} {b}" for word, b in bounds.items() if b is not None)
+    allowed = f"a number {stated}" if stated else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+    number = int(value) if isinstance(value, Integral) else float(value)
+    inside = (
+        math.isfinite(number)
+        and (least is None or number >= least)
+        and (above is None or number > above)
+        and (most is None or number <= most)
+        and (below is None or number < below)
+    )
+    if not inside:
+        raise ValueError(f"{name} must be {allowed}, got {value}")
+    return number
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Refuse what isn't one of ``choices``.
+
+    Raises:
+        ValueError: if it isn't.
+
+    Examples:
+        >>> check_choice("gates", "none", ("permissive", "strict"))
+        Traceback (most recent call last):
+        ValueError: gates must be one of 'permissive', 'strict', got 'none'
+    """
+    if value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def check_seed(name: str, seed: object) -> int:
+    """Refuse what isn't a seed; None stands for one that no other process has.
+
+    Raises:
+        TypeError: if it isn't an integer.
+        ValueError: if it isn't from 0 to 2⁶³ − 1.
+    """
+    if seed is None:
+        return secrets.randbits(63)  # forked processes share the generators of torch and NumPy
+    return check_integer(name, seed, least=0, most=2**63 - 1, what="largest int64")
+
+
+def check_device(name: str, device: torch.device | str | None) -> torch.device:
+    """Refuse a device that PyTorch can't use on this machine; None stands for the CPU.
+
+    Raises:
+        ValueError: if it can't.
+
+    Examples:
+        >>> check_device("device", None)
+        device(type='cpu')
+    """
+    try:
+        return torch.empty(0, device="cpu" if device is None else device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"action head {head!r} must be 0 to {sizes[head] - 1}, got "
-            f"{indices[place, row].item()} in row {row}"
-        )
-    return checked
-
-
-def marked_rows(tensordict: TensorDictBase | None, key: str, blank: Tensor) -> Tensor:
-    """The rows that an entry marks, all without it: bool ``[N]``.
-
-    Args:
-        tensordict: that may have the entry.
-        key: of the entry.
-        blank: any tensor ``[N]`` of the device.
-
-    Raises:
-        TypeError: if it isn't bool, one a row.
-    """
-    mask = None if tensordict is None else tensordict.get(key, None)
-    if mask is None:
-        return torch.ones_like(blank, dtype=torch.bool)
-    if mask.dtype != torch.bool or mask.numel() != len(blank):
-        raise TypeError(
-            f"{key!r} must be bool, one a row [{len(blank)}, 1], got {mask.dtype} of shape "
-            f"{list(mask.shape)}"
-        )
-    return mask.view(len(blank))
-
-
-def check_begun(stepping: Tensor, done: Tensor) -> None:
-    """Refuse to step a row that is done; both are bool ``[N]``.
-
-    Raises:
-        RuntimeError: naming the first one.
-    """
-    over = (stepping & done).nonzero()
-    if len(over):
-        raise RuntimeError(
-            f"row {int(over[0])} must be reset before it is stepped: its episode is over, or "
-            "none has begun"
-        )
+            f"{name} must be one of PyTorch's on this machine, such as cpu, got {str(device)!r} "
+            f"({reason})"
+        ) from None

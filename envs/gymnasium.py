@@ -34,7 +34,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from envs.errors import check_choice
+from envs.checks import check_choice
 from envs.numpy_world import Info, NumpyWorld, Observation
 
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}

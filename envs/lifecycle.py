@@ -32,8 +32,8 @@ from envs.actions import (
     head_sizes,
 )
 from envs.batched.workers import one_thread
+from envs.lookup import look_up
 from envs.state import Slots
-from envs.tables import look_up
 
 GATES: tuple[str, ...] = ("permissive", "strict", "hidden")
 """Values of the environment's ``gates``."""

@@ -10,12 +10,12 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from envs.actions import Op, Stage, head_sizes
-from envs.attribution import age_measurements, credit_helpers, record_measurements
 from envs.batched.randomness import Stream, fold
-from envs.batched.workers import as_usual
-from envs.beginning import begin, shown_loss
-from envs.checks import check_action, check_begun, marked_rows
-from envs.errors import check_choice, check_device, check_integer, check_seed
+from envs.batched.workers import outside_callers_modes
+from envs.batched_state import cloned
+from envs.checkpointing import check_options, load_tensors, save_tensors
+from envs.checks import check_choice, check_device, check_integer, check_seed
+from envs.credit import age_measurements, credit_helpers, record_measurements
 from envs.governor import Governor
 from envs.lifecycle import (
     GATES,
@@ -30,11 +30,11 @@ from envs.lifecycle import (
 from envs.observation import compute_observation
 from envs.populations.base import MOST_SLOTS, Population, SlotInputs
 from envs.registration import make_task
-from envs.resuming import check_options, load_tensors, save_tensors
+from envs.reset import begin, shown_loss
 from envs.reward import REWARD_TERMS, RewardConfig, Transition, compute_terms
-from envs.rows import cloned
 from envs.specs import SpecMaker, show
 from envs.state import Slots, State
+from envs.step_inputs import check_action, check_begun, marked_rows
 from envs.tasks.base import Task
 
 TIME_LIMITS: tuple[str, ...] = ("terminate", "truncate")
@@ -113,7 +113,7 @@ class MorphogenesisEnv(EnvBase):
         torch.Size([2, 3, 112])
     """
 
-    @as_usual
+    @outside_callers_modes
     def __init__(
         self,
         task: str | Task = "digits",
@@ -246,7 +246,7 @@ class MorphogenesisEnv(EnvBase):
 
     # -- reset ------------------------------------------------------------------------------
 
-    @as_usual
+    @outside_callers_modes
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
         """Replace the rows that ``_reset`` marks (all without it) by fresh ones."""
         if kwargs:
@@ -264,7 +264,7 @@ class MorphogenesisEnv(EnvBase):
 
     # -- step -------------------------------------------------------------------------------
 
-    @as_usual
+    @outside_callers_modes
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = check_action(tensordict.get("action", None), self.num_envs, self.head_sizes)
         stepping = marked_rows(tensordict, "_step", self._rows)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from envs.actions import STAGES, Op, Stage
-from envs.errors import check_choice, check_number
+from envs.checks import check_choice, check_number
 from envs.lifecycle import Applied
+from envs.lookup import look_up
 from envs.state import State
-from envs.tables import look_up
 
 CONTRIBUTES = 1.0
 """Accuracy points from which a fossilized seed earns the terminal bonus."""
@@ -26,7 +26,7 @@ MOST_INTERACTION = 10.0
 
 _POTENTIALS = [row.potential for row in STAGES.values()]
 
-YOUNG = 5
+HASTY_EPOCHS = 5
 """Epochs since it was planted up to which pruning a seed is hasty."""
 
 
@@ -241,7 +241,7 @@ def _outcome(t: Transition) -> Tensor:
 
 
 def _hasty_prune(t: Transition) -> Tensor:
-    hasty = t.applied.pruned & (t.before.slots.age < YOUNG)
+    hasty = t.applied.pruned & (t.before.slots.age < HASTY_EPOCHS)
     return -t.weights.hasty_prune * hasty.float().sum(1)
 
 

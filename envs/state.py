@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from envs.actions import AlphaMode, Op, Stage
-from envs.rows import Rows
+from envs.batched_state import Rows
 
 HISTORY = 5
 """Epochs that trends and volatilities look back."""

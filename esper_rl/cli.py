@@ -20,8 +20,8 @@ from esper_rl.evaluation import OPEN_LOOP, evaluate_run, shuffled
 from esper_rl.report.episodes import Evaluation, without_nan
 from esper_rl.report.tables import format_evaluations, format_problem, format_task
 from esper_rl.runs import CheckpointError, RunFolder
-from esper_rl.runs.files import write_whole
-from esper_rl.terminal import ended_by_signals, is_out_of_memory, write_anywhere
+from esper_rl.runs.atomic_write import write_atomically
+from esper_rl.terminal import ended_by_signals, forgive_output_errors, is_out_of_memory
 from esper_rl.training.composition import compose_config, load_config
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.loading import read_config
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 when training failed or disk or memory is full, 2 for bad input, 130
         after Ctrl-C, SIGTERM, SIGHUP or SIGUSR1.
     """
-    write_anywhere()
+    forgive_output_errors()
     arguments = parse_arguments(argv)
     try:
         with ended_by_signals():
@@ -217,7 +217,7 @@ def _print_comparison(
             text = page.as_page(title, summary, designs)
         else:
             text = page.as_markdown(title, summary)
-        write_whole(output, text.encode(errors="replace"))
+        write_atomically(output, text.encode(errors="replace"))
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -225,7 +225,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
     output = arguments.output or RunFolder(arguments.run).report
     check_folder_of("report", output)
-    write_whole(output, report_run(arguments.run, arguments.episodes).encode(errors="replace"))
+    write_atomically(output, report_run(arguments.run, arguments.episodes).encode(errors="replace"))
     print(f"The report is in {output}")
 
 

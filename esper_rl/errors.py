@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from envs.errors import check_choice, check_device, check_integer, check_number
+from envs.checks import check_choice, check_device, check_integer, check_number
 
 __all__ = [
     "ConfigError",

@@ -11,7 +11,7 @@ import torch
 from esper_rl.errors import ConfigError, check_folder_of
 from esper_rl.policy.serving import StepModule
 from esper_rl.runs import RunFolder
-from esper_rl.runs.files import write_whole
+from esper_rl.runs.atomic_write import write_atomically
 from esper_rl.training.environment import make_env
 from esper_rl.training.loading import load_policy, read_config
 
@@ -72,7 +72,7 @@ def export_policy(run: str | Path, path: str | Path, *, greedy: bool = True) -> 
     if path.suffix == ".pt2":
         buffer = io.BytesIO()
         torch.export.save(torch.export.export(step, arguments, dynamic_shapes=shapes), buffer)
-        write_whole(path, buffer.getvalue())
+        write_atomically(path, buffer.getvalue())
         return step
     numbers = range(len(arguments[3]))
     program = torch.onnx.export(
@@ -90,5 +90,5 @@ def export_policy(run: str | Path, path: str | Path, *, greedy: bool = True) -> 
         output_names=["actions", "log_probs", *(f"next_state_{i}" for i in numbers)],
     )
     assert program is not None  # as it is with dynamo
-    write_whole(path, program.model_proto.SerializeToString())
+    write_atomically(path, program.model_proto.SerializeToString())
     return step

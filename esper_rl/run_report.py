@@ -15,7 +15,7 @@ from esper_rl.report.page import as_page, as_picture, as_row, as_table
 from esper_rl.report.run_figures import SECTIONS, Columns, draw_learning
 from esper_rl.report.tables import Summary, evaluation_rows
 from esper_rl.runs import CheckpointError, RunFolder
-from esper_rl.runs.files import printable
+from esper_rl.runs.atomic_write import printable
 from esper_rl.runs.metrics import read_columns
 from esper_rl.stories import Story, draw_story, tell_stories
 from esper_rl.training.config import TrainConfig

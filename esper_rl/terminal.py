@@ -25,7 +25,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return named or "can't allocate memory" in str(error)
 
 
-def write_anywhere() -> None:
+def forgive_output_errors() -> None:
     """Let output be no reason to fail: to a closed terminal, or one that knows no "±", or to a
     reader that has seen enough, such as ``head``. What can't be kept on a disk is one.
     """

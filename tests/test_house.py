@@ -140,12 +140,16 @@ def test_the_policy_and_the_loss_name_nothing_of_a_seed() -> None:
 
 @pytest.mark.parametrize("folder", ["envs", "esper_rl", "tests", "benchmarks", "examples"])
 def test_files_are_short(folder: str) -> None:
-    lines = {
-        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
-        for path in (ROOT / folder).rglob("*.py")
+    """Or say, in a line of their own, why they aren't: ``# longer than 400 lines: REASON``."""
+    reason = re.compile(rf"^# longer than {MOST_LINES} lines: .+", re.MULTILINE)
+    texts = {path: path.read_text() for path in (ROOT / folder).rglob("*.py")}
+    long = {
+        str(path.relative_to(ROOT)): len(text.splitlines())
+        for path, text in texts.items()
+        if len(text.splitlines()) > MOST_LINES and not reason.search(text)
     }
-    assert lines
-    assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
+    assert texts
+    assert long == {}
 
 
 @pytest.mark.parametrize(

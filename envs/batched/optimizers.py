@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from envs.errors import check_number
+from envs.checks import check_number
 
 
 class Rule(IntEnum):

@@ -65,7 +65,7 @@ def one_thread(function: Callable[Given, Result]) -> Callable[Given, Result]:
     return wrapper
 
 
-def as_usual(function: Callable[Given, Result]) -> Callable[Given, Result]:
+def outside_callers_modes(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """Decorator: run a function outside the caller's inference mode and autocast."""
 
     @wraps(function)

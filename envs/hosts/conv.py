@@ -21,7 +21,7 @@ from envs.batched.layers import (
 from envs.batched.programs import Layer, Program
 from envs.blueprints import CONV_BLUEPRINTS, Blueprint
 from envs.blueprints.base import Segment
-from envs.errors import check_choice, check_integer
+from envs.checks import check_choice, check_integer
 
 
 class ConvBlock(Program):

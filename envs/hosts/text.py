@@ -12,7 +12,7 @@ from envs.batched.programs import Layer, Program
 from envs.batched.sequences import Embedding, LayerNorm, OnlyPositions
 from envs.blueprints import TEXT_BLUEPRINTS, Blueprint
 from envs.blueprints.base import Segment
-from envs.errors import check_integer
+from envs.checks import check_integer
 
 
 class TextHost:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from envs.actions import BLUEPRINTS, STAGES
-from envs.tables import look_up
+from envs.lookup import look_up
 
 _MIXED = [row.mixed for row in STAGES.values()]
 _TRAINS = [row.trains for row in STAGES.values()]

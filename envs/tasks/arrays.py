@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from envs.batched.optimizers import SGD, Optimizer
-from envs.errors import check_integer
+from envs.checks import check_integer
 from envs.hosts.base import Host
 from envs.populations.data import LabelledData
 from envs.populations.trained import TrainedPopulation

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from envs.errors import check_integer, check_number
+from envs.checks import check_integer, check_number
 from envs.populations.base import Population
 from envs.reward import REWARD_TERMS, RewardConfig, RewardTerm
 from envs.tasks.plans import BestPlan

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from envs.errors import check_integer
+from envs.checks import check_integer
 from envs.hosts import ConvHost
 from envs.tasks.arrays import ArrayTask, Examples, hold_out
 

@@ -19,7 +19,7 @@ from envs.actions import Stage
 from esper_rl.errors import ConfigError, check_choice
 from esper_rl.report.episodes import Evaluation
 from esper_rl.runs import RunFolder
-from esper_rl.training.composition import play_otherwise
+from esper_rl.training.composition import in_another_world
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 from esper_rl.training.loading import policy_in, read_config
@@ -117,7 +117,7 @@ class Arena:
         episodes: E, all played at once, a row each.
         seed: of the episodes.
         settings: another world or device than the run's, such as ``["task=digits_full"]``; see
-            :func:`esper_rl.training.composition.play_otherwise`.
+            :func:`esper_rl.training.composition.in_another_world`.
 
     Attributes:
         folder: of the run.
@@ -147,7 +147,7 @@ class Arena:
     ) -> None:
         self.folder, self.episodes, self.seed = RunFolder.open(run), episodes, seed
         own = read_config(self.folder)
-        self.config = play_otherwise(own, settings)
+        self.config = in_another_world(own, settings)
         if settings:  # before another world is made, whose networks may have to be compiled
             _require_same_topology(own, self.config)
         env = make_env(self.config, num_envs=episodes, seed=seed)

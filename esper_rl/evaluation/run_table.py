@@ -28,7 +28,7 @@ from esper_rl.report.curves import plot_learning_curve
 from esper_rl.report.episodes import Evaluation, as_json, as_text, keep_longest
 from esper_rl.report.tables import Summary
 from esper_rl.runs import RunFolder
-from esper_rl.runs.files import write_whole
+from esper_rl.runs.atomic_write import write_atomically
 
 _DRAWN = [player.name for player in (WAIT, FIXED_SCHEDULE, HEURISTIC, BEST_PLAN)]
 """Players beside which a policy's learning is drawn."""
@@ -92,7 +92,7 @@ def evaluate_run(
     hindered = [player.name for player in players if player.hinders]
     content = as_json(results, hindered, seed=seed, gamma=gamma, settings=settings)
     if output is not None:
-        write_whole(Path(output), as_text(content))
+        write_atomically(Path(output), as_text(content))
     elif not settings:
         keep_longest(arena.folder.evaluation, content)
     if not settings and gamma == config.ppo.gamma:

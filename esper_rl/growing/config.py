@@ -23,7 +23,8 @@ ENTROPY_WEIGHTS: dict[str, float] = {
     "alpha_speed": 1.3,
     "alpha_curve": 1.3,
 }
-"""V2's weight of each head's entropy: more for heads that few ops give a training signal."""
+"""V2's weight of each head's entropy (Policy V2, "Differential Entropy Coefficients"): more for
+heads that few ops give a training signal."""
 
 EMBEDDING_SIZE = 4
 """Numbers that a blueprint's index becomes."""

@@ -19,7 +19,8 @@ from esper_rl.growing.feedback import HIDDEN
 from esper_rl.policy import ActorCritic
 
 ENTROPY_WARNING, ENTROPY_ALERT = 0.3, 0.1
-"""Shares of its maximum under which a head's entropy is remarkable."""
+"""Shares of its maximum under which a head's entropy is remarkable. Policy V2, "Monitoring Points",
+asks for such alarms without numbers; those here and below are this project's own."""
 
 WAIT_ALERT = 0.95
 """Share of WAIT, where there is a choice, above which a policy has stopped acting."""

@@ -27,7 +27,7 @@ from esper_rl.policy.masks import LegalChoices
 from esper_rl.policy.modules import AttentionModule, TensorModule, as_set
 from esper_rl.policy.network import MEMORY, OBSERVATION, FactoredRecurrentNetwork, is_lstm
 from esper_rl.policy.serving import StepModule
-from esper_rl.policy.value import ExpectedValue, HardValue, SoftValue
+from esper_rl.policy.value import ExpectedValue, SampledValue, SoftValue
 
 BASELINE, VALUE = "baseline", "state_value"
 """Keys of the value that a rollout stores and of the value of a batch in an update."""
@@ -306,7 +306,7 @@ def _values(
     given_policy: list[NestedKey] = [MEMORY, ("logits", op), ("mask", op)]
     of_taken: tuple[nn.Module, list[NestedKey]]
     of_expected: tuple[nn.Module, list[NestedKey]]
-    of_taken = (HardValue(head, num_ops), [MEMORY, ("action", op)])
+    of_taken = (SampledValue(head, num_ops), [MEMORY, ("action", op)])
     of_expected = (ExpectedValue(head, num_ops), given_policy)
     if mode == "state":
         of_taken = of_expected = (head, [MEMORY])

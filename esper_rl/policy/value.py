@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class HardValue(nn.Module):
+class SampledValue(nn.Module):
     """V(s, op): the value at the op taken."""
 
     def __init__(self, value_head: nn.Module, num_ops: int) -> None:

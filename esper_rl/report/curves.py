@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esper_rl.runs.files import printable
+from esper_rl.runs.atomic_write import printable
 from esper_rl.runs.metrics import read_columns
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from esper_rl.runs.files import write_whole
+from esper_rl.runs.atomic_write import write_atomically
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def keep_longest(file: Path, content: dict[str, Any]) -> None:
         _LOGGER.warning("%s holds %d episodes a policy and stays as it is", file, before)
         return
     try:
-        write_whole(file, as_text(content))
+        write_atomically(file, as_text(content))
     except OSError as error:
         _LOGGER.warning("the evaluation can't be written: %s", error)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper_rl.runs.files import write_whole
+from esper_rl.runs.atomic_write import write_atomically
 
 
 class CheckpointError(ValueError):
@@ -43,7 +43,7 @@ class Checkpoint:
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         buffer = io.BytesIO()
         torch.save(content, buffer)  # PyTorch's own errors don't say that a disk is full
-        write_whole(file, buffer.getvalue())
+        write_atomically(file, buffer.getvalue())
 
     @classmethod
     def read(cls, file: Path, device: str) -> Checkpoint:

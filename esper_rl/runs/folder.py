@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from esper_rl.runs.files import remove_unfinished, write_whole
+from esper_rl.runs.atomic_write import remove_unfinished, write_atomically
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RunFolder:
     def keep_checkpoint(self) -> None:
         """Copy the checkpoint to :attr:`good_checkpoint`, if there is none yet."""
         if self.checkpoint.exists() and not self.good_checkpoint.exists():
-            write_whole(self.good_checkpoint, self.checkpoint.read_bytes())
+            write_atomically(self.good_checkpoint, self.checkpoint.read_bytes())
 
     @property
     def resume(self) -> Path:

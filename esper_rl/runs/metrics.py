@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from esper_rl.runs.files import write_whole
+from esper_rl.runs.atomic_write import write_atomically
 
 
 def append_row(file: Path, row: Mapping[str, float]) -> None:
@@ -52,7 +52,7 @@ def keep_rows(file: Path, count: int) -> int:
     """
     lines = _whole_lines(file)[: count + 1]
     if lines:
-        write_whole(file, "".join(lines).encode())
+        write_atomically(file, "".join(lines).encode())
     return max(0, len(lines) - 1)
 
 

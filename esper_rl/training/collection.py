@@ -73,7 +73,7 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
             use_buffers=False,
             track_traj_ids=False,
         )
-    return _deaf_to_signals(
+    return _start_ignoring_signals(
         MultiSyncCollector,
         make_worlds,
         actor_critic.actor,
@@ -86,7 +86,7 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
     )
 
 
-def _deaf_to_signals(start: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
+def _start_ignoring_signals(start: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
     """Start processes that ignore signals to end; this process takes them, and ends the others.
 
     A process inherits the blocked signals of the thread that starts it. A thread of its own blocks

@@ -84,7 +84,7 @@ def compose_jobs(parsed: Sequence[Override], start: TrainConfig | None = None) -
         return [_compose(list(job)) for job in jobs]
 
 
-def play_otherwise(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+def in_another_world(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     """A run's configuration with another world or device, for its evaluation.
 
     Args:
@@ -96,7 +96,7 @@ def play_otherwise(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig
         ConfigError: see :func:`compose_config`; also for another key.
 
     Examples:
-        >>> play_otherwise(TrainConfig(), ["task=digits_full"]).env.task
+        >>> in_another_world(TrainConfig(), ["task=digits_full"]).env.task
         'digits_full'
     """
     if not overrides:

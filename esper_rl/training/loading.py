@@ -12,7 +12,7 @@ from esper_rl.errors import config_errors
 from esper_rl.growing import PolicyConfig
 from esper_rl.policy import ActorCritic, make_actor_critic
 from esper_rl.runs import Checkpoint, CheckpointError, RunFolder
-from esper_rl.training.composition import load_config, play_otherwise
+from esper_rl.training.composition import in_another_world, load_config
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env
 
@@ -25,7 +25,7 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
     Args:
         run: its folder.
         settings: what is to be otherwise, see
-            :func:`~esper_rl.training.composition.play_otherwise`.
+            :func:`~esper_rl.training.composition.in_another_world`.
 
     Raises:
         ConfigError: when it isn't one of this version; the message names the file. Also for
@@ -33,7 +33,7 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
     """
     with config_errors(f"{run.config}: "):
         config = load_config(run.config.read_text(encoding="utf-8"), anywhere=True)
-    return play_otherwise(config, settings)
+    return in_another_world(config, settings)
 
 
 def save_policy(

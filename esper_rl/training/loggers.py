@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from esper_rl.errors import ConfigError, check_choice, config_errors
 from esper_rl.growing.monitors import distributions
 from esper_rl.runs import RunFolder
-from esper_rl.runs.files import printable
+from esper_rl.runs.atomic_write import printable
 from esper_rl.training.callbacks import Callback
 from esper_rl.training.config import TrainConfig
 

@@ -12,7 +12,7 @@ from torchrl.envs.utils import check_env_specs
 
 from envs import MorphogenesisEnv
 from envs.actions import BLUEPRINTS, Algorithm, Op, Stage
-from envs.attribution import contributions, interactions
+from envs.credit import contributions, interactions
 from envs.populations.base import SlotInputs
 from envs.populations.formula import FormulaPopulation, SeedCurve
 from envs.registration import make_task

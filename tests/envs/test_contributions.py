@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from envs.actions import Op
-from envs.attribution import age_measurements, record_measurements
+from envs.credit import age_measurements, record_measurements
 from envs.populations import Validation
 from envs.registration import make_task
 from envs.reward import REWARD_TERMS, RewardConfig

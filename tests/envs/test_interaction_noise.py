@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from envs import MorphogenesisEnv
-from envs.attribution import interaction_noise, interactions, record_measurements
+from envs.credit import interaction_noise, interactions, record_measurements
 from envs.populations.base import Validation
 from tests.support.environments import GROW, play, small_env
 from tests.support.slots import make

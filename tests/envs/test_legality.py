@@ -16,12 +16,12 @@ from envs.actions import (
     Stage,
     head_sizes,
 )
-from envs.checks import check_action
 from envs.lifecycle import (
     action_masks,
     apply_action,
     legal_slots,
 )
+from envs.step_inputs import check_action
 from tests.support.slots import (
     CONV,
     FAST,

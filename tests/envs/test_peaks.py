@@ -7,7 +7,7 @@ from dataclasses import fields
 import torch
 
 from envs.actions import Stage
-from envs.attribution import credit_helpers, record_measurements
+from envs.credit import credit_helpers, record_measurements
 from envs.populations.base import Validation
 from envs.state import Slots
 from tests.support.slots import make

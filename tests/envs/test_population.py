@@ -16,7 +16,7 @@ import envs.populations.plain
 import envs.populations.trained
 from envs import MorphogenesisEnv
 from envs.actions import Algorithm, Stage
-from envs.attribution import contributions
+from envs.credit import contributions
 from envs.populations.base import ablations
 from examples.own_host import rings
 from tests.support.plain import PlainSlot, drawn_kernels

@@ -12,7 +12,7 @@ import pytest
 from esper_rl import cli
 from esper_rl.evaluation import evaluate_run
 from esper_rl.runs import RunFolder
-from esper_rl.runs.files import write_whole
+from esper_rl.runs.atomic_write import write_atomically
 
 
 def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
@@ -20,12 +20,12 @@ def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
     target.write_bytes(b"before")
     target.chmod(0o640)
     link.symlink_to("target")
-    write_whole(link, b"after")
+    write_atomically(link, b"after")
     assert link.is_symlink()
     assert target.read_bytes() == b"after"
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
     (tmp_path / "dangling").symlink_to("new")
-    write_whole(tmp_path / "dangling", b"new")
+    write_atomically(tmp_path / "dangling", b"new")
     assert (tmp_path / "new").read_bytes() == b"new"
 
 
@@ -34,11 +34,11 @@ def test_what_is_no_regular_file_is_written_in_place(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
     reader.start()
-    write_whole(pipe, b"through")
+    write_atomically(pipe, b"through")
     reader.join(10)
     assert got == [b"through"]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
-    write_whole(Path(os.devnull), b"gone")
+    write_atomically(Path(os.devnull), b"gone")
     assert not Path(os.devnull).is_file()
 
 
@@ -47,7 +47,7 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
     names = ("file.tmp", ".file.json.tmp", "file.json.tmp", ".file.json-.unfinishe")
     for name in names:
         (tmp_path / name).write_text(name)
-    write_whole(tmp_path / "file.json", b"{}")
+    write_atomically(tmp_path / "file.json", b"{}")
     assert sorted(os.listdir(tmp_path)) == sorted([*names, "file.json"])
     assert all((tmp_path / name).read_text() == name for name in names)
 

@@ -11,7 +11,7 @@ from envs import RewardConfig, Task, make_task, register_task
 from envs.registration import registered_only
 from esper_rl import resume, train
 from esper_rl.runs import RunFolder
-from esper_rl.training.composition import compose_config, dump_config, load_config, play_otherwise
+from esper_rl.training.composition import compose_config, dump_config, in_another_world, load_config
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env, pin_world, unpin_world
 from esper_rl.training.loading import read_config
@@ -66,13 +66,13 @@ def test_another_task_brings_its_own_numbers_but_for_those_that_were_asked_for()
     assert unpin_world(config) == compose_config(["reward.rent=0.5", "env.minibatch_size=32"])
     varied = make_task("digits_full")
     for other in (
-        play_otherwise(config, ["task=digits_full"]),
+        in_another_world(config, ["task=digits_full"]),
         compose_config(["task=digits_full"], config),
     ):
         env = make_env(other, seed=0)
         assert env.reward_config == replace(varied.reward, rent=0.5)
         assert (env.minibatch_size, env.max_epochs) == (32, varied.max_epochs)
-    again = play_otherwise(config, ["task=digits_full", "reward.rent=0.125"])
+    again = in_another_world(config, ["task=digits_full", "reward.rent=0.125"])
     assert make_env(again, seed=0).reward_config.rent == 0.125
 
 
@@ -88,5 +88,5 @@ def test_a_weight_of_the_task_is_no_weight_of_the_next() -> None:
     """Also where the task is one that a script has registered."""
     register_task("mine", lambda: priced(rent=0.25, epochs=6))
     config = pin_world(compose_config(["task=mine"]))
-    other = play_otherwise(config, ["task=scaffold"])
+    other = in_another_world(config, ["task=scaffold"])
     assert make_env(other, seed=0).reward_config == make_task("scaffold").reward

@@ -10,7 +10,7 @@ from uuid import uuid4
 _UNFINISHED = ".unfinished"
 
 
-def write_whole(file: Path, content: bytes) -> None:
+def write_atomically(file: Path, content: bytes) -> None:
     """Write a file, or replace one, so that it is never there in part, also when interrupted.
 
     A link stays one: what it leads to is written. What isn't a regular file, such as a device, is

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from envs.rows import Rows
+from envs.batched_state import Rows
 
 
 @dataclass

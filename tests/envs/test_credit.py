@@ -13,7 +13,7 @@ from torchrl.envs.utils import check_env_specs
 
 from envs import ArrayTask, ConvHost, MorphogenesisEnv
 from envs.actions import BLUEPRINTS, Op, Stage
-from envs.attribution import (
+from envs.credit import (
     contributions,
     credit_helpers,
     interactions,

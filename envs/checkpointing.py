@@ -10,9 +10,9 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
+from envs.batched_state import cloned, like
 from envs.governor import Governor
 from envs.populations.base import Population
-from envs.rows import cloned, like
 from envs.state import State
 
 
