@@ -153,7 +153,8 @@ class PPO:
             these very targets, are called ``NAME_fitted``. And ``entropy_coeff``.
 
         Raises:
-            FloatingPointError: when a loss or gradient isn't finite. That step isn't taken.
+            FloatingPointError: when a loss or gradient isn't finite, whose step isn't taken; when
+                the steps before have broken the policy.
             ValueError, KeyError: for a batch that :func:`compute_advantages` or the loss refuses,
                 or that has fewer rows than there are minibatches.
         """
@@ -181,8 +182,11 @@ class PPO:
 
     def _step(self, minibatch: TensorDictBase) -> TensorDictBase:
         """One step of the optimizer; all that the loss has written, and gradient norms."""
-        with self._autocast():
-            losses = self.loss(minibatch)
+        try:
+            with self._autocast():
+                losses = self.loss(minibatch)
+        except ValueError as error:  # the whole batch has passed before: the steps have done it
+            raise FloatingPointError(f"the updates have broken the policy ({error})") from error
         if self.zero_final_value:
             final_value = final_value_loss(minibatch, self.actor_critic)
             losses["loss_final_value"] = self.config.critic_coeff * final_value

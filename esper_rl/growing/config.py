@@ -42,7 +42,7 @@ class PolicyConfig(ActorCriticConfig):
         action_feedback: show the network the columns :data:`envs.observation.ACTION_FEEDBACK`,
             which tell what became of the last action.
         blueprint_layers: layers of the blueprint head, 2 or 3.
-        hidden_size, lstm_layers, attention_span, value_mode, head_layers: see
+        hidden_size, lstm_layers, gru_layers, attention_span, value_mode, head_layers: see
             :class:`esper_rl.policy.ActorCriticConfig`.
         initial_logits, embeddings, hidden_columns, entropy_weights: see there.
 

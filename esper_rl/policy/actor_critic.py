@@ -19,13 +19,13 @@ from tensordict.nn import (
 from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.envs import EnvBase, InitTracker, Transform
-from torchrl.modules import LSTMModule, MaskedCategorical, ProbabilisticActor
+from torchrl.modules import MaskedCategorical, ProbabilisticActor
 
-from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.config import ActorCriticConfig
 from esper_rl.policy.masks import LegalChoices
-from esper_rl.policy.modules import AttentionModule, TensorModule, as_set
-from esper_rl.policy.network import MEMORY, OBSERVATION, FactoredRecurrentNetwork, is_lstm
+from esper_rl.policy.memory import CarriedMemory, Memory
+from esper_rl.policy.modules import TensorModule, as_set
+from esper_rl.policy.network import MEMORY, OBSERVATION, FactoredRecurrentNetwork
 from esper_rl.policy.serving import StepModule
 from esper_rl.policy.value import ExpectedValue, SampledValue, SoftValue
 
@@ -152,7 +152,7 @@ class ActorCritic:
     expected_critic: OpConditionedCritic
     network: FactoredRecurrentNetwork
     heads: tuple[str, ...]
-    memories: tuple[LSTMModule | AttentionModule, ...]
+    memories: tuple[CarriedMemory, ...]
 
     def transforms(self) -> list[Transform]:
         """Make the transforms that the environment needs: ``is_init`` and the recurrent state."""
@@ -264,21 +264,14 @@ def _indices(config: ActorCriticConfig, env: EnvBase) -> dict[str, tuple[int, in
 
 def _trunk(
     network: FactoredRecurrentNetwork,
-) -> tuple[list[TensorDictModuleBase], list[LSTMModule | AttentionModule]]:
+) -> tuple[list[TensorDictModuleBase], list[CarriedMemory]]:
     """The network's trunk as modules, and those of them that carry a state."""
     trunk: list[TensorDictModuleBase] = []
-    memories: list[LSTMModule | AttentionModule] = []
+    memories: list[CarriedMemory] = []
     for name, in_keys, out_key in network.trunk:
         layer = network.get_submodule(name)
-        if is_lstm(layer):
-            states = [name.replace("lstm", f"recurrent_state_{part}") for part in "hc"]
-            following = [("next", state) for state in states]
-            memories.append(
-                LSTMModule(lstm=layer, in_keys=[*in_keys, *states], out_keys=[out_key, *following])
-            )
-            trunk.append(memories[-1])
-        elif isinstance(layer, RecentAttention):
-            memories.append(AttentionModule(layer, in_keys[0], out_key))
+        if isinstance(layer, Memory):
+            memories.append(layer.carried(name, in_keys[0], out_key))
             trunk.append(memories[-1])
         else:
             trunk.append(TensorModule(layer, in_keys, out_key))

@@ -30,6 +30,7 @@ class ActorCriticConfig:
         hidden_size: width of the feature layer and of the LSTM: one number, so that they can't
             differ.
         lstm_layers: 1; 2 with a residual connection around the second; 0 for no memory at all.
+        gru_layers: the same of GRU layers, which come after those; instead of LSTM layers, mostly.
         attention_span: how many of the latest steps of the episode an attention layer after the
             LSTM looks at; 0 for no such layer.
         value_mode: what the rollout's baseline is: ``"soft"`` V(s, π(op|s)), the value head at
@@ -57,6 +58,7 @@ class ActorCriticConfig:
 
     hidden_size: int = option(256, "width of feature layer and LSTM")
     lstm_layers: int = option(1, "LSTM layers: 0 for none, 1, or 2 with a residual connection")
+    gru_layers: int = option(0, "GRU layers: 0 for none, 1, or 2; set lstm_layers=0 beside it")
     attention_span: int = option(0, "latest steps that an attention layer looks at; 0: no layer")
     value_mode: str = option("soft", "baseline of rollouts: soft | expected | sampled | state")
     head_layers: dict[str, list[int]] = option(dict, "widths of the head's hidden layers")
@@ -71,7 +73,8 @@ class ActorCriticConfig:
             raise ValueError(
                 f"hidden_size must be even, since the heads halve it, got {self.hidden_size}"
             )
-        check_choice("lstm_layers", self.lstm_layers, (0, 1, 2))
+        for name in ("lstm_layers", "gru_layers"):
+            check_choice(name, getattr(self, name), (0, 1, 2))
         check_integer("attention_span", self.attention_span, least=0)
         check_choice("value_mode", self.value_mode, VALUE_MODES)
         for head, widths in self.head_layers.items():

@@ -1,4 +1,4 @@
-"""The network: embeddings, feature layer, LSTM, one head per part of the action, value."""
+"""The network: embeddings, feature layer, memory, one head per part of the action, value."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchrl.modules.tensordict_module.rnn import LSTM
 
 from esper_rl.errors import check_choice
-from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.config import ActorCriticConfig
+from esper_rl.policy.memory import RECURRENT, Memory, RecentAttention
 
 OBSERVATION, MEMORY = "observation", "memory"
 """Keys of the trunk's first input and of its output, which all heads read."""
@@ -103,8 +102,8 @@ class FactoredRecurrentNetwork(nn.Module):
         config: sizes.
         indices: for each of the config's embeddings, how many indices there are (from 0), and
             how many of them a step has.
-        compilable: build the LSTM so that ``torch.compile(fullgraph=True)`` can take it: the same
-            parameters and function, slower in eager mode.
+        compilable: build recurrent layers that ``torch.compile(fullgraph=True)`` can take: the
+            same parameters and function, slower in eager mode.
 
     Attributes:
         in_keys: what the trunk reads: the observation, then the embeddings' entries.
@@ -112,10 +111,9 @@ class FactoredRecurrentNetwork(nn.Module):
         visible: what of the observation is let in.
         K_embedding: for an embedded entry ``K_indices``.
         feature_net: Linear, LayerNorm, ReLU of observation and embeddings.
-        lstm: the first layer; None without.
-        upper_lstm: the second layer; None without.
+        lstm, upper_lstm, gru, upper_gru: the recurrent layers, those that there are.
         lstm_norm: LayerNorm after the last one.
-        attention: over the latest steps; None without.
+        attention: over the latest steps, if there is such a layer.
         heads: by name.
         value_head: of the trunk's output and (unless ``value_mode="state"``) the weights of the
             ops, one-hot or probabilities.
@@ -176,25 +174,25 @@ class FactoredRecurrentNetwork(nn.Module):
         self.trunk.append(Layer(name, in_keys, out_key))
 
     def _add_memory(self, config: ActorCriticConfig, compilable: bool) -> None:
-        """LSTM layers, norm and attention, as far as the config has them."""
-        hidden = config.hidden_size
-        self.lstm: nn.Module | None = None
-        self.upper_lstm: nn.Module | None = None
-        self.attention: RecentAttention | None = None
-        lstm = LSTM if compilable else nn.LSTM
-        layers = [lstm(hidden, hidden, batch_first=True) for _ in range(config.lstm_layers)]
-        before = "features"
-        if config.lstm_layers >= 1:
-            self._add("lstm", layers[0], ["features"], "lstm")
-            before = "lstm"
-        if config.lstm_layers == 2:
-            self._add("upper_lstm", layers[1], ["lstm"], "upper_lstm")
-            self._add("residual", Sum(), ["lstm", "upper_lstm"], "both")
-            before = "both"
+        """Recurrent layers, norm and attention, as far as the config has them."""
+        hidden, before = config.hidden_size, "features"
+        for kind, make in RECURRENT.items():
+            for number in range(getattr(config, f"{kind}_layers")):
+                name = f"upper_{kind}" if number else kind
+                self._add(name, make(hidden, compilable=compilable), [before], name)
+                if number:
+                    self._add(f"{name}_residual", Sum(), [before, name], f"both_{kind}")
+                before = f"both_{kind}" if number else name
         self._add("lstm_norm", nn.LayerNorm(hidden), [before], MEMORY)
         if config.attention_span:
             attention = RecentAttention(hidden, config.attention_span)
             self._add("attention", attention, [MEMORY], MEMORY)
+
+    @property
+    def memories(self) -> dict[str, Memory]:
+        """The layers of the trunk that carry a state, by name, in order."""
+        layers = {layer.name: self.get_submodule(layer.name) for layer in self.trunk}
+        return {name: layer for name, layer in layers.items() if isinstance(layer, Memory)}
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Logits of every head, in order, of episodes that begin with the first step.
@@ -207,21 +205,22 @@ class FactoredRecurrentNetwork(nn.Module):
         for layer in self.trunk:
             module = self.get_submodule(layer.name)
             read = [values[key] for key in layer.in_keys]
-            values[layer.out_key] = _from_the_beginning(module, *read)
+            begin = module.from_the_beginning if isinstance(module, Memory) else module
+            values[layer.out_key] = begin(*read)
         return self.heads(values[MEMORY])
 
     def compile_parts(self) -> None:
-        """Have feature layer, LSTM, heads and value head compiled at their first call.
+        """Have feature layer, recurrent layers, heads and value head compiled at their first call.
 
         Needs a network that was built ``compilable``; that first call takes a minute.
         """
-        parts = (self.feature_net, self.lstm, self.upper_lstm, *self.heads.values())
-        for part in (*parts, self.value_head):
-            if isinstance(part, nn.Module):
-                part.compile()
+        recurrent = [m for m in self.memories.values() if not isinstance(m, RecentAttention)]
+        feature_net, value_head = self.get_submodule("feature_net"), self.value_head
+        for part in (feature_net, *recurrent, *self.heads.values(), value_head):
+            part.compile()
 
     def _initialise(self) -> None:
-        """Orthogonal; small last layers in the action heads; the LSTM remembers at first."""
+        """Orthogonal; small last layers in the action heads; memories remember at first."""
         for module in self.modules():
             if type(module) is nn.Linear:  # attention has an initialisation of its own
                 nn.init.orthogonal_(module.weight, gain=math.sqrt(2))
@@ -232,9 +231,8 @@ class FactoredRecurrentNetwork(nn.Module):
         ]:
             last = list(layers.parameters())[-2]
             nn.init.orthogonal_(last, gain=gain)
-        for lstm in (self.lstm, self.upper_lstm):
-            if lstm is not None:
-                _remember_at_first(lstm)
+        for memory in self.memories.values():
+            memory.initialise()
 
     def _add_initial_logits(self, initial_logits: Mapping[str, Sequence[float]]) -> None:
         for head, logits in initial_logits.items():
@@ -246,36 +244,6 @@ class FactoredRecurrentNetwork(nn.Module):
                 )
             with torch.no_grad():
                 bias.add_(torch.tensor(logits))
-
-
-def _remember_at_first(lstm: nn.Module) -> None:
-    for name, parameter in lstm.named_parameters():
-        if "weight" in name:
-            nn.init.orthogonal_(parameter)
-        else:
-            nn.init.zeros_(parameter)
-    # torch adds two biases; 1 in one of them makes the forget gate's 1 in effect.
-    bias = lstm.get_parameter("bias_ih_l0")
-    forget = slice(len(bias) // 4, len(bias) // 2)
-    with torch.no_grad():
-        bias[forget] = 1.0
-
-
-def is_lstm(module: nn.Module) -> bool:
-    """Tell whether a layer of the trunk is an LSTM, compilable or not."""
-    return isinstance(module, nn.LSTM | LSTM)
-
-
-def _from_the_beginning(module: nn.Module, *inputs: Tensor) -> Tensor:
-    """A layer's output over time ``[N, T, …]``, for those with a state from an empty one."""
-    if is_lstm(module):
-        (features,) = inputs
-        start = features.new_zeros(1, len(features), features.shape[-1])
-        return module(features, (start, start))[0]
-    if isinstance(module, RecentAttention):
-        (x,) = inputs
-        return module.over_time(x, *module.nothing(x))
-    return module(*inputs)
 
 
 def _layers(*sizes: int) -> list[nn.Module]:

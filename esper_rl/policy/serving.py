@@ -5,38 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esper_rl.policy.attention import RecentAttention
 from esper_rl.policy.masks import select_row
-from esper_rl.policy.network import MEMORY, OBSERVATION, FactoredRecurrentNetwork, is_lstm
-
-
-class LSTMStep(nn.Module):
-    """One step of a one-layer LSTM, written out: PyTorch's own can't be compiled whole.
-
-    Args:
-        lstm: whose parameters it shares.
-    """
-
-    weight_ih: nn.Parameter
-    weight_hh: nn.Parameter
-    bias_ih: nn.Parameter
-    bias_hh: nn.Parameter
-
-    def __init__(self, lstm: nn.Module) -> None:
-        super().__init__()
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            self.register_parameter(name, lstm.get_parameter(f"{name}_l0"))
-
-    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The state ``[n, hidden]`` twice after an input ``[n, hidden]``."""
-        gates = F.linear(x, self.weight_ih, self.bias_ih)
-        gates = gates + F.linear(h, self.weight_hh, self.bias_hh)
-        enter, forget, new, leave = gates.chunk(4, -1)
-        c = forget.sigmoid() * c + enter.sigmoid() * new.tanh()
-        return leave.sigmoid() * c.tanh(), c
+from esper_rl.policy.memory import Memory, MemoryStep
+from esper_rl.policy.network import MEMORY, OBSERVATION, FactoredRecurrentNetwork
 
 
 class StepModule(nn.Module):
@@ -78,22 +51,17 @@ class StepModule(nn.Module):
         self.index_keys = tuple(network.in_keys[1:])
         self.trunk, self.choosers = network.trunk, nn.ModuleList(network.heads.values())
         modules = [network.get_submodule(layer.name) for layer in network.trunk]
-        self.layers = nn.ModuleList(LSTMStep(m) if is_lstm(m) else m for m in modules)
+        steps = [m.step_module() if isinstance(m, Memory) else m for m in modules]
+        self.layers = nn.ModuleList(steps)
 
     def initial_state(self, rows: int) -> list[Tensor]:
         """The state before an episode's first step, of every layer that carries one.
 
-        An LSTM's are ``[rows, hidden]`` twice, attention's ``[rows, span, hidden]`` and int64
-        ``[rows, 1]``.
+        An LSTM's are ``[rows, hidden]`` twice, a GRU's once, attention's ``[rows, span, hidden]``
+        and int64 ``[rows, 1]``.
         """
-        state: list[Tensor] = []
-        for module in self.layers:
-            if isinstance(module, LSTMStep):
-                hidden = module.weight_hh.new_zeros(rows, module.weight_hh.shape[1])
-                state += [hidden, hidden.clone()]
-            elif isinstance(module, RecentAttention):
-                state += module.nothing(module.project.weight.new_zeros(rows, module.size))
-        return state
+        steps = [layer for layer in self.layers if isinstance(layer, MemoryStep)]
+        return [part for step in steps for part in step.initial_state(rows)]
 
     def forward(
         self,
@@ -133,18 +101,14 @@ class StepModule(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """The trunk's output ``[n, hidden]``, and the state after it."""
         values = {OBSERVATION: observation, **dict(zip(self.index_keys, indices, strict=True))}
-        before, following = list(state), []
+        before: list[Tensor] = list(state)
+        following: list[Tensor] = []
         for (_, in_keys, out_key), module in zip(self.trunk, self.layers, strict=True):
             read = [values[key] for key in in_keys]
-            if isinstance(module, LSTMStep):
-                h, c = module(read[0], before.pop(0), before.pop(0))
-                values[out_key] = h
-                following += [h, c]
-            elif isinstance(module, RecentAttention):
-                first = torch.zeros_like(before[1], dtype=torch.bool)
-                out, *new = module.step(read[0], before.pop(0), before.pop(0), first)
-                values[out_key] = out
-                following += new
+            if isinstance(module, MemoryStep):
+                count = len(module.initial_state(1))
+                values[out_key], *after = module(*read, *before[:count])
+                before, following = before[count:], [*following, *after]
             else:
                 values[out_key] = module(*read)
         return values[MEMORY], following

@@ -83,6 +83,7 @@ def test_number_of_parameters_of_the_options() -> None:
     attention = 3 * (hidden * hidden + hidden) + hidden * hidden + hidden
     assert count(build(PolicyConfig(lstm_layers=2))) == v2 + lstm
     assert count(build(PolicyConfig(lstm_layers=0))) == v2 - lstm
+    assert count(build(PolicyConfig(lstm_layers=0, gru_layers=1))) == v2 - lstm // 4
     assert count(build(PolicyConfig(attention_span=20))) == v2 + attention
     assert count(build(PolicyConfig(value_mode="state"))) == v2 - 6 * 128
     assert count(build(PolicyConfig(action_feedback=False))) == v2 - 7 * 256
@@ -142,6 +143,15 @@ def test_lstm_remembers_at_first(network: FactoredRecurrentNetwork) -> None:
     assert (in_effect == torch.tensor([0.0, 1.0, 0.0, 0.0])[:, None]).all()
 
 
+def test_gru_keeps_its_state_at_first() -> None:
+    """Without an input that says otherwise, most of the state stays."""
+    gru = build(PolicyConfig(lstm_layers=0, gru_layers=1)).gru
+    assert is_orthogonal(gru.weight_ih_l0, 1.0)
+    # Order of the gates: reset, update, new.
+    in_effect = (gru.bias_ih_l0 + gru.bias_hh_l0).unflatten(0, (3, 256))
+    assert (in_effect == torch.tensor([0.0, 1.0, 0.0])[:, None]).all()
+
+
 def test_embedding_is_small_and_has_a_vector_for_no_blueprint() -> None:
     torch.manual_seed(0)
     embedding = IndexEmbedding(13, 4)
@@ -184,6 +194,7 @@ def test_preset(slots: int, hidden: int) -> None:
         ({"hidden_size": 0}, "hidden_size must be an integer of at least 2, got 0"),
         ({"hidden_size": 33}, "hidden_size must be even.*, got 33"),
         ({"lstm_layers": 3}, "lstm_layers must be one of 0, 1, 2, got 3"),
+        ({"gru_layers": 3}, "gru_layers must be one of 0, 1, 2, got 3"),
         ({"blueprint_layers": 1}, "blueprint_layers must be one of 2, 3, got 1"),
         ({"attention_span": -1}, "attention_span must be an integer of at least 0, got -1"),
         (

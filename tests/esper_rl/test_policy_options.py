@@ -18,7 +18,7 @@ from envs.observation import ACTION_FEEDBACK, feature_columns
 from esper_rl import FactoredClipPPOLoss, PolicyConfig, make_actor_critic
 from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
-from esper_rl.policy.attention import RecentAttention
+from esper_rl.policy.memory import RecentAttention
 from esper_rl.policy.value import ExpectedValue
 from tests.support.fake_world import NUM_OPS, FakeWorld, collect
 from tests.support.policies import build, fresh
@@ -28,6 +28,8 @@ OPTIONS: dict[str, PolicyConfig] = {
     "v2": PolicyConfig.v2(),
     "two layers": PolicyConfig(hidden_size=16, lstm_layers=2),
     "no memory": PolicyConfig(hidden_size=16, lstm_layers=0),
+    "gru": PolicyConfig(hidden_size=16, lstm_layers=0, gru_layers=1),
+    "lstm, gru": PolicyConfig(hidden_size=16, lstm_layers=1, gru_layers=2),
     "attention": PolicyConfig(hidden_size=16, attention_span=4),
     "attention alone": PolicyConfig(hidden_size=16, lstm_layers=0, attention_span=40),
     "all of it": PolicyConfig(
@@ -46,7 +48,9 @@ OPTIONS: dict[str, PolicyConfig] = {
 def run_alone(ac: ActorCritic, episode: TensorDictBase) -> Iterator[Tensor]:
     """What the trunk makes of every step ``[hidden]`` of one episode ``[T]``, step after step."""
     network = ac.network
-    states = [None, None]
+    layers = dict(network.memories)
+    attention = layers.pop("attention", None)
+    states = dict.fromkeys(layers)
     past: list[Tensor] = []
     for step in episode:
         observation = step["observation"]
@@ -55,14 +59,13 @@ def run_alone(ac: ActorCritic, episode: TensorDictBase) -> Iterator[Tensor]:
             observation = observation[feature_columns(*shown)]
         embedded = network.blueprint_embedding(step["blueprint_indices"])
         x = network.feature_net(observation, embedded)
-        for i, lstm in enumerate((network.lstm, network.upper_lstm)):
-            if lstm is not None:
-                out, states[i] = lstm(x[None], states[i])
-                x = out[0] + (x if i else 0)
+        for name, layer in layers.items():
+            out, states[name] = layer(x[None], states[name])
+            x = out[0] + (x if name.startswith("upper_") else 0)
         x = network.lstm_norm(x)
         past.append(x)
-        if network.attention is not None:
-            x = attend(network.attention, past)
+        if attention is not None:
+            x = attend(attention, past)
         yield x
 
 

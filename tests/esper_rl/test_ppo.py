@@ -115,6 +115,12 @@ def test_a_step_that_is_not_finite_is_not_taken() -> None:
     assert_same(weights(ac), before)
 
 
+def test_steps_that_break_the_policy_are_said_to_have() -> None:
+    """Not its masks, whose choices have no probability any more."""
+    with pytest.raises(FloatingPointError, match="the updates have broken the policy"):
+        updated(rollout(fresh()), lr=1e20)
+
+
 def test_it_goes_on_where_another_one_was_saved() -> None:
     ac, other = fresh(), fresh()
     batch = rollout(ac)

@@ -21,6 +21,7 @@ from tests.support.policies import build, fresh
 MEMORIES = {
     "lstm": PolicyConfig(hidden_size=16),
     "two layers": PolicyConfig(hidden_size=16, lstm_layers=2),
+    "gru": PolicyConfig(hidden_size=16, lstm_layers=0, gru_layers=2),
     "attention": PolicyConfig(hidden_size=16, attention_span=3),
     "attention alone": PolicyConfig(hidden_size=16, lstm_layers=0, attention_span=5),
 }
@@ -93,7 +94,8 @@ def test_the_recurrent_mode_that_is_set_counts(name: str) -> None:
     torch.testing.assert_close(value, ac.critic(batch.copy())["state_value"], rtol=1e-4, atol=1e-5)
     # Memory that was never written tells the two apart.
     lost = batch.clone()
-    for key in {"recurrent_state_h", "recurrent_state_c", "attention_count"} & set(lost.keys()):
+    stored = [key for memory in ac.memories for key in memory.out_keys if key[0] == "next"]
+    for _, key in stored:
         lost[key][:, 1:] = 0
     assert spread_of_ratios(loss(lost)) < 1e-5
     with set_recurrent_mode(False):

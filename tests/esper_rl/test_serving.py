@@ -24,6 +24,7 @@ KINDS = {
     "lstm": PolicyConfig(hidden_size=16),
     "two layers": PolicyConfig(hidden_size=16, lstm_layers=2),
     "no memory": PolicyConfig(hidden_size=16, lstm_layers=0),
+    "gru": PolicyConfig(hidden_size=16, lstm_layers=0, gru_layers=2),
     "all of it": PolicyConfig(
         hidden_size=16, lstm_layers=2, attention_span=3, action_feedback=False
     ),

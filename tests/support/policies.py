@@ -19,7 +19,7 @@ def build(config: PolicyConfig, world: FakeWorld) -> ActorCritic:
     with torch.no_grad():
         for head in ac.network.heads.values():
             head[-1].weight.mul_(100)
-        if ac.network.attention is not None:
+        if "attention" in ac.network.memories:
             nn.init.normal_(ac.network.attention.project_back.weight)
     return ac
 
