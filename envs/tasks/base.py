@@ -36,7 +36,8 @@ class Task(ABC):
         reward_terms: further terms by name, each a function of an
             :class:`envs.reward.Transition` that gives float32 ``[N]``.
         training: options of ``esper-rl train`` that are others for this task, by key, such as
-            ``{"ppo.lmbda": 0.98}``.
+            ``{"ppo.lmbda": 0.98}``, for tasks of other packages and scripts. Those of the tasks in
+            this package are in ``esper_rl/training/conf/task/``.
         best_plan: the best way to play it, where that is known.
 
     Raises:

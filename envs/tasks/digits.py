@@ -14,13 +14,6 @@ from envs.reward import RewardConfig
 from envs.tasks.arrays import ArrayTask, Examples, hold_out
 
 VALIDATION_SIZE = 500
-_FIRST_LOGITS = {
-    Op.GERMINATE: -3.0,
-    Op.SET_ALPHA_TARGET: -1.0,
-    Op.PRUNE: -4.0,
-    Op.FOSSILIZE: 1.0,
-    Op.ADVANCE: 1.0,
-}
 
 
 def digits() -> ArrayTask:
@@ -53,11 +46,6 @@ def digits_varied(kernel_size: Sequence[int | None] = (None, None, None)) -> Arr
     and a seed that contributes, or helps another one, isn't paid for that: a host comes to lean on
     seeds that it could do without.
 
-    An untrained policy that plants as often as it waits, and seldom brings a seed to its end, loses
-    more than it can find out, and ends in waiting. So training on it begins with a policy that
-    plants seldom and lets seeds grow (``policy.initial_logits``), with more entropy, and with a
-    longer view: planting is paid many epochs later, and otherwise than it is on average.
-
     Args:
         kernel_size: of every block, 1, 3 or None, which is drawn: ``(1, 3, 1)`` is one variant.
     """
@@ -73,12 +61,6 @@ def digits_varied(kernel_size: Sequence[int | None] = (None, None, None)) -> Arr
             upkeep=0.003,
         ),
         warm_up=10,
-        training={
-            "total_steps": 144_000,
-            "ppo.lmbda": 0.98,
-            "ppo.entropy_coeff": 0.015,
-            "policy.initial_logits.op": [_FIRST_LOGITS.get(op, 0.0) for op in Op],
-        },
     )
 
 

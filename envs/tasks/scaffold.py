@@ -122,16 +122,5 @@ def scaffold() -> ScaffoldTask:
                 Op.SET_ALPHA_TARGET: 0.005,
             },
         ),
-        training={
-            "env.num_envs": 32,
-            "total_steps": 622_080,
-            "ppo.lr": 7e-4,
-            "ppo.lmbda": 0.95,
-            "ppo.epochs": 4,
-            "ppo.minibatches": 8,
-            "ppo.entropy_coeff": 0.01,
-            "workers": 1,
-            "threads": 2,
-        },
         best_plan=BEST_PLAN,
     )

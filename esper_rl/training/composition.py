@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from importlib.resources import files
 from itertools import product
 
 import yaml
@@ -258,10 +259,13 @@ def _chosen(parsed: Sequence[Override], group: str) -> set[str]:
 
 
 def _task_node(name: str) -> DictConfig:
-    """A task and the numbers that training on it needs."""
+    """A task and the numbers that training on it needs: those of a file here, or the task's own."""
     with config_errors("task: "):
         training = make_task(name).training
     node, schema = OmegaConf.create({"env": {"task": name}}), OmegaConf.structured(TrainConfig)
+    file = files("esper_rl.training") / "conf" / "task" / f"{name}.yaml"
+    if file.is_file():
+        node.merge_with(OmegaConf.create(file.read_text(encoding="utf-8")))
     parse_overrides([f"{key}={value}" for key, value in training.items()])  # refuses unknown keys
     for key, value in training.items():
         OmegaConf.update(schema, key, value, force_add=True)
