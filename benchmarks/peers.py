@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from benchmarks.intervals import interval
 from benchmarks.seeds import Run, measure_missing, open_study, study_parser, train_seed, write_json
-from envs.gymnasium import GymnasiumVectorEnv, Observation
+from envs.adapters.gymnasium import GymnasiumVectorEnv, Observation
 from esper_rl.evaluation import EVALUATION_SEED, GREEDY, SAMPLED, Arena
 
 EPISODES = 128

@@ -130,9 +130,9 @@ def _of_other_packages() -> dict:
 
 
 def register_ids() -> None:
-    """Tell Gymnasium the ids of :mod:`envs.gymnasium`."""
+    """Tell Gymnasium the ids of :mod:`envs.adapters.gymnasium`."""
     gymnasium.register(
         "esper_rl/Morphogenesis-v0",
-        entry_point="envs.gymnasium:GymnasiumEnv",
-        vector_entry_point="envs.gymnasium:GymnasiumVectorEnv",
+        entry_point="envs.adapters.gymnasium:GymnasiumEnv",
+        vector_entry_point="envs.adapters.gymnasium:GymnasiumVectorEnv",
     )

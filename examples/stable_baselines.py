@@ -12,7 +12,7 @@ import numpy as np
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3.common.vec_env import VecMonitor
 
-from envs.stable_baselines import StableVecEnv
+from envs.adapters.stable_baselines import StableVecEnv
 
 KINDS = {
     "maskable": (MaskablePPO, "MultiInputPolicy"),

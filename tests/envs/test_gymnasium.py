@@ -20,7 +20,7 @@ from torchrl.envs import GymEnv
 
 from envs import MorphogenesisEnv
 from envs.actions import HEADS, Op
-from envs.gymnasium import GymnasiumEnv, GymnasiumVectorEnv
+from envs.adapters.gymnasium import GymnasiumEnv, GymnasiumVectorEnv
 
 ID = "esper_rl/Morphogenesis-v0"
 SMALL = {"validation_size": 40, "minibatch_size": 8, "batches_per_epoch": 1, "max_epochs": 4}

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 
 from envs import MorphogenesisEnv
 from envs.actions import BLUEPRINTS, STAGES, Op, Stage
-from envs.gymnasium import GymnasiumEnv, GymnasiumVectorEnv
+from envs.adapters.gymnasium import GymnasiumEnv, GymnasiumVectorEnv
 from envs.rendering import cut_sheet, draw_network, draw_sheet
 from examples.own_host import DenseHost, rings, square_seed
 

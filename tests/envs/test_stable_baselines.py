@@ -11,8 +11,8 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.vec_env import VecMonitor
 
-from envs.gymnasium import GymnasiumVectorEnv
-from envs.stable_baselines import StableVecEnv
+from envs.adapters.gymnasium import GymnasiumVectorEnv
+from envs.adapters.stable_baselines import StableVecEnv
 
 SMALL = {"task": "scaffold", "num_envs": 3, "max_epochs": 4}
 

@@ -1,0 +1,1 @@
+"""The same world for libraries with other interfaces than TorchRL's."""

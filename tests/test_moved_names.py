@@ -1,0 +1,27 @@
+"""Modules that people may import from where they were: they warn, and give the same things."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("envs.gymnasium", "envs.adapters.gymnasium", "GymnasiumVectorEnv"),
+        ("envs.stable_baselines", "envs.adapters.stable_baselines", "StableVecEnv"),
+        ("esper_rl.search", "esper_rl.evaluation.schedule_search", "best_schedule"),
+    ],
+)
+def test_a_module_that_has_moved_says_where(old: str, new: str, name: str) -> None:
+    try:
+        moved = import_module(new)
+    except ImportError:
+        pytest.skip(f"{new} needs a package that isn't installed")
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=f"{old} is {new} now"):
+        former = import_module(old)
+    assert getattr(former, name) is getattr(moved, name)
