@@ -24,7 +24,7 @@ from esper_rl.runs.atomic_write import write_atomically
 from esper_rl.terminal import ended_by_signals, forgive_output_errors, is_out_of_memory
 from esper_rl.training.composition import compose_config, load_config
 from esper_rl.training.config import TrainConfig
-from esper_rl.training.loading import read_config
+from esper_rl.training.loading import all_settings, read_config
 from esper_rl.training.trainer import TrainingInterrupted, resume, train
 
 _PAGE = 88
@@ -203,7 +203,7 @@ def _print_comparison(
     from esper_rl.report import comparison_page as page  # loads SciPy
     from esper_rl.report.comparison import read_designs
 
-    designs = read_designs(runs, player, measure)
+    designs = read_designs(runs, player, measure, all_settings)
     summary, title = page.summarise(designs), f"{measure} of {player}"
     if as_json:
         print(json.dumps(without_nan(summary), indent=2))

@@ -103,13 +103,24 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def read_designs(paths: Iterable[str | Path], player: str, measure: str) -> list[Design]:
+def as_written(run: RunFolder) -> Any:
+    """The content of a run's ``config.yaml``."""
+    return OmegaConf.to_container(OmegaConf.create(run.config.read_text()))
+
+
+def read_designs(
+    paths: Iterable[str | Path],
+    player: str,
+    measure: str,
+    settings_of: Callable[[RunFolder], Any] = as_written,
+) -> list[Design]:
     """Group runs by design; those that can't be compared are named in warnings and left out.
 
     Args:
         paths: folders of runs, or folders above them.
         player: whose evaluation counts, such as ``"greedy"``.
         measure: one of :data:`~esper_rl.report.episodes.MEASURES`.
+        settings_of: gives the settings of a run, nested mappings.
 
     Raises:
         ConfigError: if no run can be compared.
@@ -117,7 +128,7 @@ def read_designs(paths: Iterable[str | Path], player: str, measure: str) -> list
     runs: list[SeedRun] = []
     for path in find_runs(paths):
         try:
-            run = read_run(path, player, measure)
+            run = read_run(path, player, measure, settings_of)
         except (
             OSError,
             ValueError,
@@ -144,7 +155,9 @@ def read_designs(paths: Iterable[str | Path], player: str, measure: str) -> list
     return _group(runs)
 
 
-def read_run(path: Path, player: str, measure: str) -> SeedRun:
+def read_run(
+    path: Path, player: str, measure: str, settings_of: Callable[[RunFolder], Any]
+) -> SeedRun:
     """Read what a comparison needs of a run.
 
     Raises:
@@ -152,7 +165,7 @@ def read_run(path: Path, player: str, measure: str) -> SeedRun:
             or isn't of a kind that is known here.
     """
     folder = RunFolder(path)
-    config = OmegaConf.to_container(OmegaConf.create(folder.config.read_text()))
+    config = settings_of(folder)
     if not isinstance(config, dict):
         raise ValueError("its config.yaml isn't that of a run")
     settings = _flat(config | _named_policy(config))

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from omegaconf import OmegaConf
 from torchrl.envs import EnvBase
 
-from esper_rl.errors import config_errors
+from esper_rl.errors import ConfigError, config_errors
 from esper_rl.growing import PolicyConfig
 from esper_rl.policy import ActorCritic, make_actor_critic
 from esper_rl.runs import Checkpoint, CheckpointError, RunFolder
 from esper_rl.training.composition import in_another_world, load_config
 from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env
+from esper_rl.training.environment import make_env, pin_world
 
 
 def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
@@ -34,6 +36,18 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
     with config_errors(f"{run.config}: "):
         config = load_config(run.config.read_text(encoding="utf-8"), anywhere=True)
     return in_another_world(config, settings)
+
+
+def all_settings(run: RunFolder) -> Any:
+    """Every setting of a run, also those that a run of an older version has left to its task.
+
+    One of another version that can't be read any more is given as it is written.
+    """
+    try:
+        config: Any = OmegaConf.structured(pin_world(read_config(run)))
+    except ConfigError:
+        config = OmegaConf.create(run.config.read_text(encoding="utf-8"))
+    return OmegaConf.to_container(config)
 
 
 def save_policy(

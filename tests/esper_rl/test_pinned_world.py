@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from esper_rl.runs import RunFolder
 from esper_rl.training.composition import compose_config, dump_config, in_another_world, load_config
 from esper_rl.training.config import TrainConfig
 from esper_rl.training.environment import make_env, pin_world, unpin_world
-from esper_rl.training.loading import read_config
+from esper_rl.training.loading import all_settings, read_config
 from tests.support.runs import read_metrics
 
 Configure = Callable[..., TrainConfig]
@@ -90,3 +91,22 @@ def test_a_weight_of_the_task_is_no_weight_of_the_next() -> None:
     config = pin_world(compose_config(["task=mine"]))
     other = in_another_world(config, ["task=scaffold"])
     assert make_env(other, seed=0).reward_config == make_task("scaffold").reward
+
+
+def test_runs_that_left_numbers_to_their_task_are_compared_with_those_that_do_not(
+    tmp_path: Path,
+) -> None:
+    """They are of one design; one of a version that can't be read counts as it is written."""
+    for name, config in {
+        "old": compose_config(["task=digits"]),
+        "new": pin_world(compose_config(["task=digits", "seed=1"])),
+        "other": pin_world(compose_config(["task=digits", "reward.rent=0.5"])),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(dump_config(config))
+    old, new, other = (all_settings(RunFolder(tmp_path / n)) for n in ("old", "new", "other"))
+    assert new["seed"] == 1
+    assert old == {**new, "seed": 0}
+    assert other["reward"] == {**new["reward"], "rent": 0.5}
+    (tmp_path / "old" / "config.yaml").write_text("seed: 3\nelsewhere: true\n")
+    assert all_settings(RunFolder(tmp_path / "old")) == {"seed": 3, "elsewhere": True}
