@@ -229,10 +229,10 @@ def _summary(
     ]
     if action is not None:
         op = Op(action["op"])
-        told = op.name
+        line = op.name
         if op is not Op.WAIT:
-            told += f" slot {action['slot']}"
-        lines.append(told)
+            line += f" slot {action['slot']}"
+        lines.append(line)
         if op is Op.GERMINATE:
             lines[-1] += f": {blueprints[action['blueprint']]}"
         if not bool(shown["last_action_success"]):

@@ -53,12 +53,12 @@ class Story:
 
     def tell(self) -> str:
         """A sentence about each op that did something, for those who can't see the picture."""
-        told = []
+        sentences = []
         for epoch in np.flatnonzero((self.op != Op.WAIT) & self.success):
             op, slot = Op(self.op[epoch]), self.slot[epoch]
             what = f" {self.blueprint[epoch, slot]}" if op is Op.GERMINATE else ""
-            told.append(f"{epoch + 1}: {op.name}{what} in slot {slot}")
-        return "; ".join(told) or "it only waits"
+            sentences.append(f"{epoch + 1}: {op.name}{what} in slot {slot}")
+        return "; ".join(sentences) or "it only waits"
 
 
 @torch.no_grad()

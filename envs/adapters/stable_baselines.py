@@ -58,9 +58,9 @@ class StableVecEnv(VecEnv):
     def step_wait(self) -> Any:
         """Train all networks for an epoch."""
         observation, rewards, terminated, truncated, infos = self.envs.step(self._actions)
-        told: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        by_row: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for row in (terminated | truncated).nonzero()[0]:
-            told[row] = {
+            by_row[row] = {
                 "terminal_observation": infos["final_obs"][row],
                 "TimeLimit.truncated": bool(truncated[row]),
                 "metrics": {
@@ -69,7 +69,7 @@ class StableVecEnv(VecEnv):
                     if not name.startswith("_")
                 },
             }
-        return observation, rewards.astype(np.float32), terminated | truncated, told
+        return observation, rewards.astype(np.float32), terminated | truncated, by_row
 
     def close(self) -> None:
         """End its use."""

@@ -71,8 +71,8 @@ class CompiledPasses:
         work = Work((free - 1).long(), free.long(), free, free.sum(1), free)
         examples = torch.zeros(len(params), 1, 1, dtype=torch.int64)
         no_rows, places = examples[:0, 0, 0], torch.zeros(1 << slots, dtype=torch.int64)
-        told = "compiling the networks' layers, once on this machine: half a minute or so"
-        notice = Timer(2.0, _LOGGER.warning, [told])
+        message = "compiling the networks' layers, once on this machine: half a minute or so"
+        notice = Timer(2.0, _LOGGER.warning, [message])
         notice.daemon = True
         notice.start()
         try:

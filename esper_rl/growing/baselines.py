@@ -298,9 +298,9 @@ class PlanPolicy(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         observation = tensordict["observation"]
         step = (observation[..., _EPOCH] * self.max_epochs).round().long()
-        told = (observation[..., self.column] > 0).long()
-        taken = torch.zeros_like(told) if self.taken is None else self.taken
-        self.taken = torch.where(step <= self.decided_at, told, taken)
+        shown = (observation[..., self.column] > 0).long()
+        taken = torch.zeros_like(shown) if self.taken is None else self.taken
+        self.taken = torch.where(step <= self.decided_at, shown, taken)
         chosen = self.table.to(step.device)[self.taken, step]
         return _write_action(tensordict, **dict(zip(HEADS, chosen.unbind(-1), strict=True)))
 

@@ -103,8 +103,8 @@ class PolicyConfig(ActorCriticConfig):
             ('V1 policy for 3 slots', 'V2 policy (lstm_layers=2) for 3 slots')
         """
         preset, changes = self.nearest_preset()
-        told = ", ".join(f"{field}={value}" for field, value in changes.items())
-        details = f" ({told})" if told else ""
+        changed = ", ".join(f"{field}={value}" for field, value in changes.items())
+        details = f" ({changed})" if changed else ""
         return f"{preset.upper()} policy{details} for {self.num_slots} slots"
 
     def nearest_preset(self) -> tuple[str, dict[str, Any]]:

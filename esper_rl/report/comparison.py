@@ -219,8 +219,8 @@ def _group(runs: Sequence[SeedRun]) -> list[Design]:
     differing = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
     groups: dict[str, dict[int, SeedRun]] = {}
     for run in runs:
-        told = [f"{key}={run.settings.get(key)}" for key in differing]
-        group = groups.setdefault(" ".join(told) or "all runs", {})
+        differences = [f"{key}={run.settings.get(key)}" for key in differing]
+        group = groups.setdefault(" ".join(differences) or "all runs", {})
         if run.seed in group:
             _LOGGER.warning(
                 "%s is left out: %s has the same settings and seed", run.path, group[run.seed].path

@@ -61,7 +61,7 @@ def as_json(
 
     Args:
         results: by the player's name, ``"greedy"`` among them.
-        hindered: names of those whose losses against the greedy policy are told.
+        hindered: names of those whose losses against the greedy policy are written, too.
         seed: of the episodes.
         gamma: discount of the returns.
         settings: of the world that differ from the run's.

@@ -104,13 +104,13 @@ class ProgressLines(Callback):
 
     def on_start(self, config: TrainConfig, run: RunFolder) -> None:
         self.first, self.total = _steps(config, run)
-        self.began = self.told = perf_counter()
+        self.began = self.printed_at = perf_counter()
 
     def on_iteration(self, metrics: Mapping[str, float]) -> None:
         now, steps = perf_counter(), metrics["steps"]
-        if steps < self.total and now - self.told < SECONDS_A_LINE:
+        if steps < self.total and now - self.printed_at < SECONDS_A_LINE:
             return
-        self.told = now
+        self.printed_at = now
         seconds = (now - self.began) / (steps - self.first) * (self.total - steps)
         left = tqdm.format_interval(seconds)
         numbers = ", ".join(f"{name} {value}" for name, value in _headline(metrics).items())
