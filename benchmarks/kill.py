@@ -26,30 +26,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.seeds import RESULTS, write_json
-from tests.support.runs import (
+from benchmarks.killing import (
+    RUN,
     kill_until_over,
     numbers,
     run_quietly,
     same_weights,
     starts_at_once,
 )
-
-RUN = (
-    "env.num_envs=4",
-    "env.max_epochs=7",
-    "env.batches_per_epoch=1",
-    "env.minibatch_size=8",
-    "env.validation_size=20",
-    "policy.hidden_size=32",
-    "ppo.epochs=1",
-    "steps_per_iteration=20",
-    "total_steps=400",
-    "eval_episodes=0",
-    "save_seconds=0",
-    "threads=1",
-)
-"""Twenty iterations of some tenths of a second; episodes end in the middle of them."""
+from benchmarks.seeds import RESULTS, write_json
 
 MEAN_SECONDS = {1: 1.5, 2: 15.0}
 """From start to kill, exponentially distributed, by the number of processes that collect, which

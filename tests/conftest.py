@@ -15,7 +15,7 @@ from envs.registration import registered_only
 def _collectors_start_at_once() -> None:
     """TorchRL starts processes by the method that is set: forked from one that has loaded all."""
     multiprocessing.set_start_method("forkserver", force=True)
-    multiprocessing.set_forkserver_preload(["tests.support.warm"])
+    multiprocessing.set_forkserver_preload(["benchmarks.warm"])
 
 
 @pytest.fixture(autouse=True)

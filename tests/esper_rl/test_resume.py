@@ -14,20 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.killing import kill_until_over, numbers, same_weights, starts_at_once
 from esper_rl import Callback, resume, train
 from esper_rl.cli import main
 from esper_rl.runs import CheckpointError, RunFolder
 from esper_rl.training.composition import compose_config
 from esper_rl.training.config import TrainConfig
-from tests.support.runs import (
-    TINY,
-    command,
-    kill_until_over,
-    numbers,
-    read_metrics,
-    same_weights,
-    starts_at_once,
-)
+from tests.support.runs import TINY, command, read_metrics
 
 Configure = Callable[..., TrainConfig]
 LONG = ("env.max_epochs=7", "total_steps=80", "eval_episodes=0", "threads=1")

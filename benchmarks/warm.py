@@ -2,9 +2,10 @@
 
 from tempfile import TemporaryDirectory
 
+from benchmarks.killing import RUN
 from esper_rl import train
 from esper_rl.training.composition import compose_config
-from tests.support.runs import TINY
 
 with TemporaryDirectory() as folder:
-    train(compose_config([*TINY, f"run_dir={folder}/run"]))
+    small = ("workers=1", "total_steps=20", "loggers=[]", f"run_dir={folder}/run")
+    train(compose_config([*RUN, *small]), quiet=True)
