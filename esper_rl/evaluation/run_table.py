@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context, get_start_method
+from multiprocessing import get_context
 from pathlib import Path
 
 import cloudpickle
@@ -81,8 +81,7 @@ def evaluate_run(
         if config.workers > 1:
             brought = cloudpickle.dumps((registered_tasks(), players))
             start = partial(Arena, run, episodes, seed=seed, settings=settings)
-            method = get_start_method(allow_none=True) or "spawn"  # as TorchRL chooses it
-            pool = get_context(method).Pool(config.workers, _start_worker, (brought, start, gamma))
+            pool = get_context("spawn").Pool(config.workers, _start_worker, (brought, start, gamma))
             played = stack.enter_context(pool).imap(_play, range(len(players)))
         bar = tqdm(
             played, "evaluate", len(players), unit="policy", leave=False, delay=5, disable=None
