@@ -38,7 +38,7 @@ RUN = (
 
 
 def numbers(run: Path) -> list[dict[str, str]]:
-    """The same as they were written, without timings."""
+    """Lines of a run's metrics as they were written, without timings."""
     with (run / "metrics.csv").open(newline="") as file:
         return [
             {name: value for name, value in line.items() if "second" not in name}

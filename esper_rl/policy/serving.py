@@ -106,9 +106,8 @@ class StepModule(nn.Module):
         for (_, in_keys, out_key), module in zip(self.trunk, self.layers, strict=True):
             read = [values[key] for key in in_keys]
             if isinstance(module, MemoryStep):
-                count = len(module.initial_state(1))
-                values[out_key], *after = module(*read, *before[:count])
-                before, following = before[count:], [*following, *after]
+                values[out_key], *after = module(*read, *before[: module.states])
+                before, following = before[module.states :], [*following, *after]
             else:
                 values[out_key] = module(*read)
         return values[MEMORY], following

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -18,14 +19,14 @@ from esper_rl.training.callbacks import Callback
 from esper_rl.training.config import TrainConfig
 
 
-class ExperimentLog(Callback):
+class ExperimentLog(Callback, ABC):
     """All metrics, for one of TorchRL's loggers."""
 
     logger: Any
 
+    @abstractmethod
     def open(self, run: RunFolder) -> Any:
         """Make TorchRL's logger for a run."""
-        raise NotImplementedError
 
     def on_start(self, config: TrainConfig, run: RunFolder) -> None:
         self.run = run

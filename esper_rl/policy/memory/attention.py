@@ -110,6 +110,8 @@ class AttentionStep(MemoryStep):
         attention: the layer.
     """
 
+    states = 2
+
     def __init__(self, attention: RecentAttention) -> None:
         super().__init__()
         self.attention = attention

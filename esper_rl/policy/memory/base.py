@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol
 
+import torch
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
@@ -28,7 +29,13 @@ class CarriedMemory(Protocol):
 
 
 class MemoryStep(nn.Module, ABC):
-    """One step of a memory on plain tensors, for a policy that is served; shares its parameters."""
+    """One step of a memory on plain tensors, for a policy that is served; shares its parameters.
+
+    Attributes:
+        states: tensors that its state consists of.
+    """
+
+    states: int
 
     @abstractmethod
     def initial_state(self, rows: int) -> list[Tensor]:
@@ -68,10 +75,39 @@ class Memory(nn.Module, ABC):
         """Make its step on plain tensors."""
 
 
-def orthogonal(layer: nn.Module) -> None:
-    """Orthogonal weights and no biases, in all of a recurrent layer."""
+class RecurrentStep(MemoryStep):
+    """A step of a one-layer recurrent network, written out: PyTorch's own can't be compiled whole.
+
+    Args:
+        layer: whose parameters it shares.
+    """
+
+    weight_ih: nn.Parameter
+    weight_hh: nn.Parameter
+    bias_ih: nn.Parameter
+    bias_hh: nn.Parameter
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            self.register_parameter(name, layer.get_parameter(f"{name}_l0"))
+
+    def initial_state(self, rows: int) -> list[Tensor]:
+        size = self.weight_hh.shape[1]
+        return [self.weight_hh.new_zeros(rows, size) for _ in range(self.states)]
+
+
+def remember_at_first(layer: nn.Module) -> None:
+    """Orthogonal weights and no biases, but for an open gate by which a layer keeps its state.
+
+    It is the second gate both of an LSTM (forget) and of a GRU (update).
+    """
     for name, parameter in layer.named_parameters():
         if "weight" in name:
             nn.init.orthogonal_(parameter)
         else:
             nn.init.zeros_(parameter)
+    # torch adds two biases; 1 in one of them makes the gate's 1 in effect.
+    size = layer.get_parameter("weight_hh_l0").shape[1]
+    with torch.no_grad():
+        layer.get_parameter("bias_ih_l0")[size : 2 * size] = 1.0

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.modules import GRUModule
 from torchrl.modules.tensordict_module.rnn import GRU
 
-from esper_rl.policy.memory.base import Memory, MemoryStep, orthogonal
+from esper_rl.policy.memory.base import Memory, MemoryStep, RecurrentStep, remember_at_first
 
 
 class _GRUMemory(Memory):
     def initialise(self) -> None:
-        orthogonal(self)
-        # An update gate that is more open than closed keeps the state at first.
-        bias = self.get_parameter("bias_ih_l0")
-        update = slice(len(bias) // 3, 2 * len(bias) // 3)
-        with torch.no_grad():
-            bias[update] = 1.0
+        remember_at_first(self)
 
     def from_the_beginning(self, x: Tensor) -> Tensor:
         return self(x, x.new_zeros(1, len(x), x.shape[-1]))[0]
@@ -40,25 +34,10 @@ class CompilableGRU(_GRUMemory, GRU):
     """TorchRL's, written in Python: ``torch.compile(fullgraph=True)`` takes it."""
 
 
-class GRUStep(MemoryStep):
-    """One step of a one-layer GRU, written out.
+class GRUStep(RecurrentStep):
+    """One step of a GRU."""
 
-    Args:
-        gru: whose parameters it shares.
-    """
-
-    weight_ih: nn.Parameter
-    weight_hh: nn.Parameter
-    bias_ih: nn.Parameter
-    bias_hh: nn.Parameter
-
-    def __init__(self, gru: nn.Module) -> None:
-        super().__init__()
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            self.register_parameter(name, gru.get_parameter(f"{name}_l0"))
-
-    def initial_state(self, rows: int) -> list[Tensor]:
-        return [self.weight_hh.new_zeros(rows, self.weight_hh.shape[1])]
+    states = 1
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         (h,) = state

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.modules import LSTMModule
 from torchrl.modules.tensordict_module.rnn import LSTM
 
-from esper_rl.policy.memory.base import Memory, MemoryStep, orthogonal
+from esper_rl.policy.memory.base import Memory, MemoryStep, RecurrentStep, remember_at_first
 
 
 class _LSTMMemory(Memory):
     def initialise(self) -> None:
-        orthogonal(self)
-        # torch adds two biases; 1 in one of them makes the forget gate's 1 in effect.
-        bias = self.get_parameter("bias_ih_l0")
-        forget = slice(len(bias) // 4, len(bias) // 2)
-        with torch.no_grad():
-            bias[forget] = 1.0
+        remember_at_first(self)
 
     def from_the_beginning(self, x: Tensor) -> Tensor:
         start = x.new_zeros(1, len(x), x.shape[-1])
@@ -42,26 +36,10 @@ class CompilableLSTM(_LSTMMemory, LSTM):
     """TorchRL's, written in Python: ``torch.compile(fullgraph=True)`` takes it."""
 
 
-class LSTMStep(MemoryStep):
-    """One step of a one-layer LSTM, written out: PyTorch's own can't be compiled whole.
+class LSTMStep(RecurrentStep):
+    """One step of an LSTM."""
 
-    Args:
-        lstm: whose parameters it shares.
-    """
-
-    weight_ih: nn.Parameter
-    weight_hh: nn.Parameter
-    bias_ih: nn.Parameter
-    bias_hh: nn.Parameter
-
-    def __init__(self, lstm: nn.Module) -> None:
-        super().__init__()
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            self.register_parameter(name, lstm.get_parameter(f"{name}_l0"))
-
-    def initial_state(self, rows: int) -> list[Tensor]:
-        hidden = self.weight_hh.new_zeros(rows, self.weight_hh.shape[1])
-        return [hidden, hidden.clone()]
+    states = 2
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         h, c = state
