@@ -32,13 +32,13 @@ from tqdm import tqdm
 from envs import MorphogenesisEnv
 from envs.actions import Op
 from envs.observation import feature_columns
+from esper_rl.evaluation.episodes import mean_and_ci
 from esper_rl.growing.baselines import (
     FixedSchedulePolicy,
     HeuristicPolicy,
     RandomPolicy,
     WaitPolicy,
 )
-from esper_rl.report.episodes import mean_and_ci
 
 RESULTS = Path(__file__).parent / "results"
 SCHEDULES: list[dict[int, str]] = [

@@ -30,8 +30,8 @@ from tqdm import tqdm
 from benchmarks.seeds import RESULTS, write_json
 from envs import MorphogenesisEnv
 from esper_rl.evaluation import EVALUATION_SEED, evaluate
+from esper_rl.evaluation.episodes import Evaluation
 from esper_rl.growing.baselines import SchedulePolicy
-from esper_rl.report.episodes import Evaluation
 
 TASKS = ("digits", "digits_full", "pydoc")
 PAIRED = 2

@@ -27,10 +27,10 @@ import torch
 
 from benchmarks.intervals import interval
 from benchmarks.seeds import Run, measure_missing, open_study, study_parser, train_seed, write_json
+from esper_rl.config import compose_config
 from esper_rl.evaluation import FIXED_SCHEDULE, GREEDY, SAMPLED, Arena
+from esper_rl.evaluation.episodes import mean_and_ci
 from esper_rl.evaluation.schedule_search import best_schedule
-from esper_rl.report.episodes import mean_and_ci
-from esper_rl.training.composition import compose_config
 
 EPISODES = 256
 SCHEDULE, SEARCHED, TRAINED = "fixed-schedule", "best schedule", ("greedy", "sampled")

@@ -44,8 +44,8 @@ from benchmarks.seeds import RESULTS, write_json
 from envs import MorphogenesisEnv, feature_names
 from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
 from esper_rl import load_policy, train
+from esper_rl.config import compose_config
 from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
-from esper_rl.training.composition import compose_config
 
 EPISODES = 256
 

@@ -4,7 +4,7 @@
 
 Random actions, legal or not, on all rows of ``digits`` in all three kinds of gates; rows are reset
 alone, networks made to fail, environments saved and loaded into another instance in mid-episode.
-After everything, what must hold is checked (tests/support/invariants.py): a seed's life, masks,
+After everything, what must hold is checked (benchmarks/invariants.py): a seed's life, masks,
 ranges of the observation, rewards that sum, rollbacks of those rows that failed and of no others.
 A broken invariant is counted, printed, and the environment started anew. The counts are in
 benchmarks/results/soak.json.
@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.invariants import FAULTS, Player, mixed_heads
 from envs import MorphogenesisEnv
 from envs.lifecycle import GATES
-from tests.support.invariants import FAULTS, Player, mixed_heads
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, EPOCHS = 64, 40

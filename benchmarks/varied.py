@@ -37,6 +37,7 @@ from benchmarks.seeds import Run, measure_missing, open_study, study_parser, tra
 from envs import register_task
 from envs.tasks.digits import digits_varied
 from esper_rl import load_policy
+from esper_rl.config import TrainConfig, compose_config, make_env
 from esper_rl.evaluation import (
     EVALUATION_SEED,
     GREEDY,
@@ -46,11 +47,8 @@ from esper_rl.evaluation import (
     evaluate,
     shuffled,
 )
+from esper_rl.evaluation.episodes import mean_and_ci
 from esper_rl.evaluation.schedule_search import Schedule, best_schedule, describe, play_schedules
-from esper_rl.report.episodes import mean_and_ci
-from esper_rl.training.composition import compose_config
-from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env
 
 EPISODES = 64
 """Hosts of each variant."""

@@ -4,7 +4,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.killing import RUN
 from esper_rl import train
-from esper_rl.training.composition import compose_config
+from esper_rl.config import compose_config
 
 with TemporaryDirectory() as folder:
     small = ("workers=1", "total_steps=20", "loggers=[]", f"run_dir={folder}/run")

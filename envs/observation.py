@@ -20,7 +20,7 @@ from envs.batched.workers import one_thread
 from envs.state import History, Slots, State
 
 FRESHNESS = 0.8
-"""Worth of a counterfactual that is one epoch old, as a share of a new one's."""
+"""Worth of a counterfactual that is one epoch old, as a share of a new one's: half after three."""
 
 LOW, HIGH = -1.0, 1.5
 """Range of every feature."""

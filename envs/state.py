@@ -22,7 +22,8 @@ STABLE_IMPROVEMENT, STABLE_EPOCHS = 0.03, 3
 """A host is stable after that many epochs in a row with a smaller relative loss improvement."""
 
 PLATEAU_RISE = 0.5
-"""Accuracy points by which accuracy must exceed its last notable value to end a plateau."""
+"""Accuracy points by which accuracy must exceed its last notable value to end a plateau: more than
+two of digits' 500 validation examples."""
 
 
 @dataclass

@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esper_rl.config import TrainConfig
     from esper_rl.growing import PolicyConfig
     from esper_rl.growing.baselines import RandomPolicy
     from esper_rl.objectives import FactoredClipPPOLoss
     from esper_rl.policy import make_actor_critic
     from esper_rl.ppo import PPO, PPOConfig
     from esper_rl.training.callbacks import Callback
-    from esper_rl.training.config import TrainConfig
     from esper_rl.training.loading import load_policy
     from esper_rl.training.trainer import resume, train
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from esper_rl.config import make_env
 from esper_rl.errors import ConfigError, check_folder_of
 from esper_rl.policy.serving import StepModule
 from esper_rl.runs import RunFolder
 from esper_rl.runs.atomic_write import write_atomically
-from esper_rl.training.environment import make_env
 from esper_rl.training.loading import load_policy, read_config
 
 _NEEDED = ("onnx", "onnxscript")

@@ -156,9 +156,10 @@ class PPO:
             FloatingPointError: when a loss or gradient isn't finite, whose step isn't taken; when
                 the steps before have broken the policy.
             ValueError, KeyError: for a batch that :func:`compute_advantages` or the loss refuses,
-                or that has fewer rows than there are minibatches.
+                or that has fewer rows than there are minibatches; for a ``progress`` beyond 1.
         """
         config = self.config
+        check_number("progress", progress, least=0, most=1)
         steps = compute_advantages(
             batch.detach().copy(), self.actor_critic, **config.advantage_options()
         )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from shutil import get_terminal_size
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -73,3 +74,8 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal, None if output goes elsewhere."""
+    return get_terminal_size().columns if sys.stdout.isatty() else None

@@ -13,6 +13,10 @@ import pytest
     [
         ("envs.gymnasium", "envs.adapters.gymnasium", "GymnasiumVectorEnv"),
         ("envs.stable_baselines", "envs.adapters.stable_baselines", "StableVecEnv"),
+        ("esper_rl.training.composition", "esper_rl.config", "compose_config"),
+        ("esper_rl.training.config", "esper_rl.config", "TrainConfig"),
+        ("esper_rl.run_report", "esper_rl.report.run_report", "report_run"),
+        ("esper_rl.video", "esper_rl.report.video", "record_episode"),
         ("esper_rl.search", "esper_rl.evaluation.schedule_search", "best_schedule"),
     ],
 )

@@ -16,12 +16,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from envs import make_task
 from envs.actions import Stage
+from esper_rl.config import TrainConfig, in_another_world, make_env
 from esper_rl.errors import ConfigError, check_choice
-from esper_rl.report.episodes import Evaluation
+from esper_rl.evaluation.episodes import Evaluation
 from esper_rl.runs import RunFolder
-from esper_rl.training.composition import in_another_world
-from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env
 from esper_rl.training.loading import policy_in, read_config
 
 EVALUATION_SEED = 20_000_003
@@ -117,7 +115,7 @@ class Arena:
         episodes: E, all played at once, a row each.
         seed: of the episodes.
         settings: another world or device than the run's, such as ``["task=digits_full"]``; see
-            :func:`esper_rl.training.composition.in_another_world`.
+            :func:`esper_rl.config.in_another_world`.
 
     Attributes:
         folder: of the run.

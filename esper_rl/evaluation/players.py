@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tensordict.nn import TensorDictModuleBase
 
 from envs import make_task
+from esper_rl.config import TrainConfig
 from esper_rl.evaluation.arena import Arena, Player
 from esper_rl.evaluation.controls import blindfolded, learned
 from esper_rl.growing.baselines import (
@@ -17,7 +18,6 @@ from esper_rl.growing.baselines import (
     WaitPolicy,
 )
 from esper_rl.growing.feedback import HIDDEN
-from esper_rl.training.config import TrainConfig
 
 GREEDY = Player("greedy", learned, "greedy")
 SAMPLED = Player("sampled", learned, "sampled")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from envs.registration import register_tasks, registered_tasks
 from esper_rl.errors import check_folder_of
 from esper_rl.evaluation.arena import EVALUATION_SEED, Arena, Player
+from esper_rl.evaluation.episodes import Evaluation, Summary, as_json, as_text, keep_longest
 from esper_rl.evaluation.players import (
     BEST_PLAN,
     FIXED_SCHEDULE,
@@ -24,11 +25,9 @@ from esper_rl.evaluation.players import (
     players_of,
 )
 from esper_rl.processes import require_guard
-from esper_rl.report.curves import plot_learning_curve
-from esper_rl.report.episodes import Evaluation, as_json, as_text, keep_longest
-from esper_rl.report.tables import Summary
 from esper_rl.runs import RunFolder
 from esper_rl.runs.atomic_write import write_atomically
+from esper_rl.runs.learning_curve import plot_learning_curve
 
 _DRAWN = [player.name for player in (WAIT, FIXED_SCHEDULE, HEURISTIC, BEST_PLAN)]
 """Players beside which a policy's learning is drawn."""

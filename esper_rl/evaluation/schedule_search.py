@@ -10,12 +10,11 @@ from random import Random
 import torch
 
 from envs import MorphogenesisEnv
+from esper_rl.config import TrainConfig, make_env
 from esper_rl.errors import check_choice, check_integer
 from esper_rl.evaluation.arena import EVALUATION_SEED, evaluate
+from esper_rl.evaluation.episodes import Evaluation
 from esper_rl.growing.baselines import SchedulePolicy
-from esper_rl.report.episodes import Evaluation
-from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env
 
 PLANTING_TIMES = (0.0, 0.1, 0.2, 0.4)
 """Shares of an episode after which a seed may be planted."""
@@ -32,19 +31,19 @@ class BestSchedule:
     """Result of :func:`best_schedule`.
 
     Attributes:
-        seeds: the schedule.
+        schedule: what is planted where, and from which epoch on.
         evaluation: of the schedule, on hosts that the search hasn't seen; discounted returns.
         tried: how many schedules were played.
         steps: environment steps of the search.
     """
 
-    seeds: Schedule
+    schedule: Schedule
     evaluation: Evaluation
     tried: int
     steps: int
 
     def __str__(self) -> str:
-        return describe(self.seeds)
+        return describe(self.schedule)
 
 
 def describe(schedule: Schedule) -> str:
@@ -54,8 +53,8 @@ def describe(schedule: Schedule) -> str:
         >>> describe(((0, "conv_heavy", 5), (2, "norm", 0)))
         'conv_heavy at slot 0 from epoch 5, norm at slot 2 from epoch 0'
     """
-    seeds = [f"{name} at slot {slot} from epoch {epoch}" for slot, name, epoch in schedule]
-    return ", ".join(seeds) or "wait"
+    planted = [f"{name} at slot {slot} from epoch {epoch}" for slot, name, epoch in schedule]
+    return ", ".join(planted) or "wait"
 
 
 def best_schedule(
@@ -101,7 +100,7 @@ def best_schedule(
         candidates = candidates[: max(1, len(candidates) // KEPT)]
     best = candidates[0]
     return BestSchedule(
-        seeds=best,
+        schedule=best,
         evaluation=play_schedules(config, [best] * episodes, EVALUATION_SEED),
         tried=tried,
         steps=steps,
@@ -118,14 +117,14 @@ def _rounds(episodes: int) -> tuple[int, int]:
 
 def all_schedules(env: MorphogenesisEnv, at_most: int) -> list[Schedule]:
     """Every schedule of a world; none if there are more than ``at_most``."""
-    seeds = list(product(_blueprints(env), _epochs(env)))
-    if (1 + len(seeds)) ** env.num_slots > at_most:
+    choices = list(product(_blueprints(env), _epochs(env)))
+    if (1 + len(choices)) ** env.num_slots > at_most:
         return []
     return [
-        tuple((slot, *seed) for slot, seed in zip(slots, chosen, strict=True))
+        tuple((slot, *choice) for slot, choice in zip(slots, chosen, strict=True))
         for number in range(env.num_slots + 1)
         for slots in combinations(range(env.num_slots), number)
-        for chosen in product(seeds, repeat=number)
+        for chosen in product(choices, repeat=number)
     ]
 
 

@@ -37,14 +37,7 @@ BLUEPRINT_WIDTH = 128
 class PolicyConfig(ActorCriticConfig):
     """Sizes of a policy for :class:`envs.MorphogenesisEnv`, by default those of Policy V2.
 
-    Attributes:
-        num_slots: slots of the host that it acts on.
-        action_feedback: show the network the columns :data:`envs.observation.ACTION_FEEDBACK`,
-            which tell what became of the last action.
-        blueprint_layers: layers of the blueprint head, 2 or 3.
-        hidden_size, lstm_layers, gru_layers, attention_span, value_mode, head_layers: see
-            :class:`esper_rl.policy.ActorCriticConfig`.
-        initial_logits, embeddings, hidden_columns, entropy_weights: see there.
+    Its other fields are those of :class:`esper_rl.policy.ActorCriticConfig`.
 
     Raises:
         TypeError: if a number is of the wrong kind.
@@ -56,7 +49,7 @@ class PolicyConfig(ActorCriticConfig):
     """
 
     num_slots: int = option(3, "slots that the policy acts on; follows env.num_slots")
-    action_feedback: bool = option(True, "show the last action's op and success to the network")
+    action_feedback: bool = option(True, "show the network what became of the last action")
     blueprint_layers: int = option(3, "layers of the blueprint head: 2 or 3")
     entropy_weights: dict[str, float] = option(ENTROPY_WEIGHTS.copy, "weight of the head's entropy")
 

@@ -24,28 +24,7 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass
 class ActorCriticConfig:
-    """Sizes of the factored recurrent policy.
-
-    Attributes:
-        hidden_size: width of the feature layer and of the LSTM: one number, so that they can't
-            differ.
-        lstm_layers: 1; 2 with a residual connection around the second; 0 for no memory at all.
-        gru_layers: the same of GRU layers, which come after those; instead of LSTM layers, mostly.
-        attention_span: how many of the latest steps of the episode an attention layer after the
-            LSTM looks at; 0 for no such layer.
-        value_mode: what the rollout's baseline is: ``"soft"`` V(s, π(op|s)), the value head at
-            the op probabilities; ``"expected"`` Σ π(op|s) V(s, op); ``"sampled"`` V(s, op taken),
-            which biases the policy gradient (Tucker et al. 2018); or ``"state"`` V(s), with a
-            value head that doesn't see the op. Updates and bootstraps are of V(s, op taken).
-        head_layers: by head, widths of its hidden layers; others have one of half the
-            ``hidden_size``.
-        initial_logits: by head, a number for each of its choices that is added to what an
-            untrained head says. Without, all choices are about equally likely at first; -3 makes
-            one about a twentieth as likely, for what should be tried seldom.
-        embeddings: entries of integers to look up in a learned table beside the observation, and
-            how many numbers each integer becomes. A negative integer has a row of its own.
-        hidden_columns: columns of the observation that the network isn't shown.
-        entropy_weights: what each head's entropy counts in the bonus; 1 for heads not named.
+    """Sizes of the factored recurrent policy; the text of each field says what it is.
 
     Raises:
         TypeError: if a number is of the wrong kind.
@@ -56,16 +35,29 @@ class ActorCriticConfig:
         [32]
     """
 
-    hidden_size: int = option(256, "width of feature layer and LSTM")
+    hidden_size: int = option(256, "width of feature layer and LSTM, which can't differ; even")
     lstm_layers: int = option(1, "LSTM layers: 0 for none, 1, or 2 with a residual connection")
-    gru_layers: int = option(0, "GRU layers: 0 for none, 1, or 2; set lstm_layers=0 beside it")
-    attention_span: int = option(0, "latest steps that an attention layer looks at; 0: no layer")
-    value_mode: str = option("soft", "baseline of rollouts: soft | expected | sampled | state")
-    head_layers: dict[str, list[int]] = option(dict, "widths of the head's hidden layers")
-    initial_logits: dict[str, list[float]] = option(dict, "of the head's choices, added at first")
-    embeddings: dict[str, int] = option(dict, "numbers that an integer of the entry becomes")
+    gru_layers: int = option(0, "GRU layers, after those: 0 for none, 1, or 2; set lstm_layers=0")
+    attention_span: int = option(
+        0, "latest steps of the episode that an attention layer at the end looks at; 0: no layer"
+    )
+    value_mode: str = option(
+        "soft",
+        "baseline of rollouts: soft, V at the op probabilities; expected, Σ π(op) V(op); sampled, "
+        "V of the op taken, which biases the gradient (Tucker et al. 2018); state, V without an "
+        "op; updates and bootstraps are of V of the op taken",
+    )
+    head_layers: dict[str, list[int]] = option(
+        dict, "widths of the head's hidden layers; where not given one, half as wide as hidden_size"
+    )
+    initial_logits: dict[str, list[float]] = option(
+        dict, "a number for each of the head's choices, added at first; -3: a twentieth as likely"
+    )
+    embeddings: dict[str, int] = option(
+        dict, "numbers that an integer of the observation's entry becomes; negative ones share one"
+    )
     hidden_columns: list[int] = option(list, "columns of the observation that aren't shown")
-    entropy_weights: dict[str, float] = option(dict, "weight of the head's entropy")
+    entropy_weights: dict[str, float] = option(dict, "weight of the head's entropy; 1 if not given")
 
     def __post_init__(self) -> None:
         check_integer("hidden_size", self.hidden_size, least=2)

@@ -119,7 +119,7 @@ def read_designs(
     Args:
         paths: folders of runs, or folders above them.
         player: whose evaluation counts, such as ``"greedy"``.
-        measure: one of :data:`~esper_rl.report.episodes.MEASURES`.
+        measure: one of :data:`~esper_rl.evaluation.episodes.MEASURES`.
         settings_of: gives the settings of a run, nested mappings.
 
     Raises:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from esper_rl import figures
 from esper_rl.report import page
 from esper_rl.report.comparison import (
     FEW_SEEDS,
@@ -117,13 +118,13 @@ def as_page(title: str, summary: Mapping[str, Any], designs: Sequence[Design]) -
 
 def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> list[Figure]:
     """Interquartile means, performance profiles, learning curves with 95 % bands."""
-    figures = [page.new_figure(4, 4.2) for _ in range(3)]
-    means, profiles, curves = (figure.add_subplot() for figure in figures)
+    drawn = [figures.new_figure(4, 4.2) for _ in range(3)]
+    means, profiles, curves = (figure.add_subplot() for figure in drawn)
     every = np.concatenate([design.scores for design in designs])
     margin = 0.05 * (np.ptp(every) or 1.0)
     levels = np.linspace(every.min() - margin, every.max() + margin, 200)
     for i, design in enumerate(designs):
-        colour = page.COLOURS[i % len(page.COLOURS)]
+        colour = figures.COLOURS[i % len(figures.COLOURS)]
         value, low, high = summary["designs"][design.name]["interquartile_mean"]
         means.plot(design.scores, [i] * len(design.runs), "|", color=colour, alpha=0.5)
         if low == low:
@@ -133,19 +134,19 @@ def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> list[Figure]:
         _draw_curve(curves, design, colour)
     means.set_yticks(range(len(designs)), [_wrapped(design.name) for design in designs])
     for i, label in enumerate(means.get_yticklabels()):
-        label.set_color(page.COLOURS[i % len(page.COLOURS)])
+        label.set_color(figures.COLOURS[i % len(figures.COLOURS)])
     means.set_ylim(len(designs) - 0.5, -0.5)
     means.set_title("interquartile mean, and every run")
     profiles.set_title("share of runs that score more")
     profiles.set_ylim(-0.02, 1.02)
     curves.set_title("return in training")
-    page.count_steps(curves)
+    figures.count_steps(curves)
     for axes in (means, profiles):
         axes.set_xlabel("score")
         axes.locator_params(axis="x", nbins=4)  # numbers of many digits don't touch
     for axes in (means, profiles, curves):
-        page.unframe(axes)
-    return figures
+        figures.unframe(axes)
+    return drawn
 
 
 def _draw_curve(axes: Axes, design: Design, colour: str) -> None:

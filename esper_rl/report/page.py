@@ -5,17 +5,11 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
-from io import BytesIO
 from itertools import chain, repeat
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
-# Okabe and Ito's palette, told apart with every kind of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""For lines."""
+from esper_rl.figures import as_png
 
 _STYLE = """
 :root { color-scheme: light dark }
@@ -62,29 +56,3 @@ def as_picture(png: bytes, description: str) -> str:
 def as_row(figures: Sequence[Figure], description: str) -> str:
     """Pictures side by side, or one below the other on a narrow screen."""
     return f'<div class="row">{"".join(as_picture(as_png(f), description) for f in figures)}</div>'
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of inches that leaves pyplot's global state to the caller."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def count_steps(axes: Axes) -> None:
-    """Let environment steps run from left to right, such as 20k."""
-    axes.set_xlabel("environment steps")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def unframe(axes: Axes) -> None:
-    """Leave out what frames axes at the top and the right, and show a grid."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-
-
-def as_png(figure: Figure) -> bytes:
-    """The pixels of a figure, 130 to the inch."""
-    file = BytesIO()
-    figure.savefig(file, dpi=130, format="png")
-    return file.getvalue()

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from envs.actions import HEADS, Op
+from esper_rl.figures import COLOURS, count_steps, draw_curve, new_figure, spread_of, unframe
 from esper_rl.growing.monitors import (
     DRIFT_WARNING,
     ENTROPY_ALERT,
@@ -17,8 +18,6 @@ from esper_rl.growing.monitors import (
     QUANTILES,
     WAIT_ALERT,
 )
-from esper_rl.report.curves import draw_curve, spread_of
-from esper_rl.report.page import COLOURS, count_steps, new_figure, unframe
 
 Columns = Mapping[str, np.ndarray]
 """Metrics by name, one number an iteration; those that a run doesn't have are missing."""

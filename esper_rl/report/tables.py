@@ -8,6 +8,7 @@ from textwrap import fill
 from envs import ArrayTask
 from envs.actions import BLUEPRINTS
 from envs.tasks.base import Task
+from esper_rl.evaluation.episodes import Summary
 
 _COLUMNS = {
     "returns": ("discounted return", 2),
@@ -15,10 +16,6 @@ _COLUMNS = {
     "seed_params": ("seed parameters", 0),
     "fossilized": ("fossilized seeds", 2),
 }
-
-
-Summary = Mapping[str, Mapping[str, float]]
-"""Of every measure its ``mean`` and ``ci95``."""
 
 
 def _cell(mean: float, ci95: float, digits: int) -> str:
@@ -33,7 +30,7 @@ def format_evaluations(
     """Write a line a policy: mean and half width of the 95 % confidence interval of each measure.
 
     Args:
-        summaries: by policy, what :meth:`esper_rl.report.episodes.Evaluation.summary` gives.
+        summaries: by policy, what :meth:`esper_rl.evaluation.episodes.Evaluation.summary` gives.
         episodes: how many each of them is over.
         width: of the terminal, in columns. If a table is wider, each policy's name gets a line
             of its own; default: there is no limit.

@@ -9,11 +9,11 @@ from time import perf_counter
 from tensordict import TensorDictBase
 from tqdm import tqdm
 
+from esper_rl.config import TrainConfig
 from esper_rl.growing.monitors import find_warnings
-from esper_rl.report.curves import plot_learning_curve
 from esper_rl.runs import RunFolder
+from esper_rl.runs.learning_curve import plot_learning_curve
 from esper_rl.runs.metrics import append_row, count_rows
-from esper_rl.training.config import TrainConfig
 
 
 class Callback:

@@ -20,10 +20,9 @@ from torchrl.envs.utils import ExplorationType
 
 from envs import ResumableEnv
 from envs.registration import TaskFactory, register_tasks, registered_tasks
+from esper_rl.config import TrainConfig, make_env
 from esper_rl.policy import ActorCritic
 from esper_rl.terminal import ENDING
-from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env
 
 Made = TypeVar("Made")
 

@@ -10,13 +10,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from torchrl.envs import EnvBase
 
+from esper_rl.config import TrainConfig, in_another_world, load_config, make_env, pin_world
 from esper_rl.errors import ConfigError, config_errors
 from esper_rl.growing import PolicyConfig
 from esper_rl.policy import ActorCritic, make_actor_critic
 from esper_rl.runs import Checkpoint, CheckpointError, RunFolder
-from esper_rl.training.composition import in_another_world, load_config
-from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env, pin_world
 
 
 def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
@@ -27,7 +25,7 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
     Args:
         run: its folder.
         settings: what is to be otherwise, see
-            :func:`~esper_rl.training.composition.in_another_world`.
+            :func:`~esper_rl.config.in_another_world`.
 
     Raises:
         ConfigError: when it isn't one of this version; the message names the file. Also for

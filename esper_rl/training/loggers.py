@@ -11,12 +11,12 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
+from esper_rl.config import TrainConfig
 from esper_rl.errors import ConfigError, check_choice, config_errors
 from esper_rl.growing.monitors import distributions
 from esper_rl.runs import RunFolder
 from esper_rl.runs.atomic_write import printable
 from esper_rl.training.callbacks import Callback
-from esper_rl.training.config import TrainConfig
 
 
 class ExperimentLog(Callback, ABC):

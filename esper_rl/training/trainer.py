@@ -15,6 +15,7 @@ from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import BaseCollector
 
 from envs.actions import CAUSAL_RELEVANCE
+from esper_rl.config import TrainConfig, dump_config, make_env, pin_world
 from esper_rl.growing.monitors import (
     EXPLODED,
     cell_metrics,
@@ -33,9 +34,6 @@ from esper_rl.runs.provenance import note_provenance
 from esper_rl.training.callbacks import Callback, MetricsFile, Warnings, make_progress
 from esper_rl.training.collection import collection_seconds, make_collector
 from esper_rl.training.compiling import remove_broken_libraries
-from esper_rl.training.composition import dump_config
-from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env, pin_world
 from esper_rl.training.loading import load_policy, read_config, save_policy
 from esper_rl.training.loggers import make_loggers
 

@@ -15,10 +15,11 @@ from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.data import Unbounded
 from torchrl.envs import Compose, InitTracker, RewardSum, StepCounter, TensorDictPrimer
 
+from benchmarks.invariants import differences
 from envs import MorphogenesisEnv, ResumableEnv, RewardConfig, make_task
 from envs.actions import HEADS, Op
 from envs.batched.optimizers import SGD
-from tests.support.environments import act, differences, legal_action, play, small_env
+from tests.support.environments import act, legal_action, play, small_env
 
 NO_SIZES = dict.fromkeys(("batches_per_epoch", "minibatch_size", "validation_size"))
 TASKS = {

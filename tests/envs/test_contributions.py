@@ -8,22 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.invariants import differences
 from envs.actions import Op
 from envs.credit import age_measurements, record_measurements
 from envs.populations import Validation
 from envs.registration import make_task
 from envs.reward import REWARD_TERMS, RewardConfig
 from envs.state import Slots
-from tests.support.environments import (
-    CONV_LIGHT,
-    GROW,
-    HOLDING,
-    act,
-    column,
-    differences,
-    play,
-    small_env,
-)
+from tests.support.environments import CONV_LIGHT, GROW, HOLDING, act, column, play, small_env
 from tests.support.populations import make_population, use_plain_passes
 
 SELDOM = RewardConfig(synergy=0.0, hindsight=0.0)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from benchmarks.invariants import differences
 from envs.actions import Op, Stage
 from envs.governor import Governor
 from envs.lifecycle import Applied
@@ -21,7 +22,6 @@ from tests.support.environments import (
     HOLDING,
     act,
     column,
-    differences,
     fully_live,
     play,
     reset_rows,

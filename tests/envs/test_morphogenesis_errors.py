@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.invariants import action, differences
 from envs import feature_names
 from envs.actions import BLUEPRINTS, HEADS, Op, head_sizes
 from envs.observation import ACTION_FEEDBACK, feature_columns
-from tests.support.environments import act, action, differences, small_env
+from tests.support.environments import act, small_env
 
 COUNTS = (
     "num_envs",

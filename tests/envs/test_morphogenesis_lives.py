@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.invariants import action
 from envs.actions import Op, Stage
 from envs.registration import make_task
 from tests.support.environments import (
@@ -17,7 +18,6 @@ from tests.support.environments import (
     HOLDING,
     MULTIPLY,
     act,
-    action,
     column,
     play,
     small_env,

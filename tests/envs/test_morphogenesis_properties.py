@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from benchmarks.invariants import FAULTS, Player, legal_heads, mixed_heads
 from envs.actions import Op, Stage
 from envs.lifecycle import GATES
 from tests.support.environments import small_env
-from tests.support.invariants import FAULTS, Player, legal_heads, mixed_heads
 
 NUM_ENVS, NUM_SLOTS, STEPS = 6, 3, 20
 

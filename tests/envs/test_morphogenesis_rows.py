@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.invariants import differences
 from envs.actions import Op
 from envs.registration import make_task
 from tests.support.environments import (
     CONV_HEAVY,
     act,
-    differences,
     fully_live,
     play,
     random_states,

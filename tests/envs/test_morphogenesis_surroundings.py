@@ -18,10 +18,11 @@ from tensordict import TensorDictBase
 from torch import nn
 from torchrl.envs import SerialEnv, check_env_specs
 
+from benchmarks.invariants import differences
 from envs import ArrayTask, ModuleHost, MorphogenesisEnv, RewardConfig, module_seed
 from envs.actions import BLUEPRINTS, Op
 from examples.own_network import network
-from tests.support.environments import act, differences, random_states, small_env
+from tests.support.environments import act, random_states, small_env
 from tests.support.populations import matrices
 
 ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)

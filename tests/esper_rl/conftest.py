@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from tensordict import TensorDictBase
 
+from esper_rl.config import TrainConfig, compose_config
 from esper_rl.objectives import compute_advantages
 from esper_rl.policy import ActorCritic
-from esper_rl.training.composition import compose_config
-from esper_rl.training.config import TrainConfig
 from tests.support.fake_world import FakeWorld, collect, small_actor_critic
 from tests.support.runs import TINY
 

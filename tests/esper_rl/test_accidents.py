@@ -16,8 +16,8 @@ import torch
 
 from esper_rl import load_policy, resume, train
 from esper_rl.cli import main
+from esper_rl.config import TrainConfig
 from esper_rl.evaluation import evaluate_run
-from esper_rl.training.config import TrainConfig
 from tests.support.runs import command, read_metrics, weights
 
 Configure = Callable[..., TrainConfig]

@@ -13,10 +13,9 @@ import pytest
 import torch
 
 import esper_rl.cli as cli
+from esper_rl.config import compose_config, describe_options, load_config, make_env
 from esper_rl.evaluation import evaluate
 from esper_rl.growing.baselines import WaitPolicy
-from esper_rl.training.composition import compose_config, describe_options, load_config
-from esper_rl.training.environment import make_env
 from tests.support.runs import TINY, command
 
 
@@ -231,7 +230,7 @@ def test_a_run_that_fails_is_one_line_and_exit_code_1(
     def fail(config: object, quiet: bool) -> Path:
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr(cli, "train", fail)
+    monkeypatch.setattr("esper_rl.cli.train.train", fail)
     assert cli.main(["train"]) == 1
     assert capsys.readouterr().err == "esper-rl: the loss is nan\n"
 
@@ -244,6 +243,6 @@ def test_help_names_every_command_and_field(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     help_text = " ".join(capsys.readouterr().out.split())
-    for key, default, text in describe_options():
+    for key, default, text, _ in describe_options():
         assert f"{key}={default}" in help_text
         assert " ".join(text.split()) in help_text

@@ -9,11 +9,10 @@ import torch
 from tensordict import TensorDictBase
 
 from esper_rl import make_actor_critic
+from esper_rl.config import TrainConfig, make_env
 from esper_rl.errors import ConfigError
 from esper_rl.policy import ActorCritic
 from esper_rl.training.collection import collection_seconds, make_collector
-from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env
 
 Configure = Callable[..., TrainConfig]
 

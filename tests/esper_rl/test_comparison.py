@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import esper_rl.cli as cli
+from esper_rl.config import compose_config, dump_config
 from esper_rl.errors import ConfigError
 from esper_rl.report.comparison import (
     find_runs,
@@ -22,7 +23,6 @@ from esper_rl.report.comparison import (
     probability_of_improvement,
     read_designs,
 )
-from esper_rl.training.composition import compose_config, dump_config
 from tests.support.pages import Page
 
 SCORES = st.lists(st.integers(-5, 5), min_size=2, max_size=8).map(lambda x: np.array(x, float))

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields, replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from envs import MorphogenesisEnv, RewardConfig, make_task, register_task
 from envs.actions import CAUSAL_RELEVANCE, Op
-from esper_rl import FactoredClipPPOLoss, PolicyConfig, cli, make_actor_critic
+from esper_rl import FactoredClipPPOLoss, PolicyConfig, PPOConfig, cli, make_actor_critic
+from esper_rl.config import (
+    EnvConfig,
+    TrainConfig,
+    compose_config,
+    compose_jobs,
+    describe_options,
+    dump_config,
+    load_config,
+    make_env,
+)
 from esper_rl.errors import ConfigError
 from esper_rl.growing import PRESETS
 from esper_rl.objectives import compute_advantages
-from esper_rl.training.composition import compose_config, describe_options, dump_config, load_config
-from esper_rl.training.config import EnvConfig, PPOConfig, TrainConfig
-from esper_rl.training.environment import make_env
 from tests.support.fake_world import FakeWorld
 
 
@@ -184,7 +192,7 @@ def test_flags_are_written_as_people_do() -> None:
 
 
 def test_every_field_of_a_run_is_described() -> None:
-    for key, default, text in describe_options():
+    for key, default, text, _ in describe_options():
         assert text, key
         assert default, key
     assert ("ppo.lr", "0.0005") in [option[:2] for option in describe_options()]
@@ -234,7 +242,7 @@ def test_clips_that_clip_nothing_are_refused(clip: float) -> None:
 def test_a_discount_of_zero_is_refused_as_documented() -> None:
     with pytest.raises(ConfigError, match=r"ppo\.gamma must be a number above 0 and at most 1"):
         compose_config(["ppo.gamma=0"])
-    (text,) = (text for key, _, text in describe_options() if key == "ppo.gamma")
+    (text,) = (text for key, _, text, _ in describe_options() if key == "ppo.gamma")
     assert "above 0" in text
 
 
@@ -299,3 +307,22 @@ def test_a_number_of_a_task_that_no_run_has() -> None:
     register_task("odd", lambda: odd)
     with pytest.raises(ConfigError, match=r"there is no field 'ppo.learning_rate'"):
         compose_config(["task=odd"])
+
+
+def test_the_defaults_are_written_down() -> None:
+    """In a file that people read and begin with (``esper-rl train --config``)."""
+    text = (files("esper_rl.config") / "conf" / "defaults.yaml").read_text(encoding="utf-8")
+    assert text == dump_config(TrainConfig())
+    assert load_config(text) == TrainConfig()
+    assert "  # learning rate of Adam\n  lr: 0.0005\n" in text
+
+
+def test_several_values_have_names_of_their_own() -> None:
+    jobs = compose_jobs(["policy.hidden_columns=[1,2],[3]", "seed=range(2)", "bf16=true"])
+    assert list(jobs) == [
+        f"policy.hidden_columns={columns},seed={seed}"
+        for columns in ("[1,2]", "[3]")
+        for seed in (0, 1)
+    ]
+    with pytest.raises(ConfigError, match="seed=0 is given more than once"):
+        compose_jobs(["seed=0,0"])

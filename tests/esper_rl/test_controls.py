@@ -17,6 +17,7 @@ from envs import MorphogenesisEnv, feature_names
 from envs.actions import HEADS
 from esper_rl import train
 from esper_rl.cli import main
+from esper_rl.config import compose_config
 from esper_rl.errors import ConfigError
 from esper_rl.evaluation import (
     EVALUATION_SEED,
@@ -32,7 +33,6 @@ from esper_rl.evaluation import (
 )
 from esper_rl.evaluation.controls import Recorder, Replay
 from esper_rl.growing.baselines import RandomPolicy
-from esper_rl.training.composition import compose_config
 from tests.support.runs import TINY
 
 
@@ -180,6 +180,6 @@ def test_a_run_is_opened_once(run: Path, monkeypatch: pytest.MonkeyPatch):
             monkeypatch.setattr(place, name, counted)
 
     count("esper_rl.training.loading", "read_config")
-    count("esper_rl.training.environment", "make_env")
+    count("esper_rl.config", "make_env")
     evaluate_run(run, 2)
     assert counts == {"read_config": 1, "make_env": 1}

@@ -18,6 +18,7 @@ from envs.actions import Op, Stage
 from envs.observation import ACTION_FEEDBACK, feature_columns
 from envs.tasks import scaffold
 from esper_rl import train
+from esper_rl.config import TrainConfig, compose_config
 from esper_rl.evaluation import (
     BEST_PLAN,
     GREEDY,
@@ -29,6 +30,7 @@ from esper_rl.evaluation import (
     players_of,
 )
 from esper_rl.evaluation.controls import Blindfolded, blindfolded
+from esper_rl.evaluation.episodes import Evaluation
 from esper_rl.growing.baselines import (
     FixedSchedulePolicy,
     PlanPolicy,
@@ -36,10 +38,7 @@ from esper_rl.growing.baselines import (
     WaitPolicy,
 )
 from esper_rl.growing.feedback import HIDDEN
-from esper_rl.report.episodes import Evaluation
 from esper_rl.report.tables import format_evaluations
-from esper_rl.training.composition import compose_config
-from esper_rl.training.config import TrainConfig
 from tests.support.runs import TINY
 
 EPOCHS = 8

@@ -11,10 +11,17 @@ import pytest
 from envs import RewardConfig, Task, make_task, register_task
 from envs.registration import registered_only
 from esper_rl import resume, train
+from esper_rl.config import (
+    TrainConfig,
+    compose_config,
+    dump_config,
+    in_another_world,
+    load_config,
+    make_env,
+    pin_world,
+    unpin_world,
+)
 from esper_rl.runs import RunFolder
-from esper_rl.training.composition import compose_config, dump_config, in_another_world, load_config
-from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import make_env, pin_world, unpin_world
 from esper_rl.training.loading import all_settings, read_config
 from tests.support.runs import read_metrics
 

@@ -131,3 +131,9 @@ def test_it_goes_on_where_another_one_was_saved() -> None:
         torch.manual_seed(3)
         each.update(batch)
     assert_same(weights(ac), weights(other))
+
+
+def test_progress_is_a_share() -> None:
+    ac = fresh()
+    with pytest.raises(ValueError, match="progress must be a number of at least 0 and at most 1"):
+        PPO(ac, CAUSAL_RELEVANCE).update(rollout(ac), progress=20)

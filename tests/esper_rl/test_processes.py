@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from esper_rl import train
-from esper_rl.training.composition import compose_config
+from esper_rl.config import compose_config
 from tests.support.runs import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_nothing_is_begun_that_cannot_go_on(what: str, tmp_path: Path) -> None:
         train(compose_config(words))
     script = (
         "from esper_rl import train\n"
-        "from esper_rl.training.composition import compose_config\n"
+        "from esper_rl.config import compose_config\n"
         "from esper_rl.evaluation import evaluate_run\n"
         f"config = compose_config({words!r})\n"
     )
@@ -81,7 +81,7 @@ def test_processes_that_fail_as_they_start_end_the_run(tmp_path: Path) -> None:
     """The script goes on failing behind its guard, in each process: an error within seconds."""
     script = (
         "from esper_rl import train\n"
-        "from esper_rl.training.composition import compose_config\n"
+        "from esper_rl.config import compose_config\n"
         "if __name__ == '__main__':\n"
         f"    train(compose_config({[*TINY, 'workers=2', 'run_dir=run']!r}), quiet=True)\n"
         "raise ValueError('in every process')\n"

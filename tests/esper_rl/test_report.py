@@ -1,4 +1,4 @@
-"""The report on a run: stories that are true, and a page that shows what can be read."""
+"""The report on a run: traces that are true, and a page that shows what can be read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from envs.actions import HEADS, Op, Stage
 from esper_rl import cli, train
+from esper_rl.config import compose_config
 from esper_rl.evaluation import FIXED_SCHEDULE, Arena
+from esper_rl.report.episode_trace import EpisodeTrace, draw_trace, trace_episodes
 from esper_rl.report.run_figures import SECTIONS, draw_learning, draw_policy
-from esper_rl.run_report import report_run
-from esper_rl.stories import Story, draw_story, tell_stories
-from esper_rl.training.composition import compose_config
+from esper_rl.report.run_report import report_run
 from tests.support.pages import Page
 from tests.support.runs import TINY
 
@@ -48,34 +48,34 @@ def test_a_further_head_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(heads)
 
 
-# -- stories ----------------------------------------------------------------------------------
+# -- traces ----------------------------------------------------------------------------------
 
 
 def test_stories_are_the_episodes_of_an_evaluation(finished: Path) -> None:
-    stories = tell_stories(finished, EPISODES, 0.9, FIXED_SCHEDULE)
+    traces = trace_episodes(finished, EPISODES, 0.9, FIXED_SCHEDULE)
     played = Arena(finished, EPISODES).play(FIXED_SCHEDULE, gamma=0.9)
-    assert [story.earned for story in stories] == pytest.approx(
+    assert [trace.earned for trace in traces] == pytest.approx(
         played.returns.sort(descending=True).values.tolist()
     )
-    assert sorted(story.accuracy[-1] for story in stories) == pytest.approx(
+    assert sorted(trace.accuracy[-1] for trace in traces) == pytest.approx(
         played.final_accuracy.sort().values.tolist()
     )
 
 
 def test_a_story_tells_what_the_schedule_did(finished: Path) -> None:
-    story = tell_stories(finished, EPISODES, 1.0, FIXED_SCHEDULE)[0]
-    told = story.tell().split("; ")
+    trace = trace_episodes(finished, EPISODES, 1.0, FIXED_SCHEDULE)[0]
+    told = trace.describe().split("; ")
     assert told[0] == "1: GERMINATE conv_heavy in slot 0"
     assert told[-1].endswith("FOSSILIZE in slot 0")
-    assert len(told) == np.sum((story.op != Op.WAIT) & story.success)
-    assert story.stage[-1].tolist() == [Stage.FOSSILIZED, Stage.DORMANT, Stage.DORMANT]
-    assert story.blueprint[-1].tolist() == ["conv_heavy", "", ""]
-    assert story.alpha[-1].tolist() == [1, 0, 0]
-    assert len(story.accuracy) == len(story.op) + 1 == 31
+    assert len(told) == np.sum((trace.op != Op.WAIT) & trace.success)
+    assert trace.stage[-1].tolist() == [Stage.FOSSILIZED, Stage.DORMANT, Stage.DORMANT]
+    assert trace.blueprint[-1].tolist() == ["conv_heavy", "", ""]
+    assert trace.alpha[-1].tolist() == [1, 0, 0]
+    assert len(trace.accuracy) == len(trace.op) + 1 == 31
 
 
 def test_what_could_not_be_done_is_not_told() -> None:
-    story = Story(
+    trace = EpisodeTrace(
         earned=0.0,
         accuracy=np.zeros(3),
         stage=np.full((2, 1), Stage.DORMANT),
@@ -85,8 +85,8 @@ def test_what_could_not_be_done_is_not_told() -> None:
         slot=np.zeros(2, int),
         success=np.array([False, True]),
     )
-    assert story.tell() == "it only waits"
-    assert draw_story(story).startswith(b"\x89PNG")
+    assert trace.describe() == "it only waits"
+    assert draw_trace(trace).startswith(b"\x89PNG")
 
 
 # -- the page ---------------------------------------------------------------------------------

@@ -17,9 +17,8 @@ import torch
 from benchmarks.killing import kill_until_over, numbers, same_weights, starts_at_once
 from esper_rl import Callback, resume, train
 from esper_rl.cli import main
+from esper_rl.config import TrainConfig, compose_config
 from esper_rl.runs import CheckpointError, RunFolder
-from esper_rl.training.composition import compose_config
-from esper_rl.training.config import TrainConfig
 from tests.support.runs import TINY, command, read_metrics
 
 Configure = Callable[..., TrainConfig]

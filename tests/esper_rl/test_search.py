@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from envs import MorphogenesisEnv
+from esper_rl.config import TrainConfig
 from esper_rl.evaluation import schedule_search as search
 from esper_rl.evaluation.schedule_search import all_schedules, best_schedule, play_schedules
-from esper_rl.training.config import TrainConfig
 
 Configure = Callable[..., TrainConfig]
 

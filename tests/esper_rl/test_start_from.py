@@ -12,8 +12,8 @@ from tensordict import TensorDictBase
 from envs.actions import Op
 from esper_rl import Callback, train
 from esper_rl.cli import main
+from esper_rl.config import TrainConfig
 from esper_rl.runs import CheckpointError
-from esper_rl.training.config import TrainConfig
 from tests.support.runs import weights
 
 Configure = Callable[..., TrainConfig]

@@ -13,9 +13,8 @@ from hydra.core.config_store import ConfigStore
 from benchmarks.killing import numbers
 from esper_rl import PolicyConfig
 from esper_rl.cli import main
+from esper_rl.config import TrainConfig, compose_config
 from esper_rl.errors import ConfigError
-from esper_rl.training.composition import compose_config
-from esper_rl.training.config import TrainConfig
 from esper_rl.training.sweep import sweep
 from tests.support.runs import TINY
 

@@ -17,12 +17,10 @@ import esper_rl.training.collection as collection
 import esper_rl.training.trainer as trainer
 from envs import ArrayTask, ConvHost, MorphogenesisEnv, RewardConfig, register_task
 from esper_rl import PPO, FactoredClipPPOLoss, load_policy, train
+from esper_rl.config import TrainConfig, load_config, pin_world
 from esper_rl.errors import ConfigError
 from esper_rl.growing import PRESETS
 from esper_rl.runs import CheckpointError, RunFolder
-from esper_rl.training.composition import load_config
-from esper_rl.training.config import TrainConfig
-from esper_rl.training.environment import pin_world
 from tests.support.runs import command, read_metrics, weights
 
 Configure = Callable[..., TrainConfig]

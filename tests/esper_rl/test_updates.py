@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import esper_rl.ppo as ppo
 from esper_rl import FactoredClipPPOLoss, train
-from esper_rl.training.config import TrainConfig
+from esper_rl.config import TrainConfig
 from tests.support.runs import read_metrics
 
 Configure = Callable[..., TrainConfig]

@@ -15,10 +15,10 @@ from torchrl.envs.utils import set_exploration_type
 from envs.rendering import draw_network
 from esper_rl import train
 from esper_rl.cli import main
+from esper_rl.config import compose_config
 from esper_rl.evaluation import FIXED_SCHEDULE, GREEDY, Arena
 from esper_rl.evaluation.arena import EXPLORATION
-from esper_rl.training.composition import compose_config
-from esper_rl.video import play_frames, record_episode
+from esper_rl.report.video import play_frames, record_episode
 from tests.support.runs import TINY
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict, TensorDictBase
 
+from benchmarks.invariants import action
 from envs import MorphogenesisEnv, feature_names
-from envs.actions import BLUEPRINTS, HEADS, Op
+from envs.actions import BLUEPRINTS, Op
 from envs.populations import SlotInputs
 
 SMALL = {
@@ -21,15 +22,6 @@ SMALL = {
 
 def small_env(**changes: object) -> MorphogenesisEnv:
     return MorphogenesisEnv(**{**SMALL, **changes})
-
-
-def action(num_envs: int, **heads: int | list[int]) -> TensorDict:
-    """An action with one choice for all rows or a list of them; heads not named are 0."""
-    indices = {}
-    for head in HEADS:
-        index = torch.tensor(heads.get(head, 0))
-        indices[head] = index.expand(num_envs).clone()
-    return TensorDict(indices, batch_size=[num_envs])
 
 
 def act(env: MorphogenesisEnv, state: TensorDictBase, **heads: int | list[int]) -> TensorDictBase:
@@ -49,13 +41,6 @@ def random_states(env: MorphogenesisEnv, steps: int, seed: int = 0) -> list[Tens
         }
         states.append(act(env, states[-1], **heads))
     return states
-
-
-def differences(a: TensorDictBase, b: TensorDictBase, rows: object = slice(None)) -> list[object]:
-    """Keys whose values differ in any bit in ``rows``."""
-    keys = set(a.keys(True, True)) & set(b.keys(True, True))
-    assert keys
-    return [k for k in keys if not a[k][rows].equal(b[k][rows])]
 
 
 def legal_action(state, generator: torch.Generator) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Stories of growth: what became of a network in one episode, slot by slot."""
+"""Traces of episodes: what became of a network in one episode, slot by slot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchrl.envs.utils import set_exploration_type
 from envs.actions import STAGES, Op, Stage
 from esper_rl.evaluation import Arena, Player
 from esper_rl.evaluation.arena import EXPLORATION
-from esper_rl.report.page import as_png, new_figure
+from esper_rl.figures import as_png, new_figure
 
 _EMPTY = (Stage.UNKNOWN, Stage.DORMANT)
 
@@ -29,7 +29,7 @@ _MARKS = {
 
 
 @dataclass(frozen=True)
-class Story:
+class EpisodeTrace:
     """One episode of T epochs on a host with S slots.
 
     Attributes:
@@ -51,7 +51,7 @@ class Story:
     slot: np.ndarray
     success: np.ndarray
 
-    def tell(self) -> str:
+    def describe(self) -> str:
         """A sentence about each op that did something, for those who can't see the picture."""
         sentences = []
         for epoch in np.flatnonzero((self.op != Op.WAIT) & self.success):
@@ -62,7 +62,9 @@ class Story:
 
 
 @torch.no_grad()
-def tell_stories(run: str | Path, episodes: int, gamma: float, player: Player) -> list[Story]:
+def trace_episodes(
+    run: str | Path, episodes: int, gamma: float, player: Player
+) -> list[EpisodeTrace]:
     """Play the first episodes of an evaluation.
 
     Args:
@@ -72,7 +74,7 @@ def tell_stories(run: str | Path, episodes: int, gamma: float, player: Player) -
         player: who plays.
 
     Returns:
-        The stories, the one that earned most first.
+        The traces, the one that earned most first.
     """
     arena = Arena(run, episodes)
     policy, env = arena.enter(player), arena.world
@@ -85,8 +87,8 @@ def tell_stories(run: str | Path, episodes: int, gamma: float, player: Player) -
     accuracy = torch.cat(
         [played["metrics", "val_accuracy"][:, :1], metrics["val_accuracy"]], 1
     ).squeeze(-1)
-    stories = [
-        Story(
+    traces = [
+        EpisodeTrace(
             earned=float(earned[row]),
             accuracy=accuracy[row].cpu().numpy(),
             stage=metrics["stage"][row].cpu().numpy(),
@@ -98,27 +100,27 @@ def tell_stories(run: str | Path, episodes: int, gamma: float, player: Player) -
         )
         for row in range(episodes)
     ]
-    return sorted(stories, key=lambda story: -story.earned)
+    return sorted(traces, key=lambda trace: -trace.earned)
 
 
-def draw_story(story: Story) -> bytes:
+def draw_trace(trace: EpisodeTrace) -> bytes:
     """PNG: accuracy above, a lane for each slot below, the input's first.
 
     Colours are stages, the line is α, letters mark ops: G germinate, A advance, α set alpha
     target, F fossilize, P prune; in grey where it could not be done.
     """
-    epochs, slots = story.stage.shape
+    epochs, slots = trace.stage.shape
     figure = new_figure(9, 2.4 + 0.75 * slots)
     axes = figure.subplots(1 + slots, 1, sharex=True, height_ratios=[2.2, *[1] * slots])
-    axes[0].plot(range(epochs + 1), story.accuracy, color="#000000", linewidth=1.5)
+    axes[0].plot(range(epochs + 1), trace.accuracy, color="#000000", linewidth=1.5)
     axes[0].set_ylabel("accuracy (%)")
     axes[0].grid(alpha=0.3)
     for slot, lane in enumerate(axes[1:]):
-        _draw_lane(lane, story, slot)
+        _draw_lane(lane, trace, slot)
         lane.set_ylabel(f"slot {slot}", rotation=0, ha="right", va="center")
     axes[-1].set_xlabel("epoch")
     axes[-1].set_xlim(0, epochs)
-    shown = [stage for stage in Stage if stage not in _EMPTY and (story.stage == stage).any()]
+    shown = [stage for stage in Stage if stage not in _EMPTY and (trace.stage == stage).any()]
     handles = [Patch(color=STAGES[stage].colour, label=stage.name.lower()) for stage in shown]
     if handles:
         figure.legend(
@@ -129,24 +131,24 @@ def draw_story(story: Story) -> bytes:
     return as_png(figure)
 
 
-def _draw_lane(lane: Axes, story: Story, slot: int) -> None:
-    stage = story.stage[:, slot]
+def _draw_lane(lane: Axes, trace: EpisodeTrace, slot: int) -> None:
+    stage = trace.stage[:, slot]
     for value in np.unique(stage):
         if value not in _EMPTY:
             spans = [(float(epoch), 1.0) for epoch in np.flatnonzero(stage == value)]
             lane.broken_barh(spans, (0, 1), color=STAGES[Stage(value)].colour, linewidth=0)
     live = np.append(~np.isin(stage, _EMPTY), False)
-    alpha = np.where(live[:-1], story.alpha[:, slot], np.nan)
+    alpha = np.where(live[:-1], trace.alpha[:, slot], np.nan)
     lane.step(range(1, len(stage) + 1), alpha, color="#000000", linewidth=1.2)
-    names = story.blueprint[:, slot]
+    names = trace.blueprint[:, slot]
     before = ""
     for epoch, name in enumerate(names):
         if name and name != before:
             lane.text(epoch + 0.3, 0.5, name, va="center", fontsize="small", clip_on=True)
         before = name
-    for at in np.flatnonzero((story.op != Op.WAIT) & (story.slot == slot)):
-        colour = "#000000" if story.success[at] else "#999999"
-        mark = _MARKS[Op(story.op[at])]
+    for at in np.flatnonzero((trace.op != Op.WAIT) & (trace.slot == slot)):
+        colour = "#000000" if trace.success[at] else "#999999"
+        mark = _MARKS[Op(trace.op[at])]
         lane.text(at + 0.5, 1.05, mark, ha="center", color=colour, fontsize="x-small")
     lane.set_ylim(0, 1.05)
     lane.set_yticks([])

@@ -39,6 +39,9 @@ class Evaluation:
         return {name: mean_and_ci(values) for name, values in vars(self).items()}
 
 
+Summary = Mapping[str, Mapping[str, float]]
+"""Of every measure its ``mean`` and ``ci95``."""
+
 MEASURES = tuple(field.name for field in fields(Evaluation))
 """Names of all that is measured of an episode."""
 

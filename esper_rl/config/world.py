@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from envs import MorphogenesisEnv, make_task
+from esper_rl.config.schema import RewardOptions, TrainConfig
 from esper_rl.errors import config_errors
-from esper_rl.training.config import RewardOptions, TrainConfig
 
 _OF_TASK = ("max_epochs", "batches_per_epoch", "minibatch_size", "validation_size")
 """Fields of ``env`` that are the task's where nothing is said."""
@@ -43,22 +43,23 @@ def pin_world(config: TrainConfig) -> TrainConfig:
     """
     with config_errors("env: "):
         task = make_task(config.env.task)
-        sizes = {
+        sizes: dict[str, Any] = {
             name: getattr(task, name, None)
             for name in _OF_TASK
             if getattr(config.env, name) is None
         }
         weights = config.reward.weights(task.reward, config.ppo.gamma)
-    named = {each.name: getattr(weights, each.name) for each in fields(RewardOptions)}
+    named: dict[str, Any] = {
+        each.name: getattr(weights, each.name) for each in fields(RewardOptions)
+    }
     return replace(config, env=replace(config.env, **sizes), reward=RewardOptions(**named))
 
 
 def unpin_world(config: TrainConfig) -> TrainConfig:
     """The same configuration without the numbers that its task brings: another one has its own."""
-    nothing = replace(
-        config, env=replace(config.env, **dict.fromkeys(_OF_TASK)), reward=RewardOptions()
-    )
+    none: dict[str, Any] = dict.fromkeys(_OF_TASK)
+    nothing = replace(config, env=replace(config.env, **none), reward=RewardOptions())
     own, env, reward = pin_world(nothing), vars(config.env), vars(config.reward)
-    sizes = dict.fromkeys(name for name in _OF_TASK if env[name] == getattr(own.env, name))
+    sizes: dict[str, Any] = {name: None for name in _OF_TASK if env[name] == getattr(own.env, name)}
     weights = {name: value for name, value in reward.items() if value != vars(own.reward)[name]}
     return replace(config, env=replace(config.env, **sizes), reward=RewardOptions(**weights))

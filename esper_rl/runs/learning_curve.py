@@ -1,4 +1,4 @@
-"""Pictures of a training run."""
+"""The picture of a training run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
-# Okabe and Ito's palette, told apart with every kind of colour vision.
-_BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 _GREY, _LINES = "#555555", ("--", ":", "-.", (0, (1, 4)))
 
 
@@ -53,7 +51,8 @@ def plot_learning_curve(
 
 
 def _plot(metrics: Path, picture: Path, players: Mapping[str, Mapping[str, float]]) -> None:
-    from esper_rl.report.page import new_figure, unframe  # slow to import, needed once in a run
+    # Slow to import, needed once in a run.
+    from esper_rl.figures import COLOURS, draw_curve, new_figure, spread_of, unframe
 
     known = read_columns(metrics, _SHOWN) if metrics.exists() else {name: [] for name in _SHOWN}
     columns = {name: np.array(values) for name, values in known.items()}
@@ -61,15 +60,20 @@ def _plot(metrics: Path, picture: Path, players: Mapping[str, Mapping[str, float
     returns, accuracy, entropy = figure.subplots(3, 1, sharex=True)
     for axes in (returns, accuracy, entropy):
         unframe(axes)
-    _draw(returns, columns, "return", _BLUE)
+
+    def draw(axes: Axes, name: str, colour: str, **options: str) -> None:
+        band = spread_of(columns, name)
+        draw_curve(axes, columns["steps"], columns[name], colour, band=band, **options)
+
+    draw(returns, "return", COLOURS[0])
     returns.set_ylabel("discounted return of an episode")
-    _draw(accuracy, columns, "final_accuracy", _ORANGE)
+    draw(accuracy, "final_accuracy", COLOURS[1])
     accuracy.set_ylabel("final validation accuracy (%)")
     for axes, measure in ((returns, "return"), (accuracy, "final_accuracy")):
         for style, (name, means) in zip(_LINES, players.items(), strict=False):
             axes.axhline(means[measure], color=_GREY, linestyle=style, label=name)
-    _draw(entropy, columns, "head_entropy/op", _GREEN, label="op")
-    _draw(entropy, columns, "head_entropy/blueprint", _PURPLE, label="blueprint", style="--")
+    draw(entropy, "head_entropy/op", COLOURS[2], label="op")
+    draw(entropy, "head_entropy/blueprint", COLOURS[3], label="blueprint", style="--")
     entropy.set_ylabel("entropy of the policy (nats)")
     entropy.set_ylim(bottom=0)
     entropy.legend(frameon=False)
@@ -79,44 +83,3 @@ def _plot(metrics: Path, picture: Path, players: Mapping[str, Mapping[str, float
     state = "" if len(columns["steps"]) else ": no iteration finished yet"
     returns.set_title(f"Learning curve of {printable(metrics.parent.name)}{state}")
     figure.savefig(picture, dpi=120)
-
-
-def _draw(
-    axes: Axes,
-    columns: Mapping[str, np.ndarray],
-    name: str,
-    colour: str,
-    label: str | None = None,
-    style: str = "-",
-) -> None:
-    """A metric, and its spread if that is known."""
-    band = spread_of(columns, name)
-    draw_curve(axes, columns["steps"], columns[name], colour, label=label, style=style, band=band)
-
-
-def spread_of(columns: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """One standard deviation below a metric and above it; None where its spread isn't known."""
-    if f"{name}_std" not in columns:
-        return None
-    return columns[name] - columns[f"{name}_std"], columns[name] + columns[f"{name}_std"]
-
-
-def draw_curve(
-    axes: Axes,
-    steps: np.ndarray,
-    values: np.ndarray,
-    colour: str,
-    *,
-    label: str | None = None,
-    style: str = "-",
-    band: tuple[np.ndarray, np.ndarray] | None = None,
-) -> None:
-    """One line, its band if it has one; iterations whose value is nan have no point."""
-    known = np.isfinite(values)
-    if band is not None:
-        low, high = (edge[known] for edge in band)
-        axes.fill_between(steps[known], low, high, color=colour, alpha=0.15, lw=0)
-    marker = "o" if known.sum() < 60 else ""
-    axes.plot(
-        steps[known], values[known], style, color=colour, marker=marker, markersize=3, label=label
-    )

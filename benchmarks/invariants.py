@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 
 from envs import MorphogenesisEnv, feature_names
 from envs.actions import HEADS, Op, Stage, head_sizes
 from envs.governor import MOST_ROLLBACKS
 from envs.observation import ROW_FEATURES, SLOT_FEATURES
-from tests.support.environments import action, differences
 
 BASE = len(ROW_FEATURES)
 PER_SLOT = len(SLOT_FEATURES)
@@ -20,6 +19,22 @@ LIVE = torch.tensor([Stage.GERMINATED, Stage.TRAINING, *MIXED.tolist()])
 COOLING = torch.tensor([Stage.DORMANT, Stage.PRUNED, Stage.EMBARGOED, Stage.RESETTING])
 FAULTS = ("nan in the host", "infinity in a seed")
 """Faults that :meth:`Player.break_rows` knows."""
+
+
+def action(num_envs: int, **heads: int | list[int]) -> TensorDict:
+    """An action with one choice for all rows or a list of them; heads not named are 0."""
+    indices = {}
+    for head in HEADS:
+        index = torch.tensor(heads.get(head, 0))
+        indices[head] = index.expand(num_envs).clone()
+    return TensorDict(indices, batch_size=[num_envs])
+
+
+def differences(a: TensorDictBase, b: TensorDictBase, rows: object = slice(None)) -> list[object]:
+    """Keys whose values differ in any bit in ``rows``."""
+    keys = set(a.keys(True, True)) & set(b.keys(True, True))
+    assert keys
+    return [k for k in keys if not a[k][rows].equal(b[k][rows])]
 
 
 def random_heads(env: MorphogenesisEnv, generator: torch.Generator) -> dict[str, list[int]]:

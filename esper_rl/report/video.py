@@ -1,0 +1,83 @@
+"""An episode as a film."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import imageio
+import torch
+from torchrl.envs.utils import set_exploration_type
+from tqdm import tqdm
+
+from envs.rendering import Picture, draw_network
+from esper_rl.errors import ConfigError, check_folder_of
+from esper_rl.evaluation import GREEDY, Arena, Player
+from esper_rl.evaluation.arena import EXPLORATION
+
+FRAMES_PER_SECOND = 5
+KINDS = (".gif", ".mp4")
+"""Endings of files that can be written."""
+
+
+def check_video(path: str | Path) -> None:
+    """Refuse a film that can't be written, before it is made.
+
+    Raises:
+        ConfigError: if the file has another ending, its folder isn't there, or the encoder of MP4
+            isn't installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in KINDS:
+        raise ConfigError(f"a video must end in {' or '.join(KINDS)}, got {str(path)!r}")
+    check_folder_of("video", path)
+    if path.suffix.lower() == ".mp4":
+        try:
+            import imageio_ffmpeg  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                "MP4 needs an encoder: pip install 'esper-rl[video]', or write a .gif"
+            ) from None
+
+
+def record_episode(run: str | Path, path: str | Path, player: Player = GREEDY) -> None:
+    """Film the first of the episodes that an evaluation plays, one frame an epoch.
+
+    Args:
+        run: folder of a training run.
+        path: GIF or MP4.
+        player: who plays.
+
+    Raises:
+        ConfigError: see :func:`check_video`.
+        FileNotFoundError: when there is no such run.
+        CheckpointError: when its policy can't be loaded.
+    """
+    check_video(path)
+    frames: list[Any] = play_frames(run, player)
+    if Path(path).suffix.lower() == ".gif":
+        imageio.mimsave(path, frames, duration=1000 / FRAMES_PER_SECOND, loop=0)
+    else:
+        imageio.mimsave(path, frames, fps=FRAMES_PER_SECOND, macro_block_size=8)
+
+
+@torch.no_grad()
+def play_frames(run: str | Path, player: Player) -> list[Picture]:
+    """Pictures of an episode, from its reset to its end."""
+    arena = Arena(run, episodes=1)
+    policy, env = arena.enter(player), arena.world
+    epochs = env.max_epochs
+    draw = partial(draw_network, blueprints=env.population.blueprints)
+    with set_exploration_type(EXPLORATION[player.mode]):
+        state = env.reset()
+        accuracies = [state["metrics", "val_accuracy"].item()]
+        frames = [draw(state[0], accuracies, epochs)]
+        for _ in tqdm(range(epochs), "video", unit="epoch", leave=False, delay=5, disable=None):
+            state = policy(state)
+            action = {head: int(chosen) for head, chosen in state["action"].items()}
+            step, state = env.step_and_maybe_reset(state)
+            shown = step["next"]
+            accuracies.append(shown["metrics", "val_accuracy"].item())
+            frames.append(draw(shown[0], accuracies, epochs, action))
+    return frames
