@@ -11,7 +11,7 @@ import pytest
 from envs import MorphogenesisEnv, feature_names
 from envs.actions import HEADS, Op
 from esper_rl import train
-from esper_rl.training.composition import compose_config
+from esper_rl.config import compose_config
 from tests.support.runs import TINY, read_metrics
 
 ROOT = Path(__file__).parent.parent
