@@ -9,9 +9,8 @@ same networks, the same number of minibatches of the same size, the same validat
 validation for every set of seeds that is left out. Both run by turns in one process; medians are
 shown. "Limit" is the share of an arithmetic limit that the environment reaches: the plain loop's
 multiply-adds over what large matrix products reach on all cores. The task ``module`` is ``digits``
-with its host as an ordinary module, in a ModuleHost. Every case has a process of its
-own, so that the memory shown, the peak less that before the environment was made, is the
-environment's.
+with its host as an ordinary module, in a ModuleHost. Every case has a process of its own, so that
+the memory shown, the peak less that before the environment was made, is the environment's.
 Results go to benchmarks/results/throughput.json and throughput.png, those of another task or device
 to files that are named after it.
 """

@@ -44,6 +44,8 @@ class Network(NamedTuple):
         host_columns: parameters of the host, all in front of the seeds'.
         places: of the arena, numbers an example.
         attention: True if a line is ATTEND; None otherwise, and then that isn't compiled.
+        further: the same of layers that the hosts of this package don't have: pooling, stride 2
+            and activations but ReLU and sigmoid.
     """
 
     lines: Array
@@ -58,6 +60,7 @@ class Network(NamedTuple):
     host_columns: int
     places: int
     attention: bool | None
+    further: bool | None
 
 
 class Rows(NamedTuple):
@@ -210,10 +213,19 @@ def train_rows(
             for s in range(slots):
                 if kind[s] >= 0:
                     _clear(grads, network.slots[s, 1], network.seeds[s, kind[s], 2])
-            forward(lines, order, params, mode, alpha, arena, network.attention)
+            forward(lines, order, params, mode, alpha, arena, network.attention, network.further)
             _cross_entropy(logits, answers, grad_logits)
             backward(
-                lines, order, params, mode, alpha, arena, network.attention, grads, grad_params
+                lines,
+                order,
+                params,
+                mode,
+                alpha,
+                arena,
+                network.attention,
+                network.further,
+                grads,
+                grad_params,
             )
             for s in range(-1, slots):  # the host, then its seeds: one call, compiled once
                 first, last, rate = 0, network.host_columns, host_lr[row]
@@ -300,7 +312,7 @@ def validate_rows(
                     for b in range(batch):
                         arena[network.slots[s, 0] + i, b] = arena[network.slots[s, 1] + i, b]
                 order = order[starts[s + 1] :]
-            forward(lines, order, params, mode, alpha, arena, network.attention)
+            forward(lines, order, params, mode, alpha, arena, network.attention, network.further)
             before = k
             correct[row, k] = _count_correct(logits, targets)
             if k == 0:

@@ -21,20 +21,33 @@ class Opcode(IntEnum):
     """Work of a line: a layer of :mod:`envs.batched.layers`, or a step around a seed."""
 
     CONV = 0  # also 1×1, and fully connected
-    DEPTHWISE3X3 = 1
+    DEPTHWISE = 1
     NORM = 2
     NORM_POOL = 3
     STEM = 4
     AVERAGE = 5
-    RELU = 6
-    SIGMOID = 7
-    ADD = 8
-    SCALE = 9
-    MIX = 10
-    SHOW = 11  # a seed sees a copy of the features
-    BLEND = 12  # and changes them by what it gives, in its mode
-    EMBED = 13
-    ATTEND = 14
+    ACTIVATE = 6
+    ADD = 7
+    SCALE = 8
+    MIX = 9
+    SHOW = 10  # a seed sees a copy of the features
+    BLEND = 11  # and changes them by what it gives, in its mode
+    EMBED = 12
+    ATTEND = 13
+    SPLIT = 14  # for stride 2
+    MAX_POOL = 15
+    AVERAGE_POOL = 16
+
+
+class Activation(IntEnum):
+    """Functions of a number, as PyTorch has them."""
+
+    RELU = 0
+    SIGMOID = 1
+    TANH = 2
+    SILU = 3
+    GELU = 4
+    GELU_TANH = 5  # its approximation by tanh (Hendrycks & Gimpel 2016)
 
 
 class Field(IntEnum):
@@ -50,8 +63,12 @@ class Field(IntEnum):
     OUTPUTS = 7
     HEIGHT = 8  # of what is read
     WIDTH = 9
-    SIZE = 10  # of a convolution's kernel, 1 or 3, or DRAWN; see the layers for others
+    SIZE = 10  # of a convolution's kernel, or DRAWN; see the layers for others
     FLAG = 11  # an option; number of the slot for a seed's steps
+    STRIDE = 12
+    PADDING = 13
+    OUT_HEIGHT = 14  # of what is written
+    OUT_WIDTH = 15
 
 
 DRAWN = 0
@@ -116,6 +133,8 @@ class Assembler:
         parameters: int = 0,
         size: int = 1,
         flag: int = 0,
+        stride: int = 1,
+        padding: int = 0,
     ) -> Buffer:
         """Write one line and return ``out``.
 
@@ -128,8 +147,12 @@ class Assembler:
             parameters: first column of the layer's parameters.
             size: see :class:`Field`; NORM: pixels that are normalised each by itself, or 1 for
                 all together; BLEND: pixels for each of which the gate opens by itself, or 1;
-                ATTEND: heads.
-            flag: see :class:`Field`; EMBED: tokens; ATTEND: the window, or 0.
+                ATTEND: heads; EMBED: 1 for a weight [channels, tokens], 0 for [tokens, channels];
+                ACTIVATE: an :class:`Activation`; SCALE: pixels that a
+                factor is for.
+            flag: CONV, DEPTHWISE: is there a bias; NORM: ReLU of it; EMBED: tokens; ATTEND: the
+                window, or 0; ACTIVATE: a factor; ADD: 1, or −1 to subtract.
+            stride, padding: of convolutions and pooling; NORM: columns from the scale to the shift.
         """
         values = {
             Field.OPCODE: opcode,
@@ -144,9 +167,22 @@ class Assembler:
             Field.WIDTH: x.width,
             Field.SIZE: size,
             Field.FLAG: flag,
+            Field.STRIDE: stride,
+            Field.PADDING: padding,
+            Field.OUT_HEIGHT: out.height,
+            Field.OUT_WIDTH: out.width,
         }
         self.lines.append([int(values[field]) for field in Field])
         return out
+
+    @property
+    def further(self) -> bool:
+        """Is a line of a kind that the hosts of this package don't have?"""
+        return any(
+            line[Field.OPCODE] >= Opcode.SPLIT
+            or (line[Field.OPCODE] == Opcode.ACTIVATE and line[Field.SIZE] > Activation.SIGMOID)
+            for line in self.lines
+        )
 
     def table(self) -> np.ndarray:
         """The lines: int64 ``[lines, fields]``."""

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs.batched.activations import activate, activate_backward
 from envs.batched.attention import attend, attend_backward
+from envs.batched.blending import blend, blend_backward
 from envs.batched.instructions import DRAWN, Field, Opcode
 from envs.batched.modes import Mode
 from envs.batched.norms import (
@@ -23,109 +25,24 @@ from envs.batched.norms import (
     stem_forward,
     unpool,
 )
+from envs.batched.pooling import pool, pool_backward
 from envs.batched.products import Array, add_dots, add_products, entry_kernel, kernel, runs
 
 _OPCODE, _X, _OTHER, _OUT, _SCRATCH, _PARAMETERS = map(int, list(Field)[:6])
-_INPUTS, _OUTPUTS, _HEIGHT, _WIDTH, _SIZE, _FLAG = map(int, list(Field)[6:])
-_CONV, _DEPTHWISE3X3, _NORM, _NORM_POOL, _STEM, _AVERAGE = map(int, list(Opcode)[:6])
-_RELU, _SIGMOID, _ADD, _SCALE, _MIX, _SHOW, _BLEND, _EMBED, _ATTEND = map(int, list(Opcode)[6:])
-_INCUBATE, _, _MULTIPLY, _GATE = map(int, Mode)
+_INPUTS, _OUTPUTS, _HEIGHT, _WIDTH, _SIZE, _FLAG = map(int, list(Field)[6:12])
+_STRIDE, _PADDING, _OUT_HEIGHT, _OUT_WIDTH = map(int, list(Field)[12:])
+_CONV, _DEPTHWISE, _NORM, _NORM_POOL, _STEM, _AVERAGE = map(int, list(Opcode)[:6])
+_ACTIVATE, _ADD, _SCALE, _MIX, _SHOW, _BLEND, _EMBED, _ATTEND = map(int, list(Opcode)[6:14])
+_INCUBATE = int(Mode.INCUBATE)
 
 
 @kernel
-def tanh_difference(a: Array, b: Array, out: Array) -> None:
-    """out = tanh(a − b), in operations that are vectorised: exact to some units in the last place.
-
-    Lambert's continued fraction for a 32nd, then tanh 2y = 2 tanh y / (1 + tanh² y) five times.
-    """
-    number = out.dtype.type
-    for i in range(len(out)):
-        y = a[i] - b[i]
-        y = number(20) if y > 20 else y  # where it is 1; NaN passes
-        y = (number(-20) if y < -20 else y) * number(1 / 32)
-        s = y * y
-        over = number(135135) + s * (number(17325) + s * (number(378) + s))
-        under = number(135135) + s * (number(62370) + s * (number(3150) + s * number(28)))
-        y = y * over / under
-        for _ in range(5):
-            y = (y + y) / (number(1) + y * y)
-        out[i] = y
-
-
-@kernel
-def blend(out: Array, h: Array, seed: Array, openness: Array, mode: int, alpha: float) -> None:
-    """Change features by what a seed gives.
-
-    Args:
-        out: features ``[≥ rows, B]``, ``h`` before.
-        h: ``[rows, B]``.
-        seed: what it gives, ``[≥ rows, B]``.
-        openness: of its gate, ``[pixels, B]``; or ``[1, B]``, the same for all.
-    """
-    rows, batch = h.shape
-    pixels = len(openness)
-    weight = h.dtype.type(alpha)
-    for m in range(rows if mode != _INCUBATE else 0):
-        if mode == _MULTIPLY:
-            tanh_difference(seed[m], h[m], out[m])
-            for b in range(batch):
-                out[m, b] = h[m, b] * (1 + weight * out[m, b])
-        elif mode == _GATE:
-            own = openness[m % pixels]
-            for b in range(batch):
-                out[m, b] = h[m, b] + weight * own[b] * (seed[m, b] - h[m, b])
-        else:
-            for b in range(batch):
-                out[m, b] = h[m, b] + weight * (seed[m, b] - h[m, b])
-
-
-@kernel
-def blend_backward(
-    grad: Array,
-    grad_seed: Array,
-    grad_openness: Array,
-    h: Array,
-    seed: Array,
-    openness: Array,
-    mode: int,
-    alpha: float,
-) -> None:
-    """Gradients of :func:`blend`; an incubating seed gets the one that the features get.
-
-    ``grad`` becomes that of ``h`` in place.
-    """
-    rows, batch = h.shape
-    pixels = len(openness)
-    weight = h.dtype.type(alpha)
-    for m in range(rows):
-        if mode == _INCUBATE:
-            for b in range(batch):
-                grad_seed[m, b] = grad[m, b]
-        elif mode == _MULTIPLY:
-            tanh_difference(seed[m], h[m], grad_seed[m])
-            for b in range(batch):
-                moved, g = grad_seed[m, b], weight * grad[m, b]
-                grad_seed[m, b] = g * h[m, b] * (1 - moved * moved)
-                grad[m, b] += g * moved - grad_seed[m, b]
-        elif mode == _GATE:
-            own, grad_own = openness[m % pixels], grad_openness[m % pixels]
-            for b in range(batch):
-                grad_own[b] += weight * grad[m, b] * (seed[m, b] - h[m, b])
-                grad_seed[m, b] = weight * own[b] * grad[m, b]
-                grad[m, b] -= grad_seed[m, b]
-        else:
-            for b in range(batch):
-                grad_seed[m, b] = weight * grad[m, b]
-                grad[m, b] -= grad_seed[m, b]
-
-
-@kernel
-def _kernel(line: Array, params: Array) -> tuple[int, int]:
-    """Size of a convolution's kernel and its first parameter."""
+def _kernel(line: Array, params: Array) -> tuple[int, int, int]:
+    """Size of a convolution's kernel, its padding and its first parameter."""
     if line[_SIZE] != DRAWN:
-        return line[_SIZE], 0
+        return line[_SIZE], line[_PADDING], 0
     pointwise = line[_INPUTS] * line[_OUTPUTS]
-    return (3, 1 + pointwise) if params[0] > 0 else (1, 1)
+    return (3, 1, 1 + pointwise) if params[0] > 0 else (1, 0, 1)
 
 
 @kernel
@@ -143,6 +60,7 @@ def forward(
     alpha: Array,
     arena: Array,
     attention: bool | None,
+    further: bool | None,
 ) -> None:
     """Run lines.
 
@@ -153,7 +71,7 @@ def forward(
         mode: int64 ``[S]``, a :class:`~envs.batched.modes.Mode` for each slot.
         alpha: floats ``[S]``.
         arena: ``[places, B]``, features of B examples, read and written.
-        attention: None where no line is ATTEND.
+        attention, further: see :class:`envs.batched.compiled.Network`.
     """
     batch, flat = arena.shape[1], arena.ravel()
     zero = arena.dtype.type(0)
@@ -161,41 +79,46 @@ def forward(
         line = lines[number]
         opcode, flag = line[_OPCODE], line[_FLAG]
         channels, outputs = line[_INPUTS], line[_OUTPUTS]
-        pixels = line[_HEIGHT] * line[_WIDTH]
+        pixels, stride = line[_HEIGHT] * line[_WIDTH], line[_STRIDE]
+        to = line[_OUT_HEIGHT], line[_OUT_WIDTH]
+        made = to[0] * to[1]
         rows, start = channels * pixels, line[_PARAMETERS]
         x, own = arena[line[_X] : line[_X] + rows], params[start:]
         mean, rstd = arena[line[_SCRATCH]], arena[line[_SCRATCH] + 1]  # where a layer has them
         kept, apart = arena[line[_SCRATCH] + 2 :], line[_SIZE]
         other, out = arena[line[_OTHER] :], arena[line[_OUT] :]
         if opcode == _CONV:
-            for m in range(outputs * pixels):
-                value = own[outputs * channels + m // pixels] if flag else zero
+            size, padding, first = _kernel(line, own)
+            taps, seen = size * size, pixels * stride * stride * batch
+            for m in range(outputs * made):
+                value = own[outputs * channels * taps + m // made] if flag else zero
                 for b in range(batch):
                     out[m, b] = value
-            size, first = _kernel(line, own)
-            taps, step = size * size, pixels * batch
-            found = runs(size, line[_HEIGHT], line[_WIDTH])
+            found = runs(size, stride, padding, line[_HEIGHT], line[_WIDTH], to)
             for k in range(len(found)):
-                to, at = (line[_OUT] + found[k, 0]) * batch, (line[_X] + found[k, 1]) * batch
+                goal, at = (line[_OUT] + found[k, 0]) * batch, (line[_X] + found[k, 1]) * batch
                 add_products(
-                    own, first + found[k, 2], taps * channels, taps, flat, at, step, channels,
-                    flat, to, step, outputs, found[k, 3] * batch,
+                    own, first + found[k, 2], taps * channels, taps, flat, at, seen, channels,
+                    flat, goal, made * batch, outputs, found[k, 3] * batch,
                 )  # fmt: skip
-        elif opcode == _DEPTHWISE3X3:
-            for m in range(rows):
+        elif opcode == _DEPTHWISE:
+            size, padding, _ = _kernel(line, own)
+            taps, seen = size * size, pixels * stride * stride
+            for m in range(channels * made):
+                value = own[channels * taps + m // made] if flag else zero
                 for b in range(batch):
-                    out[m, b] = zero
-            found = runs(3, line[_HEIGHT], line[_WIDTH])
+                    out[m, b] = value
+            found = runs(size, stride, padding, line[_HEIGHT], line[_WIDTH], to)
             for c in range(channels):
                 for k in range(len(found)):
-                    p, q = c * pixels + found[k, 0], c * pixels + found[k, 1]
-                    tap = own[9 * c + found[k, 2]]
+                    p, q = c * made + found[k, 0], line[_X] + c * seen + found[k, 1]
+                    tap = own[taps * c + found[k, 2]]
                     for m in range(found[k, 3]):
                         for b in range(batch):
-                            out[p + m, b] += tap * x[q + m, b]
+                            out[p + m, b] += tap * arena[q + m, b]
         elif opcode == _NORM:
             norm_forward(
-                _columns(flat, line[_X], rows, apart, batch), own, channels, flag != 0,
+                _columns(flat, line[_X], rows, apart, batch), own, channels, stride, flag != 0,
                 _columns(flat, line[_OUT], rows, apart, batch),
                 _columns(flat, line[_SCRATCH], apart, apart, batch)[0],
                 _columns(flat, line[_SCRATCH] + apart, apart, apart, batch)[0],
@@ -215,22 +138,16 @@ def forward(
                         out[c, b] += x[c * pixels + p, b]
                 for b in range(batch):
                     out[c, b] /= pixels
-        elif opcode == _RELU:
-            for m in range(rows):
-                for b in range(batch):
-                    out[m, b] = zero if x[m, b] < 0 else x[m, b]  # NaN passes
-        elif opcode == _SIGMOID:
-            for m in range(rows):
-                for b in range(batch):
-                    out[m, b] = flag / (1 + np.exp(-x[m, b]))
+        elif opcode == _ACTIVATE:
+            activate(further, x, out, apart, flag)
         elif opcode == _ADD:
             for m in range(rows):
                 for b in range(batch):
-                    out[m, b] = x[m, b] + other[m, b]
+                    out[m, b] = x[m, b] + flag * other[m, b]
         elif opcode == _SCALE:
             for m in range(rows):
                 for b in range(batch):
-                    out[m, b] = x[m, b] * other[m // pixels, b]
+                    out[m, b] = x[m, b] * other[m // apart, b]
         elif opcode == _MIX:
             for m in range(rows):
                 mix = arena.dtype.type(np.tanh(own[m // pixels]))
@@ -245,16 +162,19 @@ def forward(
             blend(out, x, other, openness, mode[flag], alpha[flag])
         elif opcode == _EMBED:
             tokens = x.ravel()
+            by_channel, by_token = (flag, 1) if apart else (1, outputs)
             for c in range(outputs):
-                vectors, to = own[c * flag : (c + 1) * flag], (line[_OUT] + c * rows) * batch
+                vectors, to = own[c * by_channel :], (line[_OUT] + c * rows) * batch
                 for i in range(len(tokens)):
-                    flat[to + i] = vectors[int(tokens[i])]
+                    flat[to + i] = vectors[int(tokens[i]) * by_token]
         elif opcode == _ATTEND:
             attend(
                 attention, _columns(flat, line[_X], rows, pixels, batch), own, line[_SIZE],
                 flag, batch, _columns(flat, line[_OUT], outputs * pixels, pixels, batch),
                 flat[line[_SCRATCH] * batch :],
             )  # fmt: skip
+        else:
+            pool(further, line, x, out, arena[line[_SCRATCH] :])
 
 
 @entry_kernel
@@ -266,13 +186,15 @@ def backward(
     alpha: Array,
     arena: Array,
     attention: bool | None,
+    further: bool | None,
     grads: Array,
     grad_params: Array,
 ) -> None:
     """Run lines backwards.
 
     Args:
-        lines, order, params, mode, alpha, arena, attention: as :func:`forward` got and left them.
+        lines, order, params, mode, alpha, arena, attention, further: as :func:`forward` got them,
+            and left them.
         grads: gradients with respect to features, shaped like ``arena``; those of inputs are
             added, those of outputs may be overwritten.
         grad_params: gradients with respect to ``params``, added.
@@ -283,7 +205,9 @@ def backward(
         line = lines[number]
         opcode, flag = line[_OPCODE], line[_FLAG]
         channels, outputs = line[_INPUTS], line[_OUTPUTS]
-        pixels = line[_HEIGHT] * line[_WIDTH]
+        pixels, stride = line[_HEIGHT] * line[_WIDTH], line[_STRIDE]
+        to = line[_OUT_HEIGHT], line[_OUT_WIDTH]
+        made = to[0] * to[1]
         rows, start = channels * pixels, line[_PARAMETERS]
         x, own = arena[line[_X] : line[_X] + rows], params[start:]
         grad_x, grad_own = grads[line[_X] : line[_X] + rows], grad_params[start:]
@@ -293,41 +217,47 @@ def backward(
         other, grad_other = arena[line[_OTHER] :], grads[line[_OTHER] :]
         grad = grads[line[_OUT] :]
         if opcode == _CONV:
-            size, first = _kernel(line, own)
-            taps, step = size * size, pixels * batch
-            found = runs(size, line[_HEIGHT], line[_WIDTH])
+            size, padding, first = _kernel(line, own)
+            taps, seen, step = size * size, pixels * stride * stride * batch, made * batch
+            found = runs(size, stride, padding, line[_HEIGHT], line[_WIDTH], to)
             for k in range(len(found)):
-                to, at = (line[_OUT] + found[k, 0]) * batch, (line[_X] + found[k, 1]) * batch
+                goal, at = (line[_OUT] + found[k, 0]) * batch, (line[_X] + found[k, 1]) * batch
                 tap, length = first + found[k, 2], found[k, 3] * batch
                 add_dots(
-                    grad_own, tap, taps * channels, taps, flat, at, step, channels,
-                    flat_grads, to, step, outputs, length,
+                    grad_own, tap, taps * channels, taps, flat, at, seen, channels,
+                    flat_grads, goal, step, outputs, length,
                 )  # fmt: skip
                 add_products(
-                    own, tap, taps, taps * channels, flat_grads, to, step, outputs,
-                    flat_grads, at, step, channels, length,
+                    own, tap, taps, taps * channels, flat_grads, goal, step, outputs,
+                    flat_grads, at, seen, channels, length,
                 )  # fmt: skip
             if flag:
                 for o in range(outputs):
-                    total, first = zero, (line[_OUT] + o * pixels) * batch
-                    for i in range(first, first + pixels * batch):
+                    total, first = zero, (line[_OUT] + o * made) * batch
+                    for i in range(first, first + step):
                         total += flat_grads[i]
-                    grad_own[outputs * channels + o] += total
-        elif opcode == _DEPTHWISE3X3:
-            found = runs(3, line[_HEIGHT], line[_WIDTH])
+                    grad_own[outputs * channels * taps + o] += total
+        elif opcode == _DEPTHWISE:
+            size, padding, _ = _kernel(line, own)
+            taps, seen = size * size, pixels * stride * stride
+            found = runs(size, stride, padding, line[_HEIGHT], line[_WIDTH], to)
             for c in range(channels):
                 for k in range(len(found)):
-                    p, q = c * pixels + found[k, 0], c * pixels + found[k, 1]
-                    tap, dot = own[9 * c + found[k, 2]], zero
+                    p, q = c * made + found[k, 0], line[_X] + c * seen + found[k, 1]
+                    tap, dot = own[taps * c + found[k, 2]], zero
                     for m in range(found[k, 3]):
                         for b in range(batch):
-                            dot += grad[p + m, b] * x[q + m, b]
-                            grad_x[q + m, b] += tap * grad[p + m, b]
-                    grad_own[9 * c + found[k, 2]] += dot
+                            dot += grad[p + m, b] * arena[q + m, b]
+                            grads[q + m, b] += tap * grad[p + m, b]
+                    grad_own[taps * c + found[k, 2]] += dot
+                if flag:
+                    for m in range(c * made, (c + 1) * made):
+                        for b in range(batch):
+                            grad_own[channels * taps + c] += grad[m, b]
         elif opcode == _NORM:
             norm_backward(
                 _columns(flat_grads, line[_OUT], rows, apart, batch),
-                _columns(flat, line[_X], rows, apart, batch), own, channels,
+                _columns(flat, line[_X], rows, apart, batch), own, channels, stride,
                 _columns(flat, line[_SCRATCH], apart, apart, batch)[0],
                 _columns(flat, line[_SCRATCH] + apart, apart, apart, batch)[0], flag != 0,
                 _columns(flat_grads, line[_X], rows, apart, batch), grad_own,
@@ -335,7 +265,7 @@ def backward(
         elif opcode == _NORM_POOL:
             whole = grad_kept[rows // 4 : rows // 4 + rows]
             unpool(grad, kept, line[_WIDTH], whole)
-            norm_backward(whole, x, own, channels, mean, rstd, False, grad_x, grad_own)
+            norm_backward(whole, x, own, channels, channels, mean, rstd, False, grad_x, grad_own)
         elif opcode == _STEM:
             windows = outputs * (rows // 2 - 1)
             stem_backward(grad[:windows], x, own, outputs, mean, rstd, grad_own)
@@ -343,26 +273,18 @@ def backward(
             for m in range(rows):
                 for b in range(batch):
                     grad_x[m, b] += grad[m // pixels, b] / pixels
-        elif opcode == _RELU:
-            for m in range(rows):
-                for b in range(batch):
-                    if not x[m, b] <= 0:
-                        grad_x[m, b] += grad[m, b]
-        elif opcode == _SIGMOID:
-            for m in range(rows):
-                for b in range(batch):
-                    share = 1 / (1 + np.exp(-x[m, b]))
-                    grad_x[m, b] += grad[m, b] * flag * share * (1 - share)
+        elif opcode == _ACTIVATE:
+            activate_backward(further, grad, x, apart, flag, grad_x)
         elif opcode == _ADD:
             for m in range(rows):
                 for b in range(batch):
-                    grad_other[m, b] += grad[m, b]
+                    grad_other[m, b] += flag * grad[m, b]
                     grad_x[m, b] += grad[m, b]
         elif opcode == _SCALE:
             for m in range(rows):
                 for b in range(batch):
-                    grad_other[m // pixels, b] += grad[m, b] * x[m, b]
-                    grad_x[m, b] += grad[m, b] * other[m // pixels, b]
+                    grad_other[m // apart, b] += grad[m, b] * x[m, b]
+                    grad_x[m, b] += grad[m, b] * other[m // apart, b]
         elif opcode == _MIX:
             for m in range(rows):
                 mix, dot = arena.dtype.type(np.tanh(own[m // pixels])), zero
@@ -384,10 +306,11 @@ def backward(
             )  # fmt: skip
         elif opcode == _EMBED:
             tokens = x.ravel()
+            by_channel, by_token = (flag, 1) if apart else (1, outputs)
             for c in range(outputs):
-                vectors, at = grad_own[c * flag : (c + 1) * flag], (line[_OUT] + c * rows) * batch
+                vectors, at = grad_own[c * by_channel :], (line[_OUT] + c * rows) * batch
                 for i in range(len(tokens)):
-                    vectors[int(tokens[i])] += flat_grads[at + i]
+                    vectors[int(tokens[i]) * by_token] += flat_grads[at + i]
         elif opcode == _ATTEND:
             scratch = line[_SCRATCH] * batch
             attend_backward(
@@ -396,3 +319,5 @@ def backward(
                 flat[scratch:], flat_grads[scratch:],
                 _columns(flat_grads, line[_X], rows, pixels, batch), grad_own,
             )  # fmt: skip
+        else:
+            pool_backward(further, line, grad, arena[line[_SCRATCH] :], grad_x)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.batched.instructions import DRAWN, Assembler, Buffer, Opcode
+from envs.batched.instructions import DRAWN, Activation, Assembler, Buffer, Opcode
 from envs.batched.parameters import NORM_EPSILON, Parameter, bias, norm, weight, zeros
 from envs.batched.programs import Params
 
@@ -147,7 +147,7 @@ def _emit_conv(
 ) -> Buffer:
     start = code.columns(layer.parameters)
     out = code.buffer(layer.outputs, x.height, x.width)
-    return code.line(Opcode.CONV, x, out, parameters=start, size=size)
+    return code.line(Opcode.CONV, x, out, parameters=start, size=size, padding=size // 2)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class DepthwiseConv3x3:
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
         start = code.columns(self.parameters)
         out = code.buffer(self.channels, x.height, x.width)
-        return code.line(Opcode.DEPTHWISE3X3, x, out, parameters=start)
+        return code.line(Opcode.DEPTHWISE, x, out, parameters=start, size=3, padding=1)
 
 
 def _patches(x: Tensor) -> Tensor:
@@ -224,8 +224,9 @@ class Norm:
             out = code.buffer(x.channels, x.height, x.width)
             flag = int(self.relu)
             return code.line(
-                Opcode.NORM, x, out, scratch=code.buffer(2), parameters=start, flag=flag
-            )
+                Opcode.NORM, x, out, scratch=code.buffer(2), parameters=start, flag=flag,
+                stride=x.channels,
+            )  # fmt: skip
         out = code.buffer(x.channels, x.height // 2, x.width // 2)
         # Statistics, which pixel was taken, and room for the gradient before the pooling.
         kept = code.buffer(2 + out.size + x.size)
@@ -324,7 +325,8 @@ class ReLU(_Plain):
         return F.relu(x)
 
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
-        return code.line(Opcode.RELU, x, code.buffer(x.channels, x.height, x.width))
+        out = code.buffer(x.channels, x.height, x.width)
+        return code.line(Opcode.ACTIVATE, x, out, size=Activation.RELU, flag=1)
 
 
 @dataclass(frozen=True)
@@ -338,4 +340,4 @@ class Sigmoid(_Plain):
 
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
         out = code.buffer(x.channels, x.height, x.width)
-        return code.line(Opcode.SIGMOID, x, out, flag=self.times)
+        return code.line(Opcode.ACTIVATE, x, out, size=Activation.SIGMOID, flag=self.times)

@@ -35,18 +35,25 @@ def statistics(x: Array, mean: Array, rstd: Array) -> None:
 
 @kernel
 def norm_forward(
-    x: Array, params: Array, channels: int, relu: bool, out: Array, mean: Array, rstd: Array
+    x: Array,
+    params: Array,
+    channels: int,
+    shift: int,
+    relu: bool,
+    out: Array,
+    mean: Array,
+    rstd: Array,
 ) -> None:
     """``out`` is the norm of ``x``, or ReLU of it; also its statistics ``[B]``.
 
     Args:
-        params: flat; the first ``channels`` are the scale, as many behind them the shift.
+        params: flat; the first ``channels`` are the scale, those from ``shift`` on the shift.
     """
     rows, batch = x.shape
     pixels = rows // channels
     statistics(x, mean, rstd)
     for c in range(channels):
-        gain, offset = params[c], params[channels + c]
+        gain, offset = params[c], params[shift + c]
         for m in range(c * pixels, (c + 1) * pixels):
             for b in range(batch):
                 value = (x[m, b] - mean[b]) * rstd[b] * gain + offset
@@ -59,6 +66,7 @@ def norm_backward(
     x: Array,
     params: Array,
     channels: int,
+    shift: int,
     mean: Array,
     rstd: Array,
     relu: bool,
@@ -74,7 +82,7 @@ def norm_backward(
     zero = x.dtype.type(0)
     mean_sum, mean_dot = np.zeros(batch, x.dtype), np.zeros(batch, x.dtype)
     for c in range(channels):
-        gain, offset = params[c], params[channels + c]
+        gain, offset = params[c], params[shift + c]
         total, dot = zero, zero
         for m in range(c * pixels, (c + 1) * pixels):
             for b in range(batch):
@@ -89,7 +97,7 @@ def norm_backward(
                 mean_dot[b] += g * normed
                 grad[m, b] = g
         grad_params[c] += dot
-        grad_params[channels + c] += total
+        grad_params[shift + c] += total
     for b in range(batch):
         mean_sum[b] /= rows
         mean_dot[b] /= rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -55,6 +56,11 @@ class ParameterLayout:
     Args:
         entries: the tensors, in order.
 
+    Attributes:
+        entries: as given.
+        starts: position of the first number of each.
+        size: numbers in all.
+
     Examples:
         >>> layout = ParameterLayout([weight("w", 2, 3), zeros("b", 2)])
         >>> layout.size, layout.unflatten(torch.zeros(5, 8))["w"].shape
@@ -64,13 +70,13 @@ class ParameterLayout:
     def __init__(self, entries: Sequence[Parameter]) -> None:
         self.entries = tuple(entries)
         self._sizes = [math.prod(entry.shape) for entry in self.entries]
-        self.size = sum(self._sizes)
+        *self.starts, self.size = accumulate(self._sizes, initial=0)
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """The named tensors ``[n, *shape]`` in flat rows ``[n, size]``, without a copy."""
         parts = flat.split(self._sizes, dim=1)
         return {
-            entry.name: part.unflatten(1, entry.shape)
+            entry.name: part.reshape(len(part), *entry.shape)
             for entry, part in zip(self.entries, parts, strict=True)
         }
 

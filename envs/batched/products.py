@@ -182,28 +182,35 @@ def add_dots(
 
 
 @kernel
-def runs(size: int, height: int, width: int) -> Array:
+def runs(size: int, stride: int, padding: int, height: int, width: int, to: tuple) -> Array:
     """Products that make up a convolution with zero padding, in runs of neighbouring pixels.
 
     Args:
-        size: 1 or 3, of the kernel.
-        height, width: of the map.
+        size: of the kernel, a square.
+        stride: 1; or 2, of features sorted by :func:`envs.batched.pooling.split_phases`.
+        padding: zeros around the map.
+        height, width: of the map; for stride 2, of one of its four parts.
+        to: height and width of the result.
 
     Returns:
         int64 ``[n, 4]``: first output pixel, first input pixel, tap, number of pixels.
     """
-    found = np.empty((size * size * height, 4), np.int64)
-    if size == 1:
+    found = np.empty((size * size * to[0], 4), np.int64)
+    if size == 1 and padding == 0:
         found[0] = 0
-        found[0, 3] = height * width
+        found[0, 3] = to[0] * to[1]
         return found[:1]
     count = 0
-    for tap in range(9):
-        down, right = tap // 3 - 1, tap % 3 - 1
-        left, stop = max(0, -right), min(width, width - right)
-        for i in range(max(0, -down), min(height, height - down)):
-            found[count, 0] = i * width + left
-            found[count, 1] = (i + down) * width + left + right
+    for tap in range(size * size):
+        down, right = tap // size - padding, tap % size - padding
+        phase = 0
+        if stride == 2:
+            phase = (down % 2) * 2 + right % 2
+            down, right = (down - down % 2) // 2, (right - right % 2) // 2
+        left, stop = max(0, -right), min(to[1], width - right)
+        for i in range(max(0, -down), min(to[0], height - down)):
+            found[count, 0] = i * to[1] + left
+            found[count, 1] = (phase * height + i + down) * width + left + right
             found[count, 2] = tap
             found[count, 3] = stop - left
             count += stop > left

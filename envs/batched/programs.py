@@ -109,7 +109,7 @@ class Residual(Program):
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
         inner = super().emit(code, x)
         out = code.buffer(x.channels, x.height, x.width)
-        return code.line(Opcode.ADD, x, out, other=inner)
+        return code.line(Opcode.ADD, x, out, other=inner, flag=1)
 
 
 class ScaleChannels(Program):
@@ -121,7 +121,7 @@ class ScaleChannels(Program):
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
         factor = super().emit(code, x)
         out = code.buffer(x.channels, x.height, x.width)
-        return code.line(Opcode.SCALE, x, out, other=factor)
+        return code.line(Opcode.SCALE, x, out, other=factor, size=x.height * x.width)
 
 
 class Mix(Program):

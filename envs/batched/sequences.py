@@ -81,8 +81,9 @@ class LayerNorm:
         start, pixels = code.columns(self.parameters), x.height * x.width
         out, kept = code.buffer(x.channels, x.height, x.width), code.buffer(2, x.height, x.width)
         return code.line(
-            Opcode.NORM, x, out, scratch=kept, parameters=start, size=pixels, flag=int(self.relu)
-        )
+            Opcode.NORM, x, out, scratch=kept, parameters=start, size=pixels, flag=int(self.relu),
+            stride=x.channels,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.batched.parameters import ParameterLayout
 
@@ -25,5 +25,6 @@ class Segment(Protocol):
         ...
 
 
-Blueprint = Callable[[int], Segment]
-"""Makes a seed for a slot of so many channels: features to features of the same shape."""
+Blueprint = Callable[[int], nn.Module | Segment]
+"""Makes a seed for a slot of so many channels: features to features of the same shape, for
+an ordinary module ``[B, C, …]`` (``[B, T, C]`` where the host says so)."""

@@ -24,6 +24,8 @@ class Host(Protocol):
         slot_channels: channels of the features at every slot.
         blueprints: by name, what can be planted. Names that
             :data:`envs.actions.BLUEPRINTS` lacks become further choices of head ``blueprint``.
+        channels_last: do modules that are planted see ``[B, T, C]``, rather than ``[B, C, …]``? A
+            host without it: no.
         pool: makes of features at a slot what a gate sees: ``[n, channels, B]``, such as their
             averages, or ``[n, channels, …, B]``, where every position opens by itself.
         activation_size: numbers in the largest activation of one example, which decides how many

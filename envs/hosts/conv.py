@@ -98,6 +98,7 @@ class ConvHost:
     """
 
     topology = "convolutional"
+    channels_last = False
     pool: Layer = GlobalAverage()
 
     def __init__(

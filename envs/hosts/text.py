@@ -37,6 +37,7 @@ class TextHost:
     """
 
     topology = "transformer"
+    channels_last = True
     pool: Layer = Program()  # nothing: a gate opens at every position by what is there alone
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from itertools import product
 from threading import Timer
 
@@ -49,11 +50,13 @@ class CompiledPasses:
         if not isinstance(optimizer, SGD | AdamW):
             raise NotCompiledError(f"{type(optimizer).__name__} is neither SGD nor AdamW")
         self.networks, self.data, self.optimizer = networks, data, optimizer
+        self._inputs = data.inputs.flatten(1)
         self._targets = data.targets.view(len(data.targets), -1)
         self._answers = data.validation_targets()[0].view(-1, data.validation_size)
         self._numbers = np.array(optimizer.numbers)
-        features, positions = data.validation_inputs().shape[1], len(self._answers)
-        self.network = assemble(networks, features, positions)
+        self._validation_inputs = data.validation_inputs()[0].flatten(0, -2)
+        positions = len(self._answers)
+        self.network = assemble(networks, data.inputs.shape[1:], positions)
         self._at_once = max(_LEAST, _PIECE // positions)
         slots, left_out = torch.arange(networks.num_slots), ablations(networks.num_slots)
         digits = left_out[:, None] >> slots & 1
@@ -87,7 +90,7 @@ class CompiledPasses:
         """See :meth:`envs.populations.plain.PlainPasses.train`."""
         host_norm = params.new_zeros(len(params))
         seed_norm = params.new_zeros(len(params), self.networks.num_slots)
-        inputs, targets = self.data.inputs.to(params.dtype).numpy(), self._targets.numpy()
+        inputs, targets = self._inputs.to(params.dtype).numpy(), self._targets.numpy()
         minibatches = examples.contiguous().numpy()
         host_lr, seed_lr = (rate.to(params.dtype).numpy() for rate in (work.host_lr, work.seed_lr))
         state = _rows(params, work)
@@ -119,7 +122,7 @@ class CompiledPasses:
         number = len(self._left_out) if ablate else 1
         left_out, sets = self._left_out[:number], self._sets[:number]
         state = _rows(params, work)
-        inputs, at_once = self.data.validation_inputs()[0].to(params.dtype), self._at_once
+        inputs, at_once = self._validation_inputs.to(params.dtype), self._at_once
         pieces = [
             (x.contiguous().numpy(), answers.flatten().numpy())
             for x, answers in zip(
@@ -154,12 +157,12 @@ def _shares(rows: Tensor) -> list[np.ndarray]:
     return [np.ascontiguousarray(rows.numpy()[i::count]) for i in range(count)]
 
 
-def assemble(networks: Networks, features: int, positions: int) -> Network:
+def assemble(networks: Networks, features: Sequence[int], positions: int) -> Network:
     """Write the instructions of all programs.
 
     Args:
         networks: hosts and seeds.
-        features: numbers of an example.
+        features: shape of an example, as the host's ``prepare`` gives it.
         positions: answers of an example.
 
     Raises:
@@ -167,7 +170,8 @@ def assemble(networks: Networks, features: int, positions: int) -> Network:
             class for each answer.
     """
     code = Assembler()
-    h = inputs = code.buffer(features)
+    channels, height, width = (*features, 1, 1)[:3]
+    h = inputs = code.buffer(channels, height, width)
     segments, outputs = [], []
     for i, segment in enumerate(networks.host.segments):
         first = len(code.lines)
@@ -217,6 +221,7 @@ def assemble(networks: Networks, features: int, positions: int) -> Network:
         networks.host_size,
         places,
         True if any(line[Field.OPCODE] == Opcode.ATTEND for line in code.lines) else None,
+        True if code.further else None,
     )
 
 

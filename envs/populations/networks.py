@@ -14,6 +14,7 @@ from envs.batched.parameters import ParameterLayout
 from envs.batched.programs import Program
 from envs.blueprints.base import Segment
 from envs.hosts.base import Host
+from envs.networks.segments import make_seed
 from envs.populations.base import SlotInputs, blueprint_choices
 
 
@@ -56,12 +57,13 @@ class Networks:
         self.host, self.num_slots = host, num_slots
         self.blueprints = blueprint_choices(tuple(host.blueprints))
         channels = host.slot_channels[:num_slots]
+        last = getattr(host, "channels_last", False)
         self.gates = [
             Program(host.pool, Linear("gate", count, 1, zero=True), Sigmoid()) for count in channels
         ]
         self.seeds = [
             {
-                self.blueprints.index(name): _seed(gate, blueprint(count))
+                self.blueprints.index(name): _seed(gate, make_seed(blueprint, count, last=last))
                 for name, blueprint in host.blueprints.items()
             }
             for gate, count in zip(self.gates, channels, strict=True)

@@ -86,14 +86,15 @@ class PlainPasses:
     ) -> Tensor:
         """Features after a slot of the same lanes, which are grouped by :func:`_groups`."""
         flat = params[:, self.networks.slots[slot]]
+        gate = self.networks.gates[slot]
         for kind, mode, here in groups:
-            seed = self.networks.seeds[slot][kind]
-            named = seed.layout.unflatten(flat[here, : seed.layout.size])
+            seed, own = self.networks.seeds[slot][kind], flat[here]
+            named = seed.module.layout.unflatten(own[:, gate.layout.size : seed.layout.size])
             features = h[here]
             given = seed.module(named, features.detach() if mode is Mode.INCUBATE else features)
             weight = lanes.alpha[here, slot].view(-1, *[1] * (h.dim() - 1))
             if mode is Mode.GATE:
-                openness = self.networks.gates[slot](named, features)
+                openness = gate(gate.layout.unflatten(own[:, : gate.layout.size]), features)
                 while openness.dim() < h.dim():  # one a network and example, for all pixels
                     openness = openness.unsqueeze(-2)
                 weight = weight * openness

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from envs import ArrayTask, ConvHost, ModuleHost, MorphogenesisEnv, module_seed
+from envs import ArrayTask, ConvHost, ModuleHost, MorphogenesisEnv
 from envs.actions import Algorithm, Op, Stage
 from envs.batched.optimizers import SGD
 from envs.batched.randomness import fold
+from envs.networks.segments import make_seed
 from envs.populations import SlotInputs
 from envs.populations.data import LabelledData
 from envs.populations.trained import TrainedPopulation
@@ -126,7 +127,7 @@ def test_weights_that_a_piece_uses_twice_are_the_rows_own() -> None:
         second.weight = first.weight
         return nn.Sequential(first, nn.Tanh(), second)
 
-    segment = module_seed(twice)(1)
+    segment = make_seed(twice, 1)
     assert segment.layout.size == 64
     weight, x = torch.randn(3, 8, 8), torch.randn(3, 8, 5)
     given = segment({"0.weight": weight}, x)
@@ -136,7 +137,7 @@ def test_weights_that_a_piece_uses_twice_are_the_rows_own() -> None:
 def test_threads_share_no_module() -> None:
     """As many rows as give each thread several chunks; in-place layers and seeds of modules."""
     rows, threads = 48, torch.get_num_threads()
-    seeds = {"conv": module_seed(lambda channels: nn.Conv2d(channels, channels, 3, padding=1))}
+    seeds = {"conv": lambda channels: nn.Conv2d(channels, channels, 3, padding=1)}
     found = []
     try:
         for count in (1, 4):
@@ -179,8 +180,8 @@ def test_hosts_start_as_the_module_does_by_their_keys_alone() -> None:
 
 
 def test_drawing_hosts_and_seeds_leaves_other_random_numbers_alone() -> None:
-    seed = module_seed(lambda channels: nn.Conv2d(channels, channels, 1))
-    own = population(ModuleHost(Conv, ["block1"], IMAGE, {"mine": seed}), 3, num_slots=1)
+    seeds = {"mine": lambda channels: nn.Conv2d(channels, channels, 1)}
+    own = population(ModuleHost(Conv, ["block1"], IMAGE, seeds), 3, num_slots=1)
     torch.manual_seed(0)
     before = torch.get_rng_state()
     own.reset_hosts(torch.arange(3), fold(torch.arange(3), 1))
@@ -221,7 +222,7 @@ def perceptron() -> nn.Module:
 
 
 def test_a_seed_of_ones_own_is_trained_as_the_module_would_be() -> None:
-    host = ModuleHost(perceptron, ["2"], IMAGE, {"adapter": module_seed(Adapter)})
+    host = ModuleHost(perceptron, ["2"], IMAGE, {"adapter": Adapter})
     assert host.topology == "module"
     made = population(host, 1, num_slots=1)
     row = torch.arange(1)
@@ -312,7 +313,11 @@ REFUSED = {
         r"buffers must not change .* got \['1.running_mean', '1.running_var', '1.num_batches",
     ),
     "dropout": (lambda: chain(nn.Dropout2d(0.1)), ["0"], "random numbers, got Dropout2d as '1'"),
-    "no logits": (lambda: nn.Sequential(nn.Conv2d(1, 4, 1)), [], r"logits of shape \[B, classes\]"),
+    "no logits": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 1)),
+        [],
+        r"must give logits \[B, classes\], or",
+    ),
     "flat features": (perceptron, ["2"], r"blueprints must be given, .* got shapes \[\[1, 6\]\]"),
 }
 
@@ -346,7 +351,7 @@ def test_batch_norm_without_statistics_and_constant_buffers_are_welcome() -> Non
 )
 def test_modules_that_cannot_be_seeds_are_refused(factory, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        ModuleHost(chain, ["0"], IMAGE, {"mine": module_seed(factory)})
+        ModuleHost(chain, ["0"], IMAGE, {"mine": factory})
 
 
 def test_a_factory_makes_a_module() -> None:

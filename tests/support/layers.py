@@ -59,7 +59,7 @@ class _Compiled(torch.autograd.Function):
         arena = np.full((code.place + 1, x.shape[-1]), 7.0)
         arena[seen.start : seen.start + seen.size] = x.flatten(0, -2).numpy()
         flat = np.concatenate([np.zeros(3), *(p.flatten().numpy() for p in params), np.zeros(2)])
-        ctx.run = (code.table(), np.arange(len(code.lines)), flat, *_no_slots(), arena, True)
+        ctx.run = (code.table(), np.arange(len(code.lines)), flat, *_no_slots(), arena, True, True)
         ctx.buffers, ctx.shapes = (seen, out), [x.shape, *(p.shape for p in params)]
         forward(*ctx.run)
         assert (arena[:2] == 7).all()
@@ -68,7 +68,7 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (seen, out), arena, flat = ctx.buffers, ctx.run[-2], ctx.run[2]
+        (seen, out), arena, flat = ctx.buffers, ctx.run[-3], ctx.run[2]
         grads, grad_flat = np.zeros_like(arena), np.full_like(flat, 2.0)  # to be added to
         grads[out.start : out.start + out.size] = grad.reshape(-1, grad.shape[-1]).numpy()
         backward(*ctx.run, grads, grad_flat)

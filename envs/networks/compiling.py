@@ -1,0 +1,120 @@
+"""The compiled form of ordinary modules.
+
+:func:`compile_module` goes through the :mod:`torch.fx` graph of a module and lets the rule of each
+step write its instructions (:mod:`envs.batched.instructions`). A module of which one step has no
+rule has no compiled form: the error names the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from envs.batched.instructions import Assembler, Buffer
+from envs.batched.programs import NotCompiledError
+from envs.networks.rules import FUNCTIONS, LAYERS
+from envs.networks.steps import NoRule, Step, Value
+
+
+def compile_module(
+    module: fx.GraphModule,
+    example: Tensor,
+    columns: Mapping[str, int],
+    code: Assembler,
+    x: Buffer,
+    *,
+    last: bool = False,
+    names: Mapping[int, str] | None = None,
+) -> Value:
+    """Write the instructions of a traced module.
+
+    Args:
+        module: with one input; layers of :mod:`torch.nn` are steps of its graph.
+        example: an input ``[1, …]``.
+        columns: first column of each parameter, by name.
+        code: where instructions are written.
+        x: the input's features.
+        last: the input's channels are its last dimension.
+        names: of the layers for messages, by ``id``; default: their names in ``module``.
+
+    Returns:
+        The output.
+
+    Raises:
+        NotCompiledError: if a step has no rule; the message names it.
+    """
+    try:
+        ShapeProp(module).propagate(example)
+    except RuntimeError as error:
+        raise NotCompiledError(f"it fails for an example: {error.__cause__ or error}") from None
+    values: dict[fx.Node, Value] = {}
+    split: dict[Buffer, Buffer] = {}
+    for node in module.graph.nodes:
+        if node.op == "output":
+            (result,) = node.args
+            if not isinstance(result, fx.Node) or result not in values:
+                raise NotCompiledError("the output: no compiled form of several values")
+            return values[result]
+        if node in values or node.op == "get_attr":  # a rule before has taken it with it
+            continue
+        layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        try:
+            values[node] = _compile_step(module, layer, node, values, split, columns, code, x, last)
+        except NoRule as reason:
+            name = (names or {}).get(id(layer), node.name if layer is None else node.target)
+            form = _name_of(layer if layer is not None else node.target)
+            because = f" here: {reason}" if str(reason) else ""
+            raise NotCompiledError(f"{name}: no compiled form of {form}{because}") from None
+    raise AssertionError("a graph has an output")
+
+
+def _compile_step(
+    module: fx.GraphModule,
+    layer: nn.Module | None,
+    node: fx.Node,
+    values: dict[fx.Node, Value],
+    split: dict[Buffer, Buffer],
+    columns: Mapping[str, int],
+    code: Assembler,
+    x: Buffer,
+    last: bool,
+) -> Value:
+    meta = node.meta.get("tensor_meta")
+    if meta is None or not isinstance(getattr(meta, "shape", None), torch.Size):
+        raise NoRule("its result is no tensor")
+    shape = tuple(meta.shape[1:])
+    if node.op == "placeholder":
+        return Value(x, shape, last)
+    step = Step(module, code, node, shape, columns, values, split)
+    args: Any = _with_values(node.args, values)
+    options: Any = _with_values(node.kwargs, values)
+    if layer is not None:
+        if type(layer) not in LAYERS:
+            raise NoRule
+        if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+            raise NoRule("it has hooks")
+        return LAYERS[type(layer)](step, layer, *args, **options)
+    if node.target not in FUNCTIONS:
+        raise NoRule
+    try:
+        return FUNCTIONS[node.target](step, *args, **options)
+    except TypeError:
+        raise NoRule(f"it has the arguments {(*node.args, *node.kwargs)}") from None
+
+
+def _with_values(arguments: Any, values: Mapping[fx.Node, Value]) -> Any:
+    """Arguments of a call with values in place of the steps that gave them."""
+    return fx.node.map_arg(arguments, lambda node: values.get(node))  # type: ignore[arg-type, return-value]
+
+
+def _name_of(what: Any) -> str:
+    kind = type(what) if isinstance(what, nn.Module) else what
+    if isinstance(kind, str):
+        return f"Tensor.{kind}"
+    module = getattr(kind, "__module__", "") or ""
+    prefix = "nn." if module.startswith("torch.nn.modules") else ""
+    return prefix + getattr(kind, "__name__", str(kind))

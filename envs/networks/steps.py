@@ -1,0 +1,96 @@
+"""A step of a module's :mod:`torch.fx` graph, as the rules of :mod:`envs.networks.rules` see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from envs.batched.instructions import Assembler, Buffer, Opcode
+
+RELUS = (F.relu, torch.relu, "relu")
+"""Functions that are ReLU."""
+
+
+class Value(NamedTuple):
+    """Features at a step of the graph.
+
+    Attributes:
+        buffer: where they lie; always channels first.
+        shape: in PyTorch, without the batch.
+        last: in PyTorch the channels come last, behind positions.
+    """
+
+    buffer: Buffer
+    shape: tuple[int, ...]
+    last: bool = False
+
+
+class NoRule(Exception):
+    """A step has no compiled form; the message says why, or nothing where it has none at all."""
+
+
+@dataclass
+class Step:
+    """A step of a graph, as its rule sees it.
+
+    Attributes:
+        module: what is compiled.
+        code: where instructions are written.
+        node: the step.
+        shape: of its result in PyTorch, without the batch.
+        columns: first column of each parameter of the module, by name.
+        values: all values so far; a rule that takes later steps with it writes theirs.
+        split: features that are sorted for a stride of 2 already.
+    """
+
+    module: fx.GraphModule
+    code: Assembler
+    node: fx.Node
+    shape: tuple[int, ...]
+    columns: Mapping[str, int]
+    values: dict[fx.Node, Value]
+    split: dict[Buffer, Buffer]
+
+    def parameters(self, module: nn.Module) -> int:
+        """First column of a module's own parameters, which must lie behind each other."""
+        start = place = None
+        for name, parameter in module.named_parameters(recurse=False):
+            column = self.columns[f"{self.node.target}.{name}"]
+            if place not in (None, column):
+                raise NoRule("its parameters are shared with other layers one by one")
+            start = column if start is None else start
+            place = column + parameter.numel()
+        return start or 0
+
+    def line(self, opcode: Opcode, x: Value, out: Value, **fields: Any) -> Value:
+        """Write an instruction and return ``out``."""
+        self.code.line(opcode, x.buffer, out.buffer, **fields)
+        return out
+
+    def like(self, x: Value) -> Value:
+        """Room for features of the same shape."""
+        b = x.buffer
+        return x._replace(buffer=self.code.buffer(b.channels, b.height, b.width))
+
+    def relu_after(self) -> fx.Node | None:
+        """The only step that uses the result, if that is ReLU."""
+        after = only_user(self.node)
+        return after if after and does(self.module, after, nn.ReLU, *RELUS) else None
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The only step that uses the result of a step, None if there are several."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def does(module: nn.Module, node: fx.Node, layer: type[nn.Module], *functions: Any) -> bool:
+    """Is a step this layer, or one of these functions?"""
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target))) is layer
+    return node.target in functions

@@ -1,0 +1,344 @@
+"""Ordinary modules, compiled by rules: they do what PyTorch does, and learn what it learns."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs import ModuleHost
+from envs.actions import Algorithm, Stage
+from envs.batched.optimizers import SGD, AdamW, Optimizer
+from envs.batched.randomness import fold
+from envs.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS
+from envs.populations import SlotInputs
+from envs.populations.compiled import CompiledPasses
+from envs.populations.data import LabelledData
+from envs.populations.plain import PlainPasses
+from envs.populations.trained import TrainedPopulation
+
+CPU = torch.device("cpu")
+ROWS = 6
+
+
+def images(size: int = 8) -> Tensor:
+    return torch.randn(40, 2, size, size, generator=torch.Generator().manual_seed(3)).double()
+
+
+def population(
+    host: ModuleHost,
+    inputs: Tensor,
+    targets: Tensor | None = None,
+    optimizer: Optimizer | None = None,
+) -> TrainedPopulation:
+    if targets is None:
+        targets = torch.arange(len(inputs)) % host.num_classes
+    examples = inputs, targets
+    data = LabelledData(
+        examples, examples, host.prepare, batches_per_epoch=2, minibatch_size=8, device=CPU
+    )
+    made = TrainedPopulation(host, data, optimizer or SGD(), ROWS, len(host.slot_channels), CPU)
+    made.params, made.buffers = made.params.double(), made.buffers.double()
+    return made
+
+
+def growth(population: TrainedPopulation) -> SlotInputs:
+    """Every offered blueprint somewhere, idle, in training, or mixed in each way."""
+    slots = population.num_slots
+    stages = [Stage.TRAINING, Stage.BLENDING, Stage.DORMANT, Stage.HOLDING]
+    place = torch.arange(ROWS)[:, None] + torch.arange(slots) * 3
+    stage = torch.tensor([int(each) for each in stages])[place % 4]
+    offered = population.offered.nonzero().squeeze(1)
+    blueprint = torch.where(stage == Stage.DORMANT, -1, offered[place % len(offered)])
+    return SlotInputs(
+        stage,
+        blueprint,
+        (place // 2) % len(Algorithm),
+        torch.where(stage >= Stage.BLENDING, 0.6, 0.0).double(),
+        torch.full((ROWS,), 0.05).double(),
+        torch.full((ROWS, slots), 0.03).double(),
+    )
+
+
+def assert_engines_agree(host: ModuleHost, inputs: Tensor, **options: object) -> None:
+    """Two epochs and a validation with sets left out, from the same weights."""
+    compiled, plain = (population(host, inputs, **options) for _ in range(2))
+    assert isinstance(compiled.passes, CompiledPasses)
+    plain.passes = PlainPasses(plain.networks, plain.data, plain.optimizer)
+    rows = torch.arange(ROWS)
+    compiled.reset_hosts(rows, fold(rows, 1))
+    slots = growth(compiled)
+    keys = fold(rows[:, None] * 10 + torch.arange(compiled.num_slots), 2)
+    compiled.plant(slots.blueprint >= 0, slots.blueprint, keys)
+    noise = torch.randn(compiled.params.shape, generator=torch.Generator().manual_seed(1))
+    compiled.params += 0.1 * noise * (compiled.params != 0)  # not where columns are unused
+    plain.params[:] = compiled.params
+    for epoch in range(2):
+        norms = [made.train_epoch(slots, fold(rows, epoch), rows) for made in (compiled, plain)]
+        for mine, theirs in zip(*norms, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(compiled.params, plain.params, rtol=1e-6, atol=1e-9)
+    mine, theirs = (made.validate(slots, rows, ablate=True) for made in (compiled, plain))
+    torch.testing.assert_close(mine.loss, theirs.loss, rtol=1e-6, atol=1e-9)
+    assert mine.accuracy.equal(theirs.accuracy)
+    torch.testing.assert_close(mine.lost, theirs.lost, rtol=1e-9, atol=1e-9)
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1, self.norm2 = nn.GroupNorm(1, channels), nn.GroupNorm(1, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding="same", bias=False)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        out += x
+        return self.relu(out)
+
+
+class ResNet(nn.Module):
+    """In torchvision's style."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(1, 6), nn.ReLU())
+        self.pool = nn.MaxPool2d(2)
+        self.layer1, self.layer2 = Residual(6), Residual(6)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer2(self.layer1(self.pool(self.stem(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Linear(channels, 3), nn.Linear(3, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+        return x * factor[:, :, None, None]
+
+
+class Tied(nn.Module):
+    """A layer that is used twice."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        self.dropout = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.conv(torch.relu(self.conv(x)))).add(x)
+
+
+OWN_SEEDS: dict[str, Callable[[int], nn.Module]] = {
+    "residual": Residual,
+    "squeeze": SqueezeExcite,
+    "tied": Tied,
+    "bare": lambda channels: nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+}
+
+
+class Stage2(nn.Module):
+    """A residual block of stride 2, with groups."""
+
+    def __init__(self, inputs: int, outputs: int, act: nn.Module) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.GroupNorm(2, outputs), nn.GroupNorm(4, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 5, padding=2)
+        self.down, self.act = nn.Conv2d(inputs, outputs, 1, stride=2), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return self.act(out + self.down(x))
+
+
+class Wide(nn.Module):
+    """Strides, kernels, pooling and activations that the hosts of the package don't have."""
+
+    def __init__(self, act: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 4, 7, stride=2, padding=3), act())
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = Stage2(4, 8, act())
+        self.layer2 = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1, groups=8, stride=2), nn.AvgPool2d(2, stride=1)
+        )
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer2(self.layer1(self.pool(self.stem(x))))
+        return self.fc(x.mean((-2, -1)))
+
+
+class Products(nn.Module):
+    """Features by features, and less others."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gate = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.value(x) * torch.tanh(self.gate(x))
+
+
+class Patches(nn.Module):
+    """A kernel of even size, without padding, and a map of an odd size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.conv = nn.Conv2d(2, 4, 2, stride=2), nn.Conv2d(4, 4, 3)
+        self.down, self.fc = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(F.silu(self.conv(F.gelu(self.embed(x)))))
+        return self.fc(torch.flatten(x, start_dim=1))
+
+
+class Flat(nn.Module):
+    """Without pooling, on flat features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.first, self.second = nn.Linear(32, 8), nn.Linear(8, 8, bias=False)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(self.flatten(x)).relu()).sigmoid())
+
+
+@dataclass(frozen=True)
+class Case:
+    factory: Callable[[], nn.Module]
+    slots: Sequence[str]
+    blueprints: dict[str, Callable[[int], nn.Module]] | None = None
+    size: int = 8
+    optimizer: Optimizer = field(default_factory=SGD)
+
+    def host(self) -> ModuleHost:
+        example = torch.zeros(1, 2, self.size, self.size)
+        return ModuleHost(self.factory, self.slots, example, self.blueprints)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(ResNet, ["pool", "layer1"], OWN_SEEDS),
+        Case(ResNet, ["stem", "layer1", "layer2"], None),
+        Case(ResNet, ["layer1"], OWN_SEEDS, optimizer=AdamW()),
+        *(
+            Case(lambda act=act: Wide(act), ["pool", "layer1"], {"products": Products}, size=33)
+            for act in (nn.ReLU, nn.SiLU, nn.GELU, nn.Tanh, partial(nn.GELU, approximate="tanh"))
+        ),
+        Case(Patches, ["embed", "conv"], {"products": Products}, size=18),
+        Case(Flat, ["first", "second"], {"mlp": lambda c: nn.Linear(c, c)}, size=4),
+    ],
+    ids=[
+        *("residual", "built-in seeds", "adam"),
+        *("relu", "silu", "gelu", "tanh", "gelu by tanh"),
+        *("patches", "flat"),
+    ],
+)
+def test_images(case: Case) -> None:
+    assert_engines_agree(case.host(), images(case.size), optimizer=case.optimizer)
+
+
+class TextBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(inputs, outputs), nn.LayerNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.linear(x)))
+
+
+class TextNet(nn.Module):
+    """Tokens in, a class for each position out; with classes last, or as PyTorch's loss wants."""
+
+    def __init__(self, transposed: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 6)
+        self.block1, self.block2 = TextBlock(6, 8), TextBlock(8, 5)
+        self.head = nn.Linear(5, 7)
+        self.transposed = transposed
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = self.head(self.block2(self.block1(self.embedding(tokens))))
+        return logits.transpose(1, 2) if self.transposed else logits
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_text(transposed: bool, own: bool) -> None:
+    seeds = {"linear": lambda c: nn.Sequential(nn.LayerNorm(c), nn.Linear(c, c))} if own else None
+    tokens = torch.randint(0, 7, (40, 4), generator=torch.Generator().manual_seed(0))
+    host = ModuleHost(lambda: TextNet(transposed), ["block1", "block2"], tokens[:1], seeds)
+    assert (host.slot_channels, host.num_classes) == ((8, 5), 7)
+    assert host.topology == ("module" if own else "transformer")
+    assert set(host.blueprints) == set(seeds or TEXT_BLUEPRINTS)
+    assert_engines_agree(host, tokens, targets=tokens.roll(1, 1))
+
+
+class Dense(nn.Module):
+    """Branches that read what an in-place layer changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.fc((self.relu(h) + h).mean((2, 3)))
+
+
+class Odd(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 3)
+        self.layer2 = nn.ModuleDict({"act": layer})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer2["act"](self.conv(x)).mean((2, 3)))
+
+
+def hooked() -> nn.Module:
+    layer = nn.ReLU()
+    layer.register_forward_hook(lambda module, args, result: 2 * result)
+    return Odd(layer)
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"),
+    [
+        (lambda: Odd(nn.Mish()), "layer2.act: no compiled form of nn.Mish"),
+        (lambda: Odd(nn.GroupNorm(1, 4, eps=1e-3)), "layer2.act: .*nn.GroupNorm here: .*eps=1e-5"),
+        (lambda: Odd(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")), "nn.Conv2d here"),
+        (hooked, "layer2.act: .*nn.ReLU here: it has hooks"),
+        (Dense, "relu: .*nn.ReLU here: it changes features that other layers read"),
+    ],
+)
+def test_what_has_no_rule_is_named_and_runs_in_torch(
+    factory: Callable[[], nn.Module], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = ModuleHost(factory, ["conv"], torch.zeros(1, 2, 8, 8), dict(CONV_BLUEPRINTS))
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(population(host, images()).passes, PlainPasses)
+    (line,) = caplog.messages
+    assert re.search(says, line), line
