@@ -8,6 +8,7 @@
 from envs.checkpointing import ResumableEnv
 from envs.hosts import ConvHost, ModuleHost, TextHost, module_seed
 from envs.morphogenesis import MorphogenesisEnv
+from envs.networks.growing import GrowingNetwork
 from envs.observation import feature_names
 from envs.registration import list_tasks, make_task, register_ids, register_task
 from envs.reward import RewardConfig
@@ -16,6 +17,7 @@ from envs.tasks import ArrayTask, Task
 __all__ = [
     "ArrayTask",
     "ConvHost",
+    "GrowingNetwork",
     "ModuleHost",
     "MorphogenesisEnv",
     "ResumableEnv",

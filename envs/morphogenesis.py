@@ -27,6 +27,7 @@ from envs.lifecycle import (
     draw_action,
     legal_slots,
 )
+from envs.networks.growing import GrowingNetwork
 from envs.observation import compute_observation
 from envs.populations.base import MOST_SLOTS, Population, SlotInputs
 from envs.registration import make_task
@@ -376,6 +377,11 @@ class MorphogenesisEnv(EnvBase):
         return SlotInputs(
             slots.stage, slots.blueprint, slots.algorithm, slots.alpha, host_lr, seed_lr
         )
+
+    def network(self, row: int) -> GrowingNetwork:
+        """Copy a row's network as it is now; ValueError without it, TypeError for formulas."""
+        check_integer("row", row, least=0, most=self.num_envs - 1, what="last row")
+        return self.population.network(row, self.slot_inputs(self.state.slots))
 
     def observe(self) -> TensorDict:
         """Show the state that holds now: observation, masks, metrics, reward terms and ends.

@@ -39,7 +39,7 @@ _MODULES = {
     "PPOConfig": "ppo",
     "PolicyConfig": "growing",
     "RandomPolicy": "growing.baselines",
-    "TrainConfig": "training.config",
+    "TrainConfig": "config",
     "load_policy": "training.loading",
     "make_actor_critic": "policy",
     "resume": "training.trainer",

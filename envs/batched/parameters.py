@@ -58,7 +58,7 @@ class ParameterLayout:
 
     Attributes:
         entries: as given.
-        starts: position of the first number of each.
+        sizes, starts: numbers of each, and position of its first one.
         size: numbers in all.
 
     Examples:
@@ -69,12 +69,12 @@ class ParameterLayout:
 
     def __init__(self, entries: Sequence[Parameter]) -> None:
         self.entries = tuple(entries)
-        self._sizes = [math.prod(entry.shape) for entry in self.entries]
-        *self.starts, self.size = accumulate(self._sizes, initial=0)
+        self.sizes = [math.prod(entry.shape) for entry in self.entries]
+        *self.starts, self.size = accumulate(self.sizes, initial=0)
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """The named tensors ``[n, *shape]`` in flat rows ``[n, size]``, without a copy."""
-        parts = flat.split(self._sizes, dim=1)
+        parts = flat.split(self.sizes, dim=1)
         return {
             entry.name: part.reshape(len(part), *entry.shape)
             for entry, part in zip(self.entries, parts, strict=True)
@@ -83,7 +83,7 @@ class ParameterLayout:
     def draw(self, key: Tensor) -> Tensor:
         """Fresh parameters for int64 keys ``[n]``: float32 ``[n, size]``."""
         device = key.device
-        counts = torch.tensor(self._sizes, device=device)
+        counts = torch.tensor(self.sizes, device=device)
         bound, value = torch.tensor(
             [[entry.bound, entry.value] for entry in self.entries],
             dtype=torch.float32,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.batched.programs import Layer
 from envs.blueprints.base import Blueprint, Segment
@@ -39,6 +39,14 @@ class Host(Protocol):
     blueprints: Mapping[str, Blueprint]
     pool: Layer
     activation_size: int
+
+    def modules(self, params: Sequence[Tensor]) -> list[nn.Module]:
+        """One network's segments as ordinary modules; the first takes raw inputs.
+
+        Args:
+            params: flat, for each segment. Modules have their dtype and copies of them.
+        """
+        ...
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Make of raw inputs ``[M, …]`` what the first segment takes: ``[M, features…]``.

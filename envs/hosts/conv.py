@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.batched.layers import (
     Conv3x3,
@@ -22,6 +22,7 @@ from envs.batched.programs import Layer, Program
 from envs.blueprints import CONV_BLUEPRINTS, Blueprint
 from envs.blueprints.base import Segment
 from envs.checks import check_choice, check_integer
+from envs.networks.modules import conv, fill
 
 
 class ConvBlock(Program):
@@ -159,6 +160,28 @@ class ConvHost:
         segments.append(Classifier(in_channels, classes))
         self.segments: Sequence[Segment] = tuple(segments)
         self.activation_size = max(sizes)
+
+    def modules(self, params: Sequence[Tensor]) -> list[nn.Module]:
+        """One network's segments as ordinary modules, with the kernels that it has drawn."""
+        made: list[nn.Module] = []
+        inputs = self.image_shape[0]
+        blocks = zip(self.segments, params, self.slot_channels, self.pooled, strict=False)
+        for i, (segment, flat, outputs, pool) in enumerate(blocks):
+            named = {n: x[0] for n, x in segment.layout.unflatten(flat[None]).items()}
+            size = self.kernel_sizes[i] or (3 if named.pop("conv_coin") > 0 else 1)
+            if self.kernel_sizes[i] is None:
+                named = {"conv": named[f"conv_{size}x{size}"]} | {
+                    name: value for name, value in named.items() if name.startswith("norm")
+                }
+            layers = [conv(inputs, outputs, size), nn.GroupNorm(1, outputs), nn.ReLU()]
+            block = nn.Sequential(*layers, *[nn.MaxPool2d(2)] * pool)
+            made.append(fill(block.to(flat.dtype), named.values()))
+            inputs = outputs
+        head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, self.num_classes)
+        )
+        named = self.segments[-1].layout.unflatten(params[-1][None])
+        return [*made, fill(head.to(params[-1].dtype), named.values())]
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Make of images ``[M, C, H, W]`` what the first segment takes: ``[M, features]``."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from envs.batched.layers import GlobalAverage
 from envs.batched.programs import Layer, Program
 from envs.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS, Blueprint
-from envs.blueprints.base import Segment
 from envs.checks import check_choice
 from envs.networks.cutting import split_at
 from envs.networks.segments import (
@@ -139,7 +138,7 @@ class ModuleHost:
                     names=layers,
                 )
             )
-        self.segments: Sequence[Segment] = segments
+        self.segments: Sequence[ModuleSegment] = segments
         images = all(h.dim() == 4 for h in at_slots)
         if blueprints is None and not images and not self.channels_last:
             raise ValueError(
@@ -175,6 +174,10 @@ class ModuleHost:
                     f"blueprint {name!r} must give features of the shape that it takes, at slot "
                     f"{slot!r} {list(features.shape)}, got {shape}"
                 )
+
+    def modules(self, params: Sequence[Tensor]) -> list[nn.Module]:
+        """One network's pieces, with its parameters."""
+        return [segment.module(flat) for segment, flat in zip(self.segments, params, strict=True)]
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Take examples ``[M, …]`` as they are; channels first, ``[M, C, 1, T]`` of ``[M, T, C]``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.batched.layers import Linear
 from envs.batched.programs import Layer, Program
@@ -13,6 +13,7 @@ from envs.batched.sequences import Embedding, LayerNorm, OnlyPositions
 from envs.blueprints import TEXT_BLUEPRINTS, Blueprint
 from envs.blueprints.base import Segment
 from envs.checks import check_integer
+from envs.networks.modules import Transpose, fill
 
 
 class TextHost:
@@ -72,6 +73,26 @@ class TextHost:
         self.segments: Sequence[Segment] = tuple(Program(*layers) for layers in [*blocks, head])
         self.activation_size = 32 * max(tokens, 3 * max(channels))
         """Of sequences of 32 tokens; longer ones only take more memory."""
+
+    def modules(self, params: Sequence[Tensor]) -> list[nn.Module]:
+        """One network's segments as ordinary modules; they give logits ``[B, tokens, T]``."""
+        first = next(iter(self.segments[0].layout.entries)).shape[0]
+        widths = [first, *self.slot_channels]
+        made: list[nn.Module] = []
+        for i, (inputs, outputs) in enumerate(pairwise(widths)):
+            layers: list[nn.Module] = [nn.Embedding(self.num_classes, first)] if i == 0 else []
+            layers.append(nn.Linear(inputs, outputs))
+            if i < len(self.slot_channels) - 1:
+                layers += [nn.LayerNorm(outputs), nn.ReLU()]
+            made.append(nn.Sequential(*layers))
+        narrow = widths[-1]
+        head = [nn.LayerNorm(narrow), nn.Linear(narrow, self.num_classes), Transpose()]
+        made.append(nn.Sequential(*head))
+        for segment, module, flat in zip(self.segments, made, params, strict=True):
+            named = {n: x[0] for n, x in segment.layout.unflatten(flat[None]).items()}
+            values = [x.T if name == "embedding" else x for name, x in named.items()]
+            fill(module.to(flat.dtype), values)
+        return made
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Make int64 tokens ``[M, T]`` of integers.

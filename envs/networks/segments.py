@@ -41,14 +41,15 @@ class ModuleLayout(ParameterLayout):
 
     def draw(self, key: Tensor) -> Tensor:
         """Parameters of a fresh module for every key ``[n]``: float32 ``[n, size]``."""
-        rows = []
-        for seed in key.tolist():
+        drawn = torch.zeros(len(key), self.size)
+        for row, seed in zip(drawn, key.tolist(), strict=True):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed & _SEEDS)
                 made = dict(self._factory().named_parameters())
-            rows.append(torch.cat([made[name].detach().flatten() for name in self._names.values()]))
-        empty = torch.zeros(0, self.size)
-        return (torch.stack(rows) if rows else empty).float().to(key.device)
+            parts = row.split(self.sizes)
+            for part, name in zip(parts, self._names.values(), strict=True):
+                part.copy_(made[name].detach().flatten())
+        return drawn.to(key.device)
 
 
 class ModuleSegment:
@@ -115,6 +116,15 @@ class ModuleSegment:
             given = given.movedim(-1, 2)
             given = given if self._logits else given.unsqueeze(3)
         return given.movedim(1, -1)
+
+    def module(self, flat: Tensor) -> nn.Module:
+        """The module of one network, of its dtype, with a copy of its parameters ``[size]``."""
+        module = copy.deepcopy(self._template).to(flat.dtype)
+        own = dict(module.named_parameters())
+        with torch.no_grad():
+            for name, values in self.layout.unflatten(flat[None]).items():
+                own[name].copy_(values[0])
+        return module
 
     def emit(self, code: Assembler, x: Buffer) -> Buffer:
         """Write its instructions.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from envs.actions import BLUEPRINTS, STAGES
 from envs.lookup import look_up
+from envs.networks.growing import GrowingNetwork
 
 _MIXED = [row.mixed for row in STAGES.values()]
 _TRAINS = [row.trains for row in STAGES.values()]
@@ -174,6 +175,14 @@ class Population(Protocol):
             inputs: what the slots do.
             rows: int64 ``[n]``, without repetition.
             ablate: measure ``lost``.
+        """
+        ...
+
+    def network(self, row: int, inputs: SlotInputs) -> GrowingNetwork:
+        """One row's network as an ordinary module, with copies of its weights.
+
+        Raises:
+            TypeError: where there are no networks, or none that are made of modules.
         """
         ...
 

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from envs.actions import Algorithm
 from envs.batched.randomness import fold
 from envs.batched.workers import one_thread
+from envs.networks.growing import GrowingNetwork
 from envs.populations.base import SlotInputs, Validation, ablations, blueprint_choices
 
 CHANCE = 10.0
@@ -150,6 +151,11 @@ class FormulaPopulation:
 
     def reset_gates(self, where: Tensor) -> None:
         """Gates are counted, but have no effect."""
+
+    def network(self, row: int, inputs: SlotInputs) -> GrowingNetwork:
+        raise TypeError(
+            "the task must train networks for one to be taken out; its rows are formulas"
+        )
 
     def count_seed_params(self, blueprint: Tensor, algorithm: Tensor) -> Tensor:
         """Parameters of the seed in every slot, its gate included: float32 ``[N, S]``."""

@@ -51,13 +51,14 @@ class Networks:
         slots: columns of every slot.
         host_size: parameters of the host.
         size: columns in all.
+        channels_last: of the host, False if it doesn't say.
     """
 
     def __init__(self, host: Host, num_slots: int) -> None:
         self.host, self.num_slots = host, num_slots
         self.blueprints = blueprint_choices(tuple(host.blueprints))
         channels = host.slot_channels[:num_slots]
-        last = getattr(host, "channels_last", False)
+        self.channels_last = last = getattr(host, "channels_last", False)
         self.gates = [
             Program(host.pool, Linear("gate", count, 1, zero=True), Sigmoid()) for count in channels
         ]

@@ -14,13 +14,18 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.actions import Algorithm
+from envs.batched.modes import Mode
 from envs.batched.optimizers import Optimizer
 from envs.batched.programs import NotCompiledError
 from envs.batched.workers import keep_freed_memory
+from envs.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS
 from envs.hosts.base import Host
+from envs.networks.growing import Gate, GrowingNetwork
+from envs.networks.modules import SEEDS, fill
+from envs.networks.segments import ModuleSegment
 from envs.populations.base import SlotInputs, Validation, ablations
 from envs.populations.data import Data
 from envs.populations.networks import Networks, slot_work
@@ -113,6 +118,50 @@ class TrainedPopulation:
         size = self._module_sizes[slots, blueprint.clamp(min=0)]
         size = size + torch.where(algorithm == Algorithm.GATE, self._gate_sizes, 0.0)
         return torch.where(blueprint >= 0, size, 0.0)
+
+    def network(self, row: int, inputs: SlotInputs) -> GrowingNetwork:
+        """One row's network as an ordinary module on the CPU, in evaluation mode.
+
+        It has copies of the weights. A seed that doesn't run, as a germinated one, is left out.
+
+        Args:
+            row: its number.
+            inputs: what the slots do.
+
+        Raises:
+            TypeError: if a seed is a :class:`~envs.batched.programs.Program` of one's own.
+        """
+        networks, own = self.networks, self.params[row].cpu()
+        pieces = self.host.modules([own[columns] for columns in networks.segments])
+        dim = -1 if networks.channels_last else 1
+        network = GrowingNetwork(pieces, dim).to(own.dtype)
+        work = slot_work(inputs, training=True)
+        for slot, columns in enumerate(networks.slots):
+            kind, mode = int(work.kind[row, slot]), Mode(int(work.mode[row, slot]))
+            if kind >= 0:
+                start = columns.start + networks.gates[slot].layout.size
+                module = self._seed_module(slot, kind, own[start : columns.stop])
+                network.plant(slot, module, mode, float(work.alpha[row, slot]))
+                if mode is Mode.GATE:
+                    channels = self.host.slot_channels[slot]
+                    parts = own[columns.start : start].split([channels, 1])
+                    network.slots[slot].gate = fill(Gate(channels, dim).to(own.dtype), parts)
+        return network.to(own.dtype).eval()
+
+    def _seed_module(self, slot: int, kind: int, flat: Tensor) -> nn.Module:
+        segment, name = self.networks.seeds[slot][kind].module, self.blueprints[kind]
+        flat = flat[: segment.layout.size]
+        if isinstance(segment, ModuleSegment):
+            return segment.module(flat)
+        topology = "transformer" if self.networks.channels_last else "convolutional"
+        if self.host.blueprints[name] not in (CONV_BLUEPRINTS.get(name), TEXT_BLUEPRINTS.get(name)):
+            raise TypeError(
+                f"blueprint {name!r} must make a torch.nn.Module for networks to be taken out, got "
+                f"a {type(segment).__name__}"
+            )
+        module = SEEDS[topology][name](self.host.slot_channels[slot]).to(flat.dtype)
+        named = segment.layout.unflatten(flat[None])
+        return fill(module, [values[0] for values in named.values()])
 
     # -- creation and removal ---------------------------------------------------------------
 

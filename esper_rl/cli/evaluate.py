@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the greedy policy's first episode, too, as FILE.gif or FILE.mp4",
     )
     parser.add_argument(
+        "--save-network",
+        metavar="FILE",
+        type=Path,
+        help="write the best network that the greedy policy grows, too: FILE.pt2, which needs "
+        "PyTorch only, its weights and what was grown when beside it",
+    )
+    parser.add_argument(
         "--seed",
         type=int,
         default=EVALUATION_SEED,
@@ -82,6 +89,10 @@ def run(arguments: argparse.Namespace) -> None:
         from esper_rl.report.video import check_video, record_episode  # loads Matplotlib
 
         check_video(arguments.video)
+    if arguments.save_network is not None:
+        from esper_rl.evaluation.best_network import check_network_file, save_best_network
+
+        check_network_file(arguments.save_network)
     controls = [OPEN_LOOP] if arguments.open_loop else []
     if arguments.shuffle:
         slots = read_config(RunFolder.open(arguments.run), arguments.settings).env.num_slots
@@ -95,10 +106,23 @@ def run(arguments: argparse.Namespace) -> None:
         settings=arguments.settings,
         output=arguments.output,
     )
+    out = sys.stderr if arguments.json else sys.stdout
     if arguments.video is not None:
         record_episode(arguments.run, arguments.video)
-        out = sys.stderr if arguments.json else sys.stdout
         print(f"The first episode of the greedy policy is in {arguments.video}", file=out)
+    if arguments.save_network is not None:
+        best = save_best_network(
+            arguments.run,
+            arguments.save_network,
+            arguments.episodes,
+            seed=arguments.seed,
+            settings=arguments.settings,
+        )
+        print(
+            f"The best network, {best['accuracy']:.1f} % with {best['parameters']:,} parameters, "
+            f"is in {arguments.save_network}",
+            file=out,
+        )
 
 
 def print_evaluation(run: Path, episodes: int, as_json: bool = False, **options: Any) -> None:

@@ -1,0 +1,161 @@
+"""A network that grows, as an ordinary module: a host cut at its slots, and seeds in them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from envs.batched.modes import Mode
+from envs.checks import check_integer, check_number
+
+
+class Gate(nn.Module):
+    """Share of a seed that is let in, for each example or each of its positions: σ of a linear layer.
+
+    Takes images ``[B, C, H, W]``, of which it sees the average pixel, and gives ``[B, 1, 1, 1]``;
+    or features whose positions it lets in one by one, ``[B, T, C]``, and gives ``[B, T, 1]``. It
+    starts at ½ everywhere.
+
+    Args:
+        channels: of the features.
+        channel_dim: their dimension, 1 or −1.
+    """
+
+    def __init__(self, channels: int, channel_dim: int = 1) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, 1)
+        self.channel_dim = channel_dim
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        seen = h.mean((2, 3), keepdim=True) if h.dim() == 4 else h
+        openness = torch.sigmoid(self.linear(seen.movedim(self.channel_dim, -1)))
+        return openness.movedim(-1, self.channel_dim)
+
+
+class Blend(nn.Module):
+    """A seed, and how what it gives changes the features (:class:`~envs.batched.modes.Mode`).
+
+    Args:
+        seed: takes features and gives others of the same shape.
+        mode: how it acts. While it incubates it learns from the features' gradient, which goes on
+            as if it weren't there.
+        alpha: how much it acts, in [0, 1]; kept in the state dictionary.
+        gate: for mode ``GATE``.
+    """
+
+    alpha: Tensor
+
+    def __init__(
+        self, seed: nn.Module, mode: Mode, alpha: float = 0.0, gate: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.seed, self.mode, self.gate = seed, mode, gate
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.mode is Mode.INCUBATE:
+            if not self.training:
+                return h
+            given = self.seed(h.detach())
+            return h + (given - given.detach())
+        given = self.seed(h)
+        if self.mode is Mode.MULTIPLY:
+            return h * (1 + self.alpha * torch.tanh(given - h))
+        weight = self.alpha if self.gate is None else self.alpha * self.gate(h)
+        return torch.lerp(h, given, weight)
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode.name}, alpha={float(self.alpha):g}"
+
+
+class GrowingNetwork(nn.Module):
+    """A host in pieces, with a slot after each but the last.
+
+    It is an ordinary module: it can be trained, saved, moved and exported, and does what a network
+    in the care of a population does.
+
+    Args:
+        pieces: modules that run one after the other.
+        channel_dim: dimension of the channels in the features at slots, 1 or −1.
+
+    Attributes:
+        pieces: as given.
+        slots: for every slot an :class:`Blend`, or :class:`torch.nn.Identity` where nothing grows.
+
+    Examples:
+        >>> network = GrowingNetwork([nn.Conv2d(1, 8, 1), nn.Flatten(), nn.Linear(128, 3)])
+        >>> network.plant(0, nn.Conv2d(8, 8, 3, padding=1), Mode.ADD, alpha=0.5)
+        >>> network(torch.zeros(2, 1, 4, 4)).shape
+        torch.Size([2, 3])
+        >>> network.freeze()
+        Sequential(
+          (0): Conv2d(1, 8, kernel_size=(1, 1), stride=(1, 1))
+          (1): Blend(
+            mode=ADD, alpha=0.5
+            (seed): Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+          )
+          (2): Flatten(start_dim=1, end_dim=-1)
+          (3): Linear(in_features=128, out_features=3, bias=True)
+        )
+    """
+
+    def __init__(self, pieces: Sequence[nn.Module], channel_dim: int = 1) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleList(pieces)
+        self.slots = nn.ModuleList(nn.Identity() for _ in pieces[1:])
+        self.channel_dim = channel_dim
+
+    def forward(self, x: Tensor, left_out: Collection[int] = ()) -> Tensor:
+        """Outputs for examples ``[B, …]``, without the seeds of the slots ``left_out``."""
+        for slot, piece in enumerate(self.pieces):
+            x = piece(x)
+            if slot < len(self.slots) and slot not in left_out:
+                x = self.slots[slot](x)
+        return x
+
+    def plant(self, slot: int, seed: nn.Module, mode: Mode, alpha: float = 0.0) -> None:
+        """Put a seed into a slot, in place of what is there.
+
+        Args:
+            slot: number, from the input on.
+            seed: takes and gives features of one shape.
+            mode: how it acts; ``GATE`` brings a new gate, half open.
+            alpha: how much, in [0, 1].
+
+        Raises:
+            ValueError: for a slot that there isn't, or another α.
+            TypeError: for something that isn't a module.
+        """
+        check_integer("slot", slot, least=0, most=len(self.slots) - 1, what="last slot")
+        check_number("alpha", alpha, least=0, most=1)
+        if not isinstance(seed, nn.Module):
+            raise TypeError(f"seed must be a torch.nn.Module, got {type(seed).__name__}")
+        self.slots[slot] = Blend(seed, mode, alpha)
+
+    def remove(self, slot: int) -> None:
+        """Leave a slot empty.
+
+        Raises:
+            ValueError: for a slot that there isn't.
+        """
+        check_integer("slot", slot, least=0, most=len(self.slots) - 1, what="last slot")
+        self.slots[slot] = nn.Identity()
+
+    def freeze(self) -> nn.Sequential:
+        """The same function in evaluation, as a plain module without slots.
+
+        Seeds that don't act are left out; one that acts fully (ADD with α = 1) stands in its slot
+        as it is. Weights are shared with this network.
+        """
+        parts: list[nn.Module] = []
+        for slot, piece in enumerate(self.pieces):
+            parts.append(piece)
+            blend = self.slots[slot] if slot < len(self.slots) else None
+            if isinstance(blend, Blend) and blend.mode is not Mode.INCUBATE and blend.alpha > 0:
+                whole = blend.mode is Mode.ADD and blend.alpha == 1
+                parts.append(blend.seed if whole else blend)
+        return nn.Sequential(*parts)

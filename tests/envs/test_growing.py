@@ -1,0 +1,184 @@
+"""A network that is taken home: an ordinary module that does what the row did."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs import ConvHost, ModuleHost, MorphogenesisEnv, TextHost, make_task
+from envs.actions import Algorithm, Op, Stage
+from envs.batched.modes import Mode
+from envs.batched.optimizers import SGD
+from envs.batched.randomness import fold
+from envs.hosts import Host
+from envs.networks.growing import Blend, GrowingNetwork
+from envs.populations import SlotInputs
+from envs.populations.data import LabelledData
+from envs.populations.trained import TrainedPopulation
+
+CPU = torch.device("cpu")
+ROWS = 14
+IMAGES = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(0, 7, (30, 5), generator=torch.Generator().manual_seed(0))
+
+
+class Chain(nn.Sequential):
+    def __init__(self) -> None:
+        stem = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.GELU())
+        body = nn.Sequential(nn.Conv2d(8, 6, 1), nn.GroupNorm(2, 6), nn.SiLU())
+        super().__init__(stem, body, nn.Flatten(), nn.Linear(96, 4))
+
+
+def own_host() -> ModuleHost:
+    seeds = {"mine": lambda c: nn.Conv2d(c, c, 3, padding=1), "tanh": lambda c: nn.Tanh()}
+    return ModuleHost(Chain, ["0", "1"], IMAGES[:1], seeds)
+
+
+HOSTS = {
+    "1x1": lambda: ConvHost(classes=4),
+    "3x3": lambda: ConvHost(3, classes=4),
+    "drawn": lambda: ConvHost([None, 1, None], classes=4),
+    "text": lambda: TextHost(7, (6, 8, 4)),
+    "own": own_host,
+}
+
+
+def grown(host: Host) -> tuple[TrainedPopulation, SlotInputs, Tensor, Tensor]:
+    """A trained population in which every seed grows somewhere; its inputs and targets."""
+    text = isinstance(host, TextHost)
+    inputs = TOKENS if text else IMAGES
+    targets = TOKENS.roll(1, 1) if text else torch.arange(30) % 4
+    examples = inputs, targets
+    data = LabelledData(
+        examples, examples, host.prepare, batches_per_epoch=2, minibatch_size=8, device=CPU
+    )
+    slots = len(host.slot_channels)
+    made = TrainedPopulation(host, data, SGD(), ROWS, slots, CPU)
+    rows = torch.arange(ROWS)
+    made.reset_hosts(rows, fold(rows, 1))
+    place = rows[:, None] + torch.arange(slots) * 2
+    stage = torch.tensor([Stage.TRAINING, Stage.BLENDING, Stage.DORMANT, Stage.FOSSILIZED])
+    stage = stage[(place // 2) % 4]
+    offered = made.offered.nonzero().squeeze(1)
+    growth = SlotInputs(
+        stage,
+        torch.where(stage == Stage.DORMANT, -1, offered[place % len(offered)]),
+        (place // 3) % len(Algorithm),
+        torch.where(stage == Stage.BLENDING, 0.6, torch.where(stage > Stage.BLENDING, 1.0, 0.0)),
+        torch.full((ROWS,), 0.05),
+        torch.full((ROWS, slots), 0.05),
+    )
+    made.plant(growth.blueprint >= 0, growth.blueprint, fold(place, 2))
+    for epoch in range(2):
+        made.train_epoch(growth, fold(rows, epoch), rows)
+    return made, growth, inputs, targets
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_network_gives_what_its_row_gives(name: str) -> None:
+    made, growth, inputs, targets = grown(HOSTS[name]())
+    rows = torch.arange(ROWS)
+    seen = made.validate(growth, rows, ablate=True)
+    for row in range(ROWS):
+        network = made.network(row, growth)
+        assert not network.training
+        with torch.no_grad():
+            logits = network(inputs)
+        torch.testing.assert_close(F.cross_entropy(logits, targets), seen.loss[row])
+        correct = (logits.argmax(1) == targets).double().mean() * 100
+        assert correct == pytest.approx(float(seen.accuracy[row]), abs=1e-4)
+        planted = [slot for slot, each in enumerate(network.slots) if isinstance(each, Blend)]
+        assert planted == (growth.blueprint[row] >= 0).nonzero().squeeze(1).tolist()
+        for slot in planted:
+            with torch.no_grad():
+                without = network(inputs, left_out=[slot])
+            correct = (without.argmax(1) == targets).double().mean() * 100
+            lost = float(seen.lost[row, made._places[1 << slot]])
+            assert float(seen.accuracy[row]) - lost == pytest.approx(float(correct), abs=1e-4)
+        torch.testing.assert_close(network.freeze()(inputs), logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_network_trains_as_its_row_does(name: str) -> None:
+    """One minibatch of SGD, seeds that incubate included."""
+    made, growth, inputs, targets = grown(HOSTS[name]())
+    chosen = torch.arange(8).expand(ROWS, 1, 8)
+    networks = [made.network(row, growth).train() for row in range(ROWS)]
+    made.buffers.zero_()
+    made.train_on(growth, chosen)
+    for row, network in enumerate(networks):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+        F.cross_entropy(network(inputs[:8]), targets[:8]).backward()
+        optimizer.step()
+        expected = made.network(row, growth).state_dict()
+        for key, values in network.state_dict().items():
+            torch.testing.assert_close(values, expected[key], rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_saved_copied_and_exported(tmp_path: Path) -> None:
+    made, growth, inputs, _ = grown(own_host())
+    network = next(
+        each
+        for each in (made.network(row, growth) for row in range(ROWS))
+        if any(isinstance(slot, Blend) and slot.mode is Mode.GATE for slot in each.slots)
+    )
+    logits = network(inputs)
+    assert copy.deepcopy(network)(inputs).equal(logits)
+    torch.save(network, file := io.BytesIO())
+    file.seek(0)
+    assert torch.load(file, weights_only=False)(inputs).equal(logits)
+    other = made.network(0, growth)
+    other.pieces, other.slots = copy.deepcopy(network.pieces), copy.deepcopy(network.slots)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(network.state_dict())
+    assert other(inputs).equal(logits)
+    batch = {0: torch.export.Dim("examples", min=1)}
+    program = torch.export.export(network, (inputs,), dynamic_shapes=(batch,))
+    torch.export.save(program, tmp_path / "network.pt2")
+    loaded = torch.export.load(tmp_path / "network.pt2").module()
+    torch.testing.assert_close(loaded(inputs[:3]), logits[:3])
+
+
+def test_an_environment_gives_its_networks_as_they_are() -> None:
+    env = MorphogenesisEnv("digits", num_envs=2, max_epochs=6, batches_per_epoch=2, seed=0)
+    state = env.reset()
+    for op in (Op.GERMINATE, Op.ADVANCE, Op.ADVANCE, Op.WAIT):
+        action = env.action_spec.zero()
+        action["action", "op"][:] = int(op)
+        action["action", "blueprint"][:] = env.population.blueprints.index("conv_heavy")
+        state = env.step(state.update(action))["next"]
+    validation = make_task("digits").validation
+    for row in range(2):
+        network = env.network(row)
+        assert isinstance(network.slots[0], Blend)
+        correct = (network(validation.inputs).argmax(1) == validation.targets).double().mean()
+        assert 100 * correct == pytest.approx(float(state["metrics", "val_accuracy"][row]))
+    with pytest.raises(ValueError, match="row must be an integer from 0 to 1, the last row, got 2"):
+        env.network(2)
+
+
+def test_worlds_without_networks_say_so() -> None:
+    env = MorphogenesisEnv("scaffold", num_envs=1)
+    env.reset()
+    with pytest.raises(TypeError, match="its rows are formulas"):
+        env.network(0)
+
+
+def test_slots_take_modules_only() -> None:
+    network = GrowingNetwork([nn.Linear(4, 4), nn.Linear(4, 2)])
+    with pytest.raises(ValueError, match="slot must be an integer"):
+        network.plant(1, nn.Linear(4, 4), Mode.ADD)
+    with pytest.raises(TypeError, match=r"seed must be a torch.nn.Module, got str"):
+        network.plant(0, "relu", Mode.ADD)  # type: ignore[arg-type]
+    network.plant(0, nn.Linear(4, 4), Mode.ADD, alpha=1.0)
+    assert [type(part) for part in network.freeze()] == [nn.Linear] * 3
+    network.remove(0)
+    assert len(network.freeze()) == 2
