@@ -7,6 +7,8 @@ from importlib import import_module
 
 import pytest
 
+import esper_rl
+
 
 @pytest.mark.parametrize(
     ("old", "new", "name"),
@@ -29,3 +31,9 @@ def test_a_module_that_has_moved_says_where(old: str, new: str, name: str) -> No
     with pytest.warns(DeprecationWarning, match=f"{old} is {new} now"):
         former = import_module(old)
     assert getattr(former, name) is getattr(moved, name)
+
+
+def test_public_names_come_from_where_things_are() -> None:
+    for name in esper_rl._MODULES.values():
+        module = import_module(f"esper_rl.{name}")
+        assert "The former place" not in (module.__doc__ or ""), name

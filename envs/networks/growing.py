@@ -12,7 +12,7 @@ from envs.checks import check_integer, check_number
 
 
 class Gate(nn.Module):
-    """Share of a seed that is let in, for each example or each of its positions: σ of a linear layer.
+    """Share of a seed that is let in, by example or by position: σ of a linear layer.
 
     Takes images ``[B, C, H, W]``, of which it sees the average pixel, and gives ``[B, 1, 1, 1]``;
     or features whose positions it lets in one by one, ``[B, T, C]``, and gives ``[B, T, 1]``. It
