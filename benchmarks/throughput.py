@@ -4,13 +4,14 @@
 
 Three situations: ``empty`` (no seeds), ``mixed`` (one or two live seeds in every row, all
 blueprints, slots and stages) and ``full`` (a seed mixed in at every slot of every row, where most
-has to be measured: all sets of seeds left out). The plain loop (tests/support/plain.py) takes the
-same networks, the same number of minibatches of the same size, the same validation, with one more
-validation for every set of seeds that is left out. Both run by turns in one process; medians are
-shown. "Limit" is the share of an arithmetic limit that the environment reaches: the plain loop's
-multiply-adds over what large matrix products reach on all cores. The task ``module`` is ``digits``
-with its host as an ordinary module, in a ModuleHost. Every case has a process of its own, so that
-the memory shown, the peak less that before the environment was made, is the environment's.
+has to be measured: all sets of seeds left out). The plain loop takes the same networks
+(``env.network``), the same number of minibatches of the same size, the same validation, with one
+more validation for every set of seeds that is left out. Both run by turns in one process; medians
+are shown. "Limit" is the share of an arithmetic limit that the environment reaches: the plain
+loop's multiply-adds over what large matrix products reach on all cores. The task ``module`` is
+``digits`` with its host as an ordinary module, in a ModuleHost. Every case has a process of its
+own, so that the memory shown, the peak less that before the environment was made, is the
+environment's.
 Results go to benchmarks/results/throughput.json and throughput.png, those of another task or device
 to files that are named after it.
 """
@@ -44,9 +45,8 @@ from tqdm import tqdm
 from envs import ArrayTask, ModuleHost, MorphogenesisEnv, make_task
 from envs.actions import HEADS, Op, Style
 from envs.batched.optimizers import SGD, AdamW
+from envs.networks.growing import Blend, GrowingNetwork
 from envs.tasks.arrays import Examples
-from tests.support.plain import PlainNetwork, PlainSlot, plain_network
-from tests.support.plain_text import plain_text_network
 
 RESULTS = Path(__file__).parent / "results"
 _SPEEDS = ("env_steps_per_second", "plain_steps_per_second")
@@ -57,12 +57,20 @@ MOST_PLAIN_ROWS = 32
 TASKS = ("digits", "digits_full", "pydoc", "module")
 
 
+def digits_host() -> nn.Module:
+    """The host of ``digits`` as an ordinary module."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, pool in ((1, 8, True), (8, 16, True), (16, 32, False)):
+        block = [nn.Conv2d(inputs, outputs, 1, bias=False), nn.GroupNorm(1, outputs), nn.ReLU()]
+        layers.append(nn.Sequential(*block, *[nn.MaxPool2d(2)] * pool))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+
 def module_task() -> ArrayTask:
     """The task ``digits`` with the same host as an ordinary module."""
     task = make_task("digits")
     assert isinstance(task, ArrayTask)
-    slots = ["blocks.0", "blocks.1", "blocks.2"]
-    host = ModuleHost(lambda: PlainNetwork((1, 1, 1), []), slots, task.train.inputs[:1])
+    host = ModuleHost(digits_host, ["0", "1", "2"], task.train.inputs[:1])
     return replace(task, name="module", host=host)
 
 
@@ -116,7 +124,7 @@ SITUATIONS: dict[str, Callable[[MorphogenesisEnv], None]] = {
 """By name, what grows an environment that was just reset."""
 
 
-def train_plain(networks: list[nn.Module], env: MorphogenesisEnv, task: ArrayTask) -> None:
+def train_plain(networks: list[GrowingNetwork], env: MorphogenesisEnv, task: ArrayTask) -> None:
     """One epoch and one validation of every network, one after the other."""
     train, validation = (
         Examples(*(values.to(env.device) for values in examples))
@@ -128,12 +136,14 @@ def train_plain(networks: list[nn.Module], env: MorphogenesisEnv, task: ArrayTas
     for network in networks:
         optimizer = plain_optimizer(network, task)
         order = torch.randperm(examples, device=env.device)
+        network.train()
         for batch in range(env.batches_per_epoch):
             chosen = order[batch * env.minibatch_size : (batch + 1) * env.minibatch_size]
             loss = F.cross_entropy(network(train.inputs[chosen]), train.targets[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        network.eval()
         with torch.no_grad():
             logits = network(inputs)
             F.cross_entropy(logits, targets)
@@ -141,23 +151,17 @@ def train_plain(networks: list[nn.Module], env: MorphogenesisEnv, task: ArrayTas
             mixed = [
                 slot
                 for slot, seed in enumerate(network.slots)
-                if isinstance(seed, PlainSlot) and seed.alpha > 0
+                if isinstance(seed, Blend) and seed.alpha > 0
             ]
             for number in range(1, len(mixed) + 1):
                 for left_out in combinations(mixed, number):
-                    (network(inputs, without=left_out).argmax(1) == targets).float().mean()
+                    (network(inputs, left_out).argmax(1) == targets).float().mean()
 
 
-def plain_networks(env: MorphogenesisEnv, task_name: str, seeds: str) -> list[nn.Module]:
+def plain_networks(env: MorphogenesisEnv) -> list[GrowingNetwork]:
     """Ordinary modules that do what the first rows of an environment do."""
-    if task_name == "module":
-        env = MorphogenesisEnv("digits", num_envs=env.num_envs, max_epochs=1000, device=env.device)
-        env.reset()
-        SITUATIONS[seeds](env)
-    plain_of = plain_text_network if task_name == "pydoc" else plain_network
-    inputs = env.slot_inputs(env.state.slots)
     rows = range(min(env.num_envs, MOST_PLAIN_ROWS))
-    return [plain_of(env.population, inputs, row).to(env.device) for row in rows]
+    return [env.network(row).to(env.device) for row in rows]
 
 
 def plain_optimizer(network: nn.Module, task: ArrayTask) -> torch.optim.Optimizer:
@@ -224,7 +228,7 @@ def measure(
     action = waiting(env)
     step(env, action)
     memory = peak_memory(device) - before
-    networks = plain_networks(env, task_name, seeds)
+    networks = plain_networks(env)
     train_plain(networks[:2], env, task)
     with FlopCounterMode(display=False) as counter:
         train_plain(networks, env, task)
