@@ -176,7 +176,8 @@ def make_seed(blueprint: Callable[[int], Any], channels: int, *, last: bool = Fa
     check_deterministic(module)
     names = {name: name for name, _ in module.named_parameters()}
     layout = ModuleLayout(partial(blueprint, channels), names, module)
-    return ModuleSegment(module, layout, takes_last=last, gives_last=last)
+    layers = {id(layer): name or "the seed" for name, layer in module.named_modules()}
+    return ModuleSegment(module, layout, takes_last=last, gives_last=last, names=layers)
 
 
 def check_deterministic(module: nn.Module) -> None:

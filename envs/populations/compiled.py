@@ -175,7 +175,13 @@ def assemble(networks: Networks, features: Sequence[int], positions: int) -> Net
     segments, outputs = [], []
     for i, segment in enumerate(networks.host.segments):
         first = len(code.lines)
-        h = _emit_part(f"segment {i} of the host", segment, code, h)
+        given = _emit_part(f"segment {i} of the host", segment, code, h)
+        if given.start == h.start and i < networks.num_slots:
+            # A seed changes the features at its slot in place: not those of the slot before, or
+            # the examples, of which these are a view.
+            room = code.buffer(given.channels, given.height, given.width)
+            given = code.line(Opcode.AVERAGE_POOL, given, room)  # of one pixel: a copy
+        h = given
         segments.append((first, len(code.lines)))
         outputs.append(h)
     if h.size != networks.host.num_classes * positions:

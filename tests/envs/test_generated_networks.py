@@ -1,0 +1,124 @@
+"""Random modules made of the layers that have rules: both engines do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from envs import ModuleHost
+from tests.support.engines import assert_engines_agree, images
+
+SIZE = 9
+"""Height and width of the images: odd, so that strides leave something over."""
+
+ACTIVATIONS: Sequence[Callable[[], nn.Module]] = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.GELU)
+
+
+class Skip(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x
+
+
+class Scale(nn.Module):
+    """Features by a factor for each channel, or by others."""
+
+    def __init__(self, channels: int, alone: bool) -> None:
+        super().__init__()
+        self.pool = nn.Identity() if alone else nn.AdaptiveAvgPool2d(1)
+        self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.conv(self.pool(x)))
+
+
+def same_shape(draw: st.DrawFn, channels: int) -> Callable[[], nn.Module]:
+    """A layer that keeps the features' shape."""
+    kind = draw(st.sampled_from(["conv", "depthwise", "norm", "activation", "skip", "scale"]))
+    size, flag = draw(st.sampled_from([1, 3, 5])), draw(st.booleans())
+    activation = draw(st.sampled_from(ACTIVATIONS))
+    groups = draw(st.sampled_from([n for n in (1, 2, channels) if channels % n == 0]))
+    options = {"padding": size // 2, "bias": flag}
+    return {
+        "conv": lambda: nn.Conv2d(channels, channels, size, **options),
+        "depthwise": lambda: nn.Conv2d(channels, channels, size, groups=channels, **options),
+        "norm": lambda: nn.GroupNorm(groups, channels),
+        "activation": activation,
+        "skip": lambda: Skip(nn.Conv2d(channels, channels, size, **options), activation()),
+        "scale": lambda: Scale(channels, flag),
+    }[kind]
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> ModuleHost:
+    """A chain of layers with slots after some of them, and seeds of one to three layers."""
+    makers: list[Callable[[], nn.Module]] = []
+    channels, size = 2, SIZE
+    for _ in range(draw(st.integers(1, 5))):
+        kind = draw(st.sampled_from(["same", "conv", "pool"]))
+        stride = draw(st.sampled_from([1, 2]))
+        if kind == "same":
+            makers.append(same_shape(draw, channels))
+        elif kind == "conv":
+            outputs, kernel = draw(st.integers(1, 5)), draw(st.sampled_from([1, 2, 3, 5]))
+            padding = draw(st.integers(kernel // 2, kernel))
+            makers.append(
+                lambda i=channels, o=outputs, k=kernel, s=stride, p=padding: nn.Conv2d(
+                    i, o, k, stride=s, padding=p
+                )
+            )
+            channels, size = outputs, (size + 2 * padding - kernel) // stride + 1
+        elif size >= 3:
+            pool = draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]))
+            makers.append(lambda pool=pool, s=stride: pool(3, stride=s, padding=1))
+            size = (size - 1) // stride + 1
+    slots = sorted(draw(st.sets(st.integers(0, len(makers) - 1), min_size=1, max_size=2)))
+    flat = draw(st.booleans())
+    inputs = channels * size * size if flat else channels
+
+    def network() -> nn.Module:
+        pool = nn.Identity() if flat else nn.AdaptiveAvgPool2d(1)
+        layers = [make() for make in makers]
+        return nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(inputs, 3))
+
+    seeds = {}
+    for number in range(draw(st.integers(1, 2))):
+        kinds = draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=3))
+        seeds[f"seed{number}"] = _seed_of(kinds)
+    example = torch.zeros(1, 2, SIZE, SIZE)
+    return ModuleHost(network, [str(slot) for slot in slots], example, seeds)
+
+
+def _seed_of(numbers: Sequence[int]) -> Callable[[int], nn.Module]:
+    """Layers for any number of channels."""
+
+    def seed(channels: int) -> nn.Module:
+        layers: list[nn.Module] = []
+        for number in numbers:
+            kind, number = number % 5, number // 5
+            size, flag = (1, 3, 5)[number % 3], number % 2 == 0
+            options = {"padding": size // 2, "bias": flag}
+            conv = nn.Conv2d(channels, channels, size, **options)
+            layers += [
+                [conv],
+                [nn.Conv2d(channels, channels, size, groups=channels, **options)],
+                [nn.GroupNorm(channels if flag else 1, channels)],
+                [ACTIVATIONS[number % len(ACTIVATIONS)]()],
+                [Skip(conv, nn.Tanh()), Scale(channels, flag)],
+            ][kind]
+        return nn.Sequential(*layers)
+
+    return seed
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(hosts())
+def test_both_engines_do_the_same(host: ModuleHost) -> None:
+    assert_engines_agree(host, images(SIZE))
