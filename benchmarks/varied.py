@@ -82,7 +82,7 @@ def search(settings: Sequence[str]) -> Returns:
     steps = configure(TASK, settings).total_steps
     budgets = {TASK: steps, **dict.fromkeys(VARIANTS, steps // len(VARIANTS))}
     for task, budget in tqdm(budgets.items(), "search", unit="task"):
-        found.append(best_schedule(configure(task, settings), budget, episodes=1).seeds)
+        found.append(best_schedule(configure(task, settings), budget, episodes=1).schedule)
     schedules = tqdm(list(dict.fromkeys(found)), "fresh hosts", unit="schedule")
     return {
         describe(schedule): {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -41,6 +42,12 @@ class BestSchedule:
     evaluation: Evaluation
     tried: int
     steps: int
+
+    @property
+    def seeds(self) -> Schedule:
+        """The former name of ``schedule``."""
+        warnings.warn("BestSchedule.seeds is schedule now", DeprecationWarning, stacklevel=2)
+        return self.schedule
 
     def __str__(self) -> str:
         return describe(self.schedule)

@@ -41,7 +41,7 @@ def test_steps_stay_within_the_budget(tiny_config: Configure, steps: list[int]) 
 
 def test_it_repeats_itself(tiny_config: Configure) -> None:
     first, second = (best_schedule(tiny_config(), 100, 3, seed=4) for _ in range(2))
-    assert first.seeds == second.seeds
+    assert first.schedule == second.schedule
     assert first.evaluation.returns.equal(second.evaluation.returns)
 
 
@@ -57,7 +57,7 @@ def test_the_schedule_that_earns_most_wins(
 
     monkeypatch.setattr(search, "play_schedules", play)
     found = best_schedule(tiny_config(), budget=5 * 400)
-    assert len(found.seeds) == 3
+    assert len(found.schedule) == 3
     assert 100 < found.tried <= 200
     assert found.evaluation.returns.mean() == pytest.approx(3, abs=0.3)
 
@@ -82,7 +82,7 @@ def test_waiting_wins_where_every_seed_costs(
 
     monkeypatch.setattr(search, "play_schedules", play)
     found = best_schedule(tiny_config(), budget=5 * 40)
-    assert (found.seeds, str(found)) == ((), "wait")
+    assert (found.schedule, str(found)) == ((), "wait")
 
 
 @pytest.mark.parametrize(
