@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import product
 from typing import Any
@@ -35,6 +35,9 @@ _WHOLE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE]\+?\d+(?![\w.])")
 
 _Settings = Mapping[str, Override]
 """By key, the override that counts; it has one value."""
+
+_Said = tuple[str, Any, str]
+"""A key, its value, and the place where that is said, for messages."""
 
 
 def compose_config(overrides: Sequence[str] = (), start: TrainConfig | None = None) -> TrainConfig:
@@ -162,6 +165,8 @@ def _parse_override(text: str, options: Mapping[str, Option]) -> tuple[str, list
         raise ConfigError(
             f"override {text!r}: write it as key=value; {first_line(error)}"
         ) from error
+    if not values:
+        raise ConfigError(f"override {text!r}: it must have a value, got an empty range")
     key = values[0].key_or_group
     _check_key(f"override {text!r}", key, options)
     for override in values:
@@ -211,39 +216,43 @@ def _compose(settings: _Settings, start: TrainConfig | None = None) -> TrainConf
     if start is not None and ("task" in groups or "env.task" in settings):
         start = unpin_world(start)
     config = OmegaConf.structured(TrainConfig() if start is None else start)
-    _apply(config, groups.get("task"), settings)
+    said = [] if "task" not in groups else list(_needs_of(groups["task"]))
+    said += [
+        (key, setting.value(), f"override {setting.input_line!r}")
+        for key, setting in settings.items()
+        if key not in GROUPS
+    ]
+    _set(config, said)
     if "policy" in groups:
         with config_errors():
             check_choice("policy", groups["policy"], PRESETS)
             slots = check_integer("env.num_slots", config.env.num_slots)
         config.policy = PRESETS[groups["policy"]](slots)
-        _apply(config, groups.get("task"), settings)  # which count more than the preset
+        _set(config, said)  # counts more than the preset
     return to_config(config)
 
 
-def _apply(config: DictConfig, task: str | None, settings: _Settings) -> None:
-    """Set what training on a task needs, then what is said otherwise."""
-    if task is not None:
-        config.env.task = task
-        file = files("esper_rl.config") / "conf" / "task" / f"{task}.yaml"
-        if file.is_file():
-            config.merge_with(OmegaConf.create(file.read_text(encoding="utf-8")))
-        with config_errors("task: "):
-            training = make_task(task).training
-        options = {option.key: option for option in describe_options()} if training else {}
-        for key, value in training.items():
-            _check_key(f"task {task!r}", key, options)
-            _set(config, key, value, f"task {task!r}: {key}={value}")
-    for key, setting in settings.items():
-        if key not in GROUPS:
-            _set(config, key, setting.value(), f"override {setting.input_line!r}")
+def _needs_of(task: str) -> Iterator[_Said]:
+    """Numbers that training on a task needs: of a file here, or the task's own."""
+    with config_errors("task: "):
+        training = make_task(task).training
+    yield "env.task", task, f"task {task!r}"
+    file = files("esper_rl.config") / "conf" / "task" / f"{task}.yaml"
+    if file.is_file():
+        for key, value in OmegaConf.create(file.read_text(encoding="utf-8")).items():
+            yield str(key), value, f"task {task!r}: {key!s}"
+    options = {option.key: option for option in describe_options()} if training else {}
+    for key, value in training.items():
+        _check_key(f"task {task!r}", key, options)
+        yield key, value, f"task {task!r}: {key}={value}"
 
 
-def _set(config: DictConfig, key: str, value: Any, place: str) -> None:
-    try:
-        OmegaConf.update(config, key, value)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{place}: {first_line(error)}") from error
+def _set(config: DictConfig, said: Iterable[_Said]) -> None:
+    for key, value, place in said:
+        try:
+            OmegaConf.update(config, key, value)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{place}: {first_line(error)}") from error
 
 
 def to_config(composed: DictConfig) -> TrainConfig:

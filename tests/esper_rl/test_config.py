@@ -58,6 +58,7 @@ def test_overrides_replace_fields_and_keep_their_types() -> None:
         ("total_steps=null", "not Optional"),
         ("threads=[1", "threads=[1"),
         ("seed=1,2", "-m"),
+        ("seed=range(0)", "an empty range"),
         ("env.task=digits", "'task'"),
         ("ppo.lr=${nope}", "nope"),
         ("~seed", "key=value"),
