@@ -7,7 +7,8 @@ rule has no compiled form: the error names the step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -92,23 +93,31 @@ def _compile_step(
     step = Step(module, code, node, shape, columns, values, split)
     args: Any = _with_values(node.args, values)
     options: Any = _with_values(node.kwargs, values)
-    if layer is not None:
-        if type(layer) not in LAYERS:
-            raise NoRule
+    rule: Callable[..., Value] | None
+    if layer is None:
+        rule = FUNCTIONS.get(node.target)
+    else:
+        rule, args = LAYERS.get(type(layer)), (layer, *args)
         if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
             raise NoRule("it has hooks")
-        return LAYERS[type(layer)](step, layer, *args, **options)
-    if node.target not in FUNCTIONS:
+    if rule is None:
         raise NoRule
     try:
-        return FUNCTIONS[node.target](step, *args, **options)
+        signature(rule).bind(step, *args, **options)
     except TypeError:
-        raise NoRule(f"it has the arguments {(*node.args, *node.kwargs)}") from None
+        raise NoRule(f"its arguments are {(*node.args, *node.kwargs)}") from None
+    return rule(step, *args, **options)
 
 
 def _with_values(arguments: Any, values: Mapping[fx.Node, Value]) -> Any:
     """Arguments of a call with values in place of the steps that gave them."""
-    return fx.node.map_arg(arguments, lambda node: values.get(node))  # type: ignore[arg-type, return-value]
+
+    def value(node: fx.Node) -> Any:
+        if node not in values:
+            raise NoRule(f"it reads {node.target} by itself")
+        return values[node]
+
+    return fx.node.map_arg(arguments, value)
 
 
 def _name_of(what: Any) -> str:

@@ -44,7 +44,10 @@ class Blend(nn.Module):
         mode: how it acts. While it incubates it learns from the features' gradient, which goes on
             as if it weren't there.
         alpha: how much it acts, in [0, 1]; kept in the state dictionary.
-        gate: for mode ``GATE``.
+        gate: for mode ``GATE``, and for no other one.
+
+    Raises:
+        ValueError: for a gate without that mode, or the mode without one.
     """
 
     alpha: Tensor
@@ -53,6 +56,8 @@ class Blend(nn.Module):
         self, seed: nn.Module, mode: Mode, alpha: float = 0.0, gate: nn.Module | None = None
     ) -> None:
         super().__init__()
+        if (mode is Mode.GATE) != (gate is not None):
+            raise ValueError(f"gate must be given for mode GATE and no other, got {mode.name}")
         self.seed, self.mode, self.gate = seed, mode, gate
         self.register_buffer("alpha", torch.tensor(float(alpha)))
 
@@ -117,24 +122,33 @@ class GrowingNetwork(nn.Module):
                 x = self.slots[slot](x)
         return x
 
-    def plant(self, slot: int, seed: nn.Module, mode: Mode, alpha: float = 0.0) -> None:
+    def plant(
+        self,
+        slot: int,
+        seed: nn.Module,
+        mode: Mode,
+        alpha: float = 0.0,
+        gate: nn.Module | None = None,
+    ) -> None:
         """Put a seed into a slot, in place of what is there.
 
         Args:
             slot: number, from the input on.
             seed: takes and gives features of one shape.
-            mode: how it acts; ``GATE`` brings a new gate, half open.
+            mode: how it acts.
             alpha: how much, in [0, 1].
+            gate: for mode ``GATE``, such as a :class:`Gate`.
 
         Raises:
-            ValueError: for a slot that there isn't, or another α.
+            ValueError: for a slot that there isn't, another α, or a gate that doesn't go with the
+                mode.
             TypeError: for something that isn't a module.
         """
         check_integer("slot", slot, least=0, most=len(self.slots) - 1, what="last slot")
         check_number("alpha", alpha, least=0, most=1)
         if not isinstance(seed, nn.Module):
             raise TypeError(f"seed must be a torch.nn.Module, got {type(seed).__name__}")
-        self.slots[slot] = Blend(seed, mode, alpha)
+        self.slots[slot] = Blend(seed, mode, alpha, gate)
 
     def remove(self, slot: int) -> None:
         """Leave a slot empty.

@@ -81,10 +81,10 @@ def _linear(step: Step, layer: nn.Linear, x: Value) -> Value:
 
 
 def _embedding(step: Step, layer: nn.Embedding, x: Value) -> Value:
-    if layer.max_norm is not None or layer.scale_grad_by_freq or len(x.shape) != 1:
-        raise NoRule("tokens [B, T] and no changes of its weight by itself are needed")
-    if layer.padding_idx is not None:
-        raise NoRule("padding_idx")
+    if layer.max_norm is not None or layer.scale_grad_by_freq or layer.padding_idx is not None:
+        raise NoRule("max_norm, scale_grad_by_freq and padding_idx must be left out")
+    if len(x.shape) != 1:
+        raise NoRule("tokens [B, T] are needed")
     out = Value(step.code.buffer(layer.embedding_dim, 1, x.shape[0]), step.shape, True)
     return step.line(
         Opcode.EMBED, x, out, parameters=step.parameters(layer), size=0, flag=layer.num_embeddings
@@ -177,10 +177,10 @@ def _pool(opcode: Opcode) -> Layer:
             raise NoRule("square windows of [B, C, H, W], and no ceil_mode, are needed")
         if getattr(layer, "dilation", 1) not in (1, (1, 1)):
             raise NoRule("dilation must be 1")
-        alone = not getattr(layer, "count_include_pad", True)
-        if (alone and layer.padding) or getattr(layer, "divisor_override", None):
-            raise NoRule("zeros around must count, and nothing else")
         (size, _), (stride, _), (padding, _) = pairs
+        alone = padding and not getattr(layer, "count_include_pad", True)
+        if alone or getattr(layer, "divisor_override", None):
+            raise NoRule("zeros around must count, and nothing else")
         out = Value(step.code.buffer(*step.shape), step.shape)
         kept = step.code.buffer(out.buffer.size) if opcode is Opcode.MAX_POOL else None
         return step.line(opcode, x, out, scratch=kept, size=size, stride=stride, padding=padding)
@@ -277,31 +277,36 @@ def _flatten(step: Step, x: Value, start_dim: int = 0, end_dim: int = -1) -> Val
     return Value(Buffer(x.buffer.start, x.buffer.size), step.shape)
 
 
-def _transpose(step: Step, x: Value, *dims: Any) -> Value:
-    swapped = dims[0] if len(dims) == 1 else dims
-    if len(x.shape) != 2 or sorted(d % 3 for d in swapped) not in ([1, 2], [0, 1, 2]):
+def _transpose(step: Step, x: Value, first: int, second: int) -> Value:
+    if len(x.shape) != 2 or {first % 3, second % 3} != {1, 2}:
         raise NoRule("channels and positions of [B, T, C] are needed")
-    return Value(x.buffer, step.shape, x.last if tuple(swapped) == (0, 1, 2) else not x.last)
+    return Value(x.buffer, step.shape, not x.last)
+
+
+def _permute(step: Step, x: Value, *dims: Any) -> Value:
+    order = dims[0] if len(dims) == 1 else dims
+    if len(x.shape) != 2 or [d % 3 for d in order] != [0, 2, 1]:
+        raise NoRule("channels and positions of [B, T, C] are needed, and nothing else")
+    return Value(x.buffer, step.shape, not x.last)
 
 
 def _index(step: Step, x: Value, index: Any) -> Value:
-    """``x[:, :, None]`` and the like, which only add dimensions of one."""
+    """``x[:, :, None]`` and the like, which only add dimensions of one behind the examples."""
     each = index if isinstance(index, tuple) else (index,)
-    if any(i is not None and i is not Ellipsis and i != slice(None) for i in each) or x.last:
-        raise NoRule("only None, ... and : are possible")
+    only_adds = all(i is None or i is Ellipsis or i == slice(None) for i in each)
+    if not only_adds or each[0] is None or x.last:
+        raise NoRule("only None, ... and : are possible, and None not first")
     return Value(x.buffer, step.shape)
 
 
-def _add(step: Step, x: Any, y: Any) -> Value:
+def _add(step: Step, x: Any, y: Any, sign: int = 1) -> Value:
     if not (isinstance(x, Value) and isinstance(y, Value)) or x[1:] != y[1:]:
         raise NoRule("two features of the same shape are needed")
-    return step.line(Opcode.ADD, x, step.like(x), other=y.buffer, flag=1)
+    return step.line(Opcode.ADD, x, step.like(x), other=y.buffer, flag=sign)
 
 
 def _subtract(step: Step, x: Any, y: Any) -> Value:
-    if not (isinstance(x, Value) and isinstance(y, Value)) or x[1:] != y[1:]:
-        raise NoRule("two features of the same shape are needed")
-    return step.line(Opcode.ADD, x, step.like(x), other=y.buffer, flag=-1)
+    return _add(step, x, y, -1)
 
 
 def _add_in_place(step: Step, x: Any, y: Any) -> Value:
@@ -330,7 +335,8 @@ FUNCTIONS: dict[Any, Layer] = {
     F.gelu: _gelu_of,
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.flatten, "flatten"), _flatten),
-    **dict.fromkeys((torch.transpose, "transpose", torch.permute, "permute"), _transpose),
+    **dict.fromkeys((torch.transpose, "transpose"), _transpose),
+    **dict.fromkeys((torch.permute, "permute"), _permute),
     operator.getitem: _index,
     **dict.fromkeys((operator.add, torch.add, "add"), _add),
     **dict.fromkeys((operator.sub, torch.sub, "sub"), _subtract),

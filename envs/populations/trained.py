@@ -134,18 +134,18 @@ class TrainedPopulation:
         networks, own = self.networks, self.params[row].cpu()
         pieces = self.host.modules([own[columns] for columns in networks.segments])
         dim = -1 if networks.channels_last else 1
-        network = GrowingNetwork(pieces, dim).to(own.dtype)
+        network = GrowingNetwork(pieces, dim)
         work = slot_work(inputs, training=True)
         for slot, columns in enumerate(networks.slots):
             kind, mode = int(work.kind[row, slot]), Mode(int(work.mode[row, slot]))
             if kind >= 0:
                 start = columns.start + networks.gates[slot].layout.size
                 module = self._seed_module(slot, kind, own[start : columns.stop])
-                network.plant(slot, module, mode, float(work.alpha[row, slot]))
+                gate = None
                 if mode is Mode.GATE:
-                    channels = self.host.slot_channels[slot]
-                    parts = own[columns.start : start].split([channels, 1])
-                    network.slots[slot].gate = fill(Gate(channels, dim).to(own.dtype), parts)
+                    gate = Gate(channels := self.host.slot_channels[slot], dim).to(own.dtype)
+                    fill(gate, own[columns.start : start].split([channels, 1]))
+                network.plant(slot, module, mode, float(work.alpha[row, slot]), gate)
         return network.to(own.dtype).eval()
 
     def _seed_module(self, slot: int, kind: int, flat: Tensor) -> nn.Module:

@@ -178,6 +178,9 @@ def test_slots_take_modules_only() -> None:
         network.plant(1, nn.Linear(4, 4), Mode.ADD)
     with pytest.raises(TypeError, match=r"seed must be a torch.nn.Module, got str"):
         network.plant(0, "relu", Mode.ADD)  # type: ignore[arg-type]
+    for mode, gate in ((Mode.GATE, None), (Mode.ADD, nn.Linear(4, 1))):
+        with pytest.raises(ValueError, match="gate must be given for mode GATE and no other"):
+            network.plant(0, nn.Linear(4, 4), mode, gate=gate)
     network.plant(0, nn.Linear(4, 4), Mode.ADD, alpha=1.0)
     assert [type(part) for part in network.freeze()] == [nn.Linear] * 3
     network.remove(0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from envs import ModuleHost
 from envs.batched.optimizers import SGD, AdamW, Optimizer
 from envs.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS
+from envs.networks.modules import MixedNorm
 from envs.populations.plain import PlainPasses
 from tests.support.engines import assert_engines_agree, images, population
 
@@ -208,13 +209,25 @@ def test_a_seed_does_not_change_the_examples() -> None:
         assert_engines_agree(host, images(4))
 
 
-def test_a_step_of_a_seed_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    seeds = {"mine": lambda channels: nn.Sequential(nn.Conv2d(channels, channels, 1), nn.Mish())}
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        (lambda channels: nn.Mish(), "1: no compiled form of nn.Mish"),
+        (
+            lambda channels: MixedNorm(nn.GroupNorm(1, channels), channels),
+            "tanh: no compiled form of tanh here: it reads 0.1.mix by itself",
+        ),
+    ],
+)
+def test_a_step_of_a_seed_is_named(
+    layer: Callable[[int], nn.Module], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    seeds = {"mine": lambda channels: nn.Sequential(nn.Identity(), layer(channels))}
     host = ModuleHost(ResNet, ["layer1"], torch.zeros(1, 2, 8, 8), seeds)
     with caplog.at_level(logging.WARNING):
-        population(host, images())
+        assert isinstance(population(host, images()).passes, PlainPasses)
     (line,) = caplog.messages
-    assert line.endswith("in blueprint 'mine', 1: no compiled form of nn.Mish")
+    assert line.endswith(f"in blueprint 'mine', {says}")
 
 
 class TextBlock(nn.Module):
@@ -276,6 +289,43 @@ class Odd(nn.Module):
         return self.fc(self.layer2["act"](self.conv(x)).mean((2, 3)))
 
 
+class Named(Odd):
+    """A layer that is called with a name for its input."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(input=x).mean((2, 3)))
+
+
+class Moved(TextNet):
+    """Positions that take the place of the examples."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.block2(self.block1(self.embedding(tokens)))
+        return self.head(h.permute(1, 0, 2).permute(1, 0, 2))
+
+
+class Doubled(Odd):
+    """A dimension in front of the examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x)[None].mean((3, 4))[0])
+
+
+def test_nothing_may_take_the_place_of_the_examples(caplog: pytest.LogCaptureFixture) -> None:
+    tokens = torch.arange(28).view(7, 4) % 7
+    text = ModuleHost(Moved, ["block1"], tokens[:1])
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(population(text, tokens, tokens).passes, PlainPasses)
+        host = ModuleHost(lambda: Doubled(nn.ReLU()), ["conv"], torch.zeros(1, 2, 8, 8))
+        assert isinstance(population(host, images()).passes, PlainPasses)
+    permuted, doubled = caplog.messages
+    assert "Tensor.permute here: channels and positions" in permuted
+    assert "getitem here: only None, ... and :" in doubled
+
+
 def hooked() -> nn.Module:
     layer = nn.ReLU()
     layer.register_forward_hook(lambda module, args, result: 2 * result)
@@ -288,6 +338,7 @@ def hooked() -> nn.Module:
         (lambda: Odd(nn.Mish()), "layer2.act: no compiled form of nn.Mish"),
         (lambda: Odd(nn.GroupNorm(1, 4, eps=1e-3)), "layer2.act: .*nn.GroupNorm here: .*eps=1e-5"),
         (lambda: Odd(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")), "nn.Conv2d here"),
+        (Named, "conv: .*nn.Conv2d here: its arguments are"),
         (hooked, "layer2.act: .*nn.ReLU here: it has hooks"),
         (Dense, "relu: .*nn.ReLU here: it changes features that other layers read"),
     ],
