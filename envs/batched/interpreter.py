@@ -25,7 +25,7 @@ from envs.batched.norms import (
     stem_forward,
     unpool,
 )
-from envs.batched.pooling import pool, pool_backward
+from envs.batched.pooling import pool
 from envs.batched.products import Array, add_dots, add_products, entry_kernel, kernel, runs
 
 _OPCODE, _X, _OTHER, _OUT, _SCRATCH, _PARAMETERS = map(int, list(Field)[:6])
@@ -174,7 +174,7 @@ def forward(
                 flat[line[_SCRATCH] * batch :],
             )  # fmt: skip
         else:
-            pool(further, line, x, out, arena[line[_SCRATCH] :])
+            pool(further, line, x, out, arena[line[_SCRATCH] :], False)
 
 
 @entry_kernel
@@ -320,4 +320,4 @@ def backward(
                 _columns(flat_grads, line[_X], rows, pixels, batch), grad_own,
             )  # fmt: skip
         else:
-            pool_backward(further, line, grad, arena[line[_SCRATCH] :], grad_x)
+            pool(further, line, grad_x, grad, arena[line[_SCRATCH] :], True)

@@ -8,18 +8,18 @@ from __future__ import annotations
 from envs.batched.instructions import Field, Opcode
 from envs.batched.products import Array, kernel
 
-_OPCODE, _CHANNELS, _HEIGHT, _WIDTH, _SIZE, _STRIDE, _PADDING, _OUT_HEIGHT, _OUT_WIDTH = (
-    int(Field[name])
-    for name in (
-        "OPCODE", "INPUTS", "HEIGHT", "WIDTH", "SIZE", "STRIDE", "PADDING", "OUT_HEIGHT",
-        "OUT_WIDTH",
-    )
-)  # fmt: skip
+_OPCODE, _CHANNELS, _HEIGHT, _WIDTH = (
+    int(field) for field in (Field.OPCODE, Field.INPUTS, Field.HEIGHT, Field.WIDTH)
+)
+_SIZE, _STRIDE, _PADDING = int(Field.SIZE), int(Field.STRIDE), int(Field.PADDING)
+_OUT_HEIGHT, _OUT_WIDTH = int(Field.OUT_HEIGHT), int(Field.OUT_WIDTH)
 _SPLIT, _MAX_POOL = int(Opcode.SPLIT), int(Opcode.MAX_POOL)
 
 
 @kernel
-def pool(wanted: bool | None, line: Array, x: Array, out: Array, chosen: Array) -> None:
+def pool(
+    wanted: bool | None, line: Array, x: Array, out: Array, chosen: Array, backward: bool
+) -> None:
     """Run a line that is SPLIT, MAX_POOL or AVERAGE_POOL.
 
     Args:
@@ -28,63 +28,46 @@ def pool(wanted: bool | None, line: Array, x: Array, out: Array, chosen: Array) 
         x: features, all that it reads.
         out: features from the first that it writes on.
         chosen: from the first of its scratch on.
+        backward: ``x`` and ``out`` are gradients, and those of ``out`` are added to ``x``.
     """
     if wanted is not None:
-        channels, height, width = line[_CHANNELS], line[_HEIGHT], line[_WIDTH]
-        size, stride, padding = line[_SIZE], line[_STRIDE], line[_PADDING]
-        tall, wide = line[_OUT_HEIGHT], line[_OUT_WIDTH]
         if line[_OPCODE] == _SPLIT:
-            split_phases(x, channels, height, width, out, False)
-        elif line[_OPCODE] == _MAX_POOL:
-            max_pool(x, channels, height, width, size, stride, padding, out, tall, wide, chosen)
+            split_phases(line, x, out, backward)
+        elif line[_OPCODE] != _MAX_POOL:
+            average_pool(line, x, out, backward)
+        elif backward:
+            max_pool_backward(line, x, out, chosen)
         else:
-            average_pool(x, channels, height, width, size, stride, padding, out, tall, wide, False)
+            max_pool(line, x, out, chosen)
 
 
 @kernel
-def pool_backward(
-    wanted: bool | None, line: Array, grad: Array, chosen: Array, grad_x: Array
-) -> None:
-    """Gradients of :func:`pool`, added to ``grad_x``."""
-    if wanted is not None:
-        channels, height, width = line[_CHANNELS], line[_HEIGHT], line[_WIDTH]
-        size, stride, padding = line[_SIZE], line[_STRIDE], line[_PADDING]
-        tall, wide = line[_OUT_HEIGHT], line[_OUT_WIDTH]
-        if line[_OPCODE] == _SPLIT:
-            split_phases(grad_x, channels, height, width, grad, True)
-        elif line[_OPCODE] == _MAX_POOL:
-            max_pool_backward(
-                grad, channels, height, width, size, stride, padding, tall, wide, chosen, grad_x
-            )
-        else:
-            average_pool(
-                grad_x, channels, height, width, size, stride, padding, grad, tall, wide, True
-            )
+def _windows(line: Array) -> int:
+    """Number of windows, over all channels."""
+    return line[_CHANNELS] * line[_OUT_HEIGHT] * line[_OUT_WIDTH]
 
 
 @kernel
-def max_pool(
-    x: Array,
-    channels: int,
-    height: int,
-    width: int,
-    size: int,
-    stride: int,
-    padding: int,
-    out: Array,
-    out_height: int,
-    out_width: int,
-    chosen: Array,
-) -> None:
+def _pixel(line: Array, window: int, tap: int) -> int:
+    """Row of the features that a tap of a window sees, −1 in the padding."""
+    size, stride, padding = line[_SIZE], line[_STRIDE], line[_PADDING]
+    height, width, tall, wide = line[_HEIGHT], line[_WIDTH], line[_OUT_HEIGHT], line[_OUT_WIDTH]
+    y = window // wide % tall * stride + tap // size - padding
+    z = window % wide * stride + tap % size - padding
+    inside = 0 <= y < height and 0 <= z < width
+    return (window // (tall * wide) * height + y) * width + z if inside else -1
+
+
+@kernel
+def max_pool(line: Array, x: Array, out: Array, chosen: Array) -> None:
     """The largest number of each window; ``chosen``, shaped like ``out``, says which it was."""
     batch = x.shape[1]
-    for m in range(channels * out_height * out_width):
-        c, i, j = m // (out_height * out_width), m // out_width % out_height, m % out_width
+    for m in range(_windows(line)):
         first = True
-        for tap in range(size * size):
-            y, z = i * stride + tap // size - padding, j * stride + tap % size - padding
-            if 0 <= y < height and 0 <= z < width:
-                seen = x[(c * height + y) * width + z]
+        for tap in range(line[_SIZE] * line[_SIZE]):
+            pixel = _pixel(line, m, tap)
+            if pixel >= 0:
+                seen = x[pixel]
                 for b in range(batch):
                     # NaN is the largest, as in PyTorch.
                     larger = first or seen[b] > out[m, b] or seen[b] != seen[b]
@@ -94,57 +77,26 @@ def max_pool(
 
 
 @kernel
-def max_pool_backward(
-    grad: Array,
-    channels: int,
-    height: int,
-    width: int,
-    size: int,
-    stride: int,
-    padding: int,
-    out_height: int,
-    out_width: int,
-    chosen: Array,
-    grad_x: Array,
-) -> None:
+def max_pool_backward(line: Array, grad_x: Array, grad: Array, chosen: Array) -> None:
     """Gradients of :func:`max_pool`."""
-    batch = grad.shape[1]
-    for m in range(channels * out_height * out_width):
-        c, i, j = m // (out_height * out_width), m // out_width % out_height, m % out_width
-        for b in range(batch):
-            tap = int(chosen[m, b])
-            y, z = i * stride + tap // size - padding, j * stride + tap % size - padding
-            grad_x[(c * height + y) * width + z, b] += grad[m, b]
+    for m in range(_windows(line)):
+        for b in range(grad_x.shape[1]):
+            grad_x[_pixel(line, m, int(chosen[m, b])), b] += grad[m, b]
 
 
 @kernel
-def average_pool(
-    x: Array,
-    channels: int,
-    height: int,
-    width: int,
-    size: int,
-    stride: int,
-    padding: int,
-    out: Array,
-    out_height: int,
-    out_width: int,
-    backward: bool,
-) -> None:
-    """The mean of each window, zeros of the padding included.
-
-    ``backward`` adds gradients the other way: of what ``out`` holds to ``x``.
-    """
-    batch, share = x.shape[1], x.dtype.type(1 / (size * size))
-    for m in range(channels * out_height * out_width):
-        c, i, j = m // (out_height * out_width), m // out_width % out_height, m % out_width
+def average_pool(line: Array, x: Array, out: Array, backward: bool) -> None:
+    """The mean of each window, zeros of the padding included; see :func:`pool`."""
+    batch, taps = x.shape[1], line[_SIZE] * line[_SIZE]
+    share = x.dtype.type(1 / taps)
+    for m in range(_windows(line)):
         if not backward:
             for b in range(batch):
                 out[m, b] = 0
-        for tap in range(size * size):
-            y, z = i * stride + tap // size - padding, j * stride + tap % size - padding
-            if 0 <= y < height and 0 <= z < width:
-                seen = x[(c * height + y) * width + z]
+        for tap in range(taps):
+            pixel = _pixel(line, m, tap)
+            if pixel >= 0:
+                seen = x[pixel]
                 for b in range(batch):
                     if backward:
                         seen[b] += share * out[m, b]
@@ -153,15 +105,13 @@ def average_pool(
 
 
 @kernel
-def split_phases(
-    x: Array, channels: int, height: int, width: int, out: Array, backward: bool
-) -> None:
+def split_phases(line: Array, x: Array, out: Array, backward: bool) -> None:
     """Sort pixels by whether their row and column are even: ``[C, H, W, B]`` to
-    ``[C, 2, 2, ⌈H / 2⌉, ⌈W / 2⌉, B]``, zeros where there is no pixel.
+    ``[C, 2, 2, ⌈H / 2⌉, ⌈W / 2⌉, B]``, zeros where there is no pixel; see :func:`pool`.
 
     A convolution of stride 2 is one of stride 1 of these (:func:`envs.batched.products.runs`).
-    ``backward`` adds gradients the other way: of what ``out`` holds to ``x``.
     """
+    channels, height, width = line[_CHANNELS], line[_HEIGHT], line[_WIDTH]
     batch, tall, wide = x.shape[1], (height + 1) // 2, (width + 1) // 2
     for m in range(channels * 4 * tall * wide):
         c, phase = m // (4 * tall * wide), m // (tall * wide) % 4
