@@ -28,9 +28,9 @@ def run(path: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["own_task", "own_host", "own_network"])
+@pytest.mark.parametrize("name", ["own_task", "own_blueprint", "own_network"])
 def test_growing_pays_on_a_task_or_host_of_ones_own(name: str) -> None:
-    """Task, host, segment, blueprint and its choice in the action, all from outside."""
+    """Task, host, blueprint and its choice in the action, all from outside."""
     (path,) = (path for path in EXAMPLES if path.stem == name)
     waiting, grown = map(float, re.findall(r"(\d+\.\d) ±", run(path)))
     assert grown > waiting + 20

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs.batched.instructions import FIRST_BIAS, MOST_DISTANCES
 from envs.batched.products import Array, kernel
-from envs.batched.sequences import FIRST_BIAS, MOST_DISTANCES
 
 _LOG_2 = float(np.log(2.0))
 _FACTORS = tuple(1.0 / np.cumprod([1.0, *range(1, 13)]))

@@ -7,24 +7,20 @@ in numbers an example; parameters have a place in a row of the parameter matrix.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 
-from envs.batched.parameters import Parameter
-
 
 class Opcode(IntEnum):
-    """Work of a line: a layer of :mod:`envs.batched.layers`, or a step around a seed."""
+    """Work of a line: a layer, or a step around a seed."""
 
     CONV = 0  # also 1×1, and fully connected
     DEPTHWISE = 1
     NORM = 2
     NORM_POOL = 3
-    STEM = 4
+    STEM = 4  # convolution of one channel to one pixel, norm, ReLU and pooling, in closed form
     AVERAGE = 5
     ACTIVATE = 6
     ADD = 7
@@ -76,6 +72,17 @@ DRAWN = 0
 1×1 and a 3×3 kernel."""
 
 
+NORM_EPSILON = 1e-5
+"""Added to the variance by NORM, NORM_POOL and STEM, as in torch."""
+
+MOST_DISTANCES = 32
+"""Distances between positions that ATTEND tells apart without a window; those beyond are one."""
+
+FIRST_BIAS = 3.0
+"""Term of the scores of ATTEND that a head of a window starts with at its own distance: with it, it
+looks there 20 times as much as at any other one."""
+
+
 @dataclass(frozen=True)
 class Buffer:
     """Features in the arena.
@@ -102,25 +109,21 @@ class Assembler:
     Attributes:
         lines: of all programs so far.
         place: the next free place for features.
-        column: the next free column of parameters.
+        inputs: the examples.
+        takes_extremes: at their place come the extremes of their windows, as STEM takes them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int, height: int = 1, width: int = 1) -> None:
         self.lines: list[list[int]] = []
         self.place = 0
-        self.column = 0
+        self.inputs = self.buffer(channels, height, width)
+        self.takes_extremes = False
 
     def buffer(self, channels: int, height: int = 1, width: int = 1) -> Buffer:
         """Room for features."""
         buffer = Buffer(self.place, channels, height, width)
         self.place += buffer.size
         return buffer
-
-    def columns(self, parameters: Sequence[Parameter]) -> int:
-        """Columns for the parameters that a program lists next; the first is returned."""
-        first = self.column
-        self.column += sum(math.prod(entry.shape) for entry in parameters)
-        return first
 
     def line(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.batched.parameters import NORM_EPSILON
+from envs.batched.instructions import NORM_EPSILON
 from envs.batched.products import Array, kernel
 
 

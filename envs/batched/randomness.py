@@ -7,6 +7,7 @@ generator. The hash is SplitMix64 (Steele, Lea & Flood 2014), on int64 tensors, 
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import torch
@@ -76,6 +77,16 @@ def random_bits(key: Tensor, count: int) -> Tensor:
 def uniform(key: Tensor, count: int) -> Tensor:
     """Uniform numbers in [−1, 1): float32 ``[n, count]`` for keys ``[n]``."""
     return random_bits(key, count).bitwise_right_shift(7).float().mul_(2.0**-23).sub_(1.0)
+
+
+def normal(key: Tensor, count: int) -> Tensor:
+    """Normal numbers of mean 0 and variance 1: float32 ``[n, count]`` for keys ``[n]``.
+
+    By Box and Muller (1958), from two of :func:`random_bits` each.
+    """
+    radius, angle = (random_bits(fold(key, 1 + i), count).double() for i in range(2))
+    far = ((radius + 0.5) * 2.0**-31).log_().mul_(-2.0).sqrt_()
+    return (far * (angle * (math.tau * 2.0**-31)).cos_()).float()
 
 
 def shuffled(key: Tensor, size: int, count: int) -> Tensor:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
-from envs.batched.layers import GlobalAverage
-from envs.batched.programs import Layer, Program
-from envs.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS, Blueprint
 from envs.checks import check_choice
+from envs.networks.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS, Blueprint
 from envs.networks.cutting import split_at
-from envs.networks.segments import (
-    ModuleFactory,
-    ModuleLayout,
-    ModuleSegment,
-    check_deterministic,
-    make_seed,
-)
+from envs.networks.drawing import Initialisation, ModuleFactory
+from envs.networks.growing import Gate
+from envs.networks.segments import Segment, check_deterministic, make_seed
 
 
 def module_seed(factory: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
@@ -82,9 +77,9 @@ class ModuleHost:
         topology: str | None = None,
         channel_dim: int | None = None,
     ) -> None:
-        module = factory()
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"factory must make a torch.nn.Module, got {type(module).__name__}")
+        start = Initialisation(factory)
+        example = example.float() if example.is_floating_point() else example
+        module = start.module
         check_deterministic(module)
         _check_buffers(module, example)
         pieces = split_at(module, slots)
@@ -103,18 +98,15 @@ class ModuleHost:
                 f"shapes {[list(h.shape) for h in at_slots]}"
             )
         if logits.dim() == 2:
-            classes_last = False
+            self.classes_last = False
         elif logits.dim() == 3 and example.shape[1] in logits.shape[1:]:
-            classes_last = logits.shape[1] == example.shape[1]
+            self.classes_last = logits.shape[1] == example.shape[1]
         else:
             raise ValueError(
                 "the module must give logits [B, classes], or for each of T positions of its input "
                 f"[B, classes, T] or [B, T, classes], got {list(logits.shape)} for an example"
             )
-        self.num_classes = logits.shape[2 if classes_last else 1]
-        floats = example.dim() == 3 and example.is_floating_point()
-        orders = [self.channels_last and floats, *[self.channels_last] * len(slots), classes_last]
-        self._moved = orders[0]
+        self.num_classes = logits.shape[2 if self.classes_last else 1]
         sources = {id(parameter): name for name, parameter in module.named_parameters()}
         layers = {id(layer): name for name, layer in module.named_modules()}
         taken: dict[str, int] = {}
@@ -127,18 +119,8 @@ class ModuleHost:
                         f"slots must not part modules that share parameters, got {source!r} on "
                         f"both sides of {slots[taken[source]]!r}"
                     )
-            segments.append(
-                ModuleSegment(
-                    piece,
-                    ModuleLayout(factory, names, module),
-                    features[number],
-                    takes_last=orders[number],
-                    gives_last=orders[number + 1],
-                    logits=number == len(slots),
-                    names=layers,
-                )
-            )
-        self.segments: Sequence[ModuleSegment] = segments
+            segments.append(Segment(piece, start, names, layers))
+        self.segments: Sequence[Segment] = segments
         images = all(h.dim() == 4 for h in at_slots)
         if blueprints is None and not images and not self.channels_last:
             raise ValueError(
@@ -149,38 +131,35 @@ class ModuleHost:
         self.topology = topology or (kind if blueprints is None else "module")
         defaults: Mapping[str, Blueprint] = CONV_BLUEPRINTS if images else TEXT_BLUEPRINTS
         self.blueprints = defaults if blueprints is None else blueprints
-        channels = -1 if self.channels_last else 1
-        self.slot_channels: Sequence[int] = tuple(h.shape[channels] for h in at_slots)
-        self.pool: Layer = GlobalAverage() if images else Program()
-        self.activation_size = max(h[0].numel() for h in features)
+        dim = -1 if self.channels_last else 1
+        self.slot_channels: Sequence[int] = tuple(h.shape[dim] for h in at_slots)
+        self.gates: Sequence[Segment] = [
+            make_seed(partial(Gate, dims=h.dim(), channel_dim=dim), h.shape[dim]) for h in at_slots
+        ]
+        self.seeds: Sequence[Mapping[str, Segment]] = [
+            {
+                name: _seed(name, blueprint, slot, h, dim)
+                for name, blueprint in self.blueprints.items()
+            }
+            for slot, h in zip(slots, at_slots, strict=True)
+        ]
+        of_positions = example.dim() == 3 and example.is_floating_point()
+        self.inputs_last = self.channels_last and of_positions
         self._shape, self._dtype = example.shape[1:], example.dtype
-        for slot, h in zip(slots, at_slots, strict=True):
-            self._check_seeds(slot, h)
 
-    def _check_seeds(self, slot: str, features: Tensor) -> None:
-        """Refuse seeds that can't take a slot's features ``[1, …]``, or change their shape."""
-        h = features.movedim(-1, 1).unsqueeze(2) if self.channels_last else features
-        h = h.movedim(0, -1)[None]
-        for name, blueprint in self.blueprints.items():
-            seed = make_seed(blueprint, h.shape[1], last=self.channels_last)
-            params = seed.layout.unflatten(seed.layout.draw(torch.zeros(1, dtype=torch.int64)))
-            try:
-                same = (given := seed(params, h)).shape == h.shape
-                shape = str(list(given[0].movedim(-1, 0).shape))
-            except (RuntimeError, ValueError) as error:
-                same, shape = False, f"an error: {error}"
-            if not same:
-                raise ValueError(
-                    f"blueprint {name!r} must give features of the shape that it takes, at slot "
-                    f"{slot!r} {list(features.shape)}, got {shape}"
-                )
+    def features(self, example: Tensor) -> list[Tensor]:
+        """A prepared input ``[1, …]``, what each segment makes of it, and last the logits."""
+        features = [example.to(self._dtype)]
+        for segment in self.segments:
+            features.append(segment.features(features[-1]))
+        return features
 
-    def modules(self, params: Sequence[Tensor]) -> list[nn.Module]:
-        """One network's pieces, with its parameters."""
-        return [segment.module(flat) for segment, flat in zip(self.segments, params, strict=True)]
+    def channels_first(self, inputs: Tensor) -> Tensor:
+        """Examples with their channels first, ``[M, C, …]``; ``[M, C, 1, T]`` of ``[M, T, C]``."""
+        return inputs.movedim(-1, 1).unsqueeze(2) if self.inputs_last else inputs
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Take examples ``[M, …]`` as they are; channels first, ``[M, C, 1, T]`` of ``[M, T, C]``.
+        """Take examples ``[M, …]`` as they are.
 
         Raises:
             ValueError: for inputs of another shape, or whole numbers instead of floats.
@@ -191,7 +170,27 @@ class ModuleHost:
                 f"inputs must be {self._dtype} of shape {['M', *self._shape]}, got {inputs.dtype} "
                 f"of shape {list(inputs.shape)}"
             )
-        return inputs.movedim(-1, 1).unsqueeze(2) if self._moved else inputs
+        return inputs
+
+
+_make_once = cache(make_seed)  # what is built in is the same for all hosts
+
+
+def _seed(name: str, blueprint: Blueprint, slot: str, h: Tensor, channel_dim: int) -> Segment:
+    """A blueprint's seed for a slot; it must take the features ``[1, …]``, and keep their shape."""
+    built_in = blueprint in (*CONV_BLUEPRINTS.values(), *TEXT_BLUEPRINTS.values())
+    seed = (_make_once if built_in else make_seed)(blueprint, h.shape[channel_dim])
+    try:
+        same = (given := seed.features(h)).shape == h.shape
+        shape = str(list(given.shape))
+    except (RuntimeError, ValueError) as error:
+        same, shape = False, f"an error: {error}"
+    if not same:
+        raise ValueError(
+            f"blueprint {name!r} must give features of the shape that it takes, at slot {slot!r} "
+            f"{list(h.shape)}, got {shape}"
+        )
+    return seed
 
 
 def _check_buffers(module: nn.Module, example: Tensor) -> None:

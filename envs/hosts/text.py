@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
-from envs.batched.layers import Linear
-from envs.batched.programs import Layer, Program
-from envs.batched.sequences import Embedding, LayerNorm, OnlyPositions
-from envs.blueprints import TEXT_BLUEPRINTS, Blueprint
-from envs.blueprints.base import Segment
 from envs.checks import check_integer
-from envs.networks.modules import Transpose, fill
+from envs.hosts.module import ModuleHost
+from envs.networks.blueprints import TEXT_BLUEPRINTS, Blueprint
+from envs.networks.layers import Transpose
+
+_SPREAD = math.sqrt(3.0)
+"""Bound of an embedding's numbers, whose variance is 1 then, as in torch."""
 
 
-class TextHost:
+class TextHost(ModuleHost):
     """An embedding, linear blocks with a slot after each, then a linear head.
 
     It names the next token at every position, and sees only the current one: there is no attention
@@ -37,17 +41,13 @@ class TextHost:
         (48, 48, 12)
     """
 
-    topology = "transformer"
-    channels_last = True
-    pool: Layer = Program()  # nothing: a gate opens at every position by what is there alone
-
     def __init__(
         self,
         tokens: int,
         channels: Sequence[int] = (48, 48, 48, 12),
         blueprints: Mapping[str, Blueprint] = TEXT_BLUEPRINTS,
     ) -> None:
-        self.num_classes = check_integer("tokens", tokens)
+        check_integer("tokens", tokens)
         for i, each in enumerate(channels):
             check_integer(f"channels[{i}]", each)
         if len(channels) < 2:
@@ -55,44 +55,11 @@ class TextHost:
                 "channels must have a width for the embedding and one for each of at least one "
                 f"block, got {tuple(channels)}"
             )
-        self.blueprints = blueprints
-        self.slot_channels: Sequence[int] = tuple(channels[1:])
-        blocks: list[list[Layer]] = []
-        for inputs, outputs in pairwise(channels):
-            block: list[Layer] = [Linear("linear", inputs, outputs)]
-            if len(blocks) < len(channels) - 2:
-                block.append(LayerNorm("norm", outputs, relu=True))
-            blocks.append(block)
-        blocks[0].insert(0, Embedding("embedding", tokens, channels[0]))
-        narrow = channels[-1]
-        head: list[Layer] = [
-            LayerNorm("norm", narrow),
-            Linear("linear", narrow, tokens),
-            OnlyPositions(),
-        ]
-        self.segments: Sequence[Segment] = tuple(Program(*layers) for layers in [*blocks, head])
-        self.activation_size = 32 * max(tokens, 3 * max(channels))
-        """Of sequences of 32 tokens; longer ones only take more memory."""
-
-    def modules(self, params: Sequence[Tensor]) -> list[nn.Module]:
-        """One network's segments as ordinary modules; they give logits ``[B, tokens, T]``."""
-        first = next(iter(self.segments[0].layout.entries)).shape[0]
-        widths = [first, *self.slot_channels]
-        made: list[nn.Module] = []
-        for i, (inputs, outputs) in enumerate(pairwise(widths)):
-            layers: list[nn.Module] = [nn.Embedding(self.num_classes, first)] if i == 0 else []
-            layers.append(nn.Linear(inputs, outputs))
-            if i < len(self.slot_channels) - 1:
-                layers += [nn.LayerNorm(outputs), nn.ReLU()]
-            made.append(nn.Sequential(*layers))
-        narrow = widths[-1]
-        head = [nn.LayerNorm(narrow), nn.Linear(narrow, self.num_classes), Transpose()]
-        made.append(nn.Sequential(*head))
-        for segment, module, flat in zip(self.segments, made, params, strict=True):
-            named = {n: x[0] for n, x in segment.layout.unflatten(flat[None]).items()}
-            values = [x.T if name == "embedding" else x for name, x in named.items()]
-            fill(module.to(flat.dtype), values)
-        return made
+        network = partial(_network, tokens, tuple(channels))
+        slots = [f"block{i}" for i in range(1, len(channels))]
+        length = 3 if tokens == 2 else 2  # any, but that of the tokens
+        example = torch.zeros(1, length, dtype=torch.int64)
+        super().__init__(network, slots, example, blueprints, topology="transformer")
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Make int64 tokens ``[M, T]`` of integers.
@@ -111,3 +78,20 @@ class TextHost:
                 f"{int(inputs.max())}"
             )
         return inputs.long()
+
+
+def _network(tokens: int, channels: Sequence[int]) -> nn.Module:
+    """An embedding and blocks of these widths, and a head."""
+    blocks = OrderedDict[str, nn.Module]()
+    for i, (inputs, outputs) in enumerate(pairwise(channels)):
+        layers: list[nn.Module] = []
+        if i == 0:
+            layers.append(embedding := nn.Embedding(tokens, inputs))
+            nn.init.uniform_(embedding.weight, -_SPREAD, _SPREAD)
+        layers.append(nn.Linear(inputs, outputs))
+        if i < len(channels) - 2:
+            layers += [nn.LayerNorm(outputs), nn.ReLU()]
+        blocks[f"block{i + 1}"] = nn.Sequential(*layers)
+    narrow = channels[-1]
+    blocks["head"] = nn.Sequential(nn.LayerNorm(narrow), nn.Linear(narrow, tokens), Transpose())
+    return nn.Sequential(blocks)

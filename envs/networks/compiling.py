@@ -16,30 +16,49 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from envs.batched.instructions import Assembler, Buffer
-from envs.batched.programs import NotCompiledError
-from envs.networks.rules import FUNCTIONS, LAYERS
+from envs.networks.cutting import trace
+from envs.networks.function_rules import FUNCTIONS
+from envs.networks.rules import LAYERS
 from envs.networks.steps import NoRule, Step, Value
+
+
+class NotCompiledError(Exception):
+    """Something has no compiled form; the message says what."""
+
+
+def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
+    """The graph of a module with one input, and the shape of what each step gives for an example.
+
+    Raises:
+        NotCompiledError: if it can't be traced, or fails.
+    """
+    if not isinstance(module, fx.GraphModule):
+        module = nn.Sequential(module)  # it may be a layer itself, which is a step then
+    try:
+        traced = fx.GraphModule(module, trace(module))
+    except (fx.proxy.TraceError, TypeError) as error:
+        raise NotCompiledError(f"it can't be traced: {error}") from None
+    try:
+        ShapeProp(traced).propagate(example)
+    except RuntimeError as error:
+        raise NotCompiledError(f"it fails for an example: {error.__cause__ or error}") from None
+    return traced
 
 
 def compile_module(
     module: fx.GraphModule,
-    example: Tensor,
-    columns: Mapping[str, int],
+    columns: Mapping[int, int],
     code: Assembler,
-    x: Buffer,
-    *,
-    last: bool = False,
+    x: Value,
     names: Mapping[int, str] | None = None,
 ) -> Value:
-    """Write the instructions of a traced module.
+    """Write the instructions of a module.
 
     Args:
-        module: with one input; layers of :mod:`torch.nn` are steps of its graph.
-        example: an input ``[1, …]``.
-        columns: first column of each parameter, by name.
+        module: from :func:`trace_shapes`.
+        columns: first column of each parameter, by ``id``.
         code: where instructions are written.
         x: the input's features.
-        last: the input's channels are its last dimension.
         names: of the layers for messages, by ``id``; default: their names in ``module``.
 
     Returns:
@@ -48,10 +67,8 @@ def compile_module(
     Raises:
         NotCompiledError: if a step has no rule; the message names it.
     """
-    try:
-        ShapeProp(module).propagate(example)
-    except RuntimeError as error:
-        raise NotCompiledError(f"it fails for an example: {error.__cause__ or error}") from None
+    own = module.named_parameters(remove_duplicate=False)
+    by_name = {name: columns[id(parameter)] for name, parameter in own}
     values: dict[fx.Node, Value] = {}
     split: dict[Buffer, Buffer] = {}
     for node in module.graph.nodes:
@@ -64,7 +81,7 @@ def compile_module(
             continue
         layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         try:
-            values[node] = _compile_step(module, layer, node, values, split, columns, code, x, last)
+            values[node] = _compile_step(module, layer, node, values, split, by_name, code, x)
         except NoRule as reason:
             name = (names or {}).get(id(layer), node.name if layer is None else node.target)
             form = _name_of(layer if layer is not None else node.target)
@@ -81,15 +98,14 @@ def _compile_step(
     split: dict[Buffer, Buffer],
     columns: Mapping[str, int],
     code: Assembler,
-    x: Buffer,
-    last: bool,
+    x: Value,
 ) -> Value:
     meta = node.meta.get("tensor_meta")
     if meta is None or not isinstance(getattr(meta, "shape", None), torch.Size):
         raise NoRule("its result is no tensor")
     shape = tuple(meta.shape[1:])
     if node.op == "placeholder":
-        return Value(x, shape, last)
+        return x._replace(shape=shape)
     step = Step(module, code, node, shape, columns, values, split)
     args: Any = _with_values(node.args, values)
     options: Any = _with_values(node.kwargs, values)

@@ -7,18 +7,28 @@ from collections.abc import Sequence
 from torch import fx, nn
 from torch.fx.passes.split_module import split_module
 
+from envs.networks.rules import LAYERS
+
 
 class _Tracer(fx.Tracer):
-    """Goes into all modules but those of torch and those after which there is a slot."""
+    """Goes into all modules but those of torch, those with a rule, and those before a slot."""
 
     def __init__(self, slots: Sequence[str]) -> None:
         super().__init__()
         self.slots = slots
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.slots or super().is_leaf_module(
-            m, module_qualified_name
-        )
+        whole = module_qualified_name in self.slots or type(m) in LAYERS
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(module: nn.Module, slots: Sequence[str] = ()) -> fx.Graph:
+    """The graph of a module, in which layers of torch or with a rule are steps, and ``slots`` too.
+
+    Raises:
+        TraceError: from :mod:`torch.fx`; or TypeError.
+    """
+    return _Tracer(slots).trace(module)
 
 
 def split_at(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:
@@ -29,7 +39,7 @@ def split_at(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:
             times than once or in another order, or if something leads around a cut.
     """
     try:
-        graph = _Tracer(slots).trace(module)
+        graph = trace(module, slots)
     except (fx.proxy.TraceError, TypeError) as error:
         raise ValueError(f"the module can't be cut at its slots: {error}") from None
     runs = [
@@ -61,4 +71,6 @@ def split_at(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:
             assert isinstance(piece, fx.GraphModule)
             pieces.append(piece)
             before = node
+    if len(pieces) == len(slots):
+        raise ValueError(f"something must come after the slot of {slots[-1]!r}, got nothing")
     return pieces

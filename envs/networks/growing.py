@@ -3,37 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from envs.batched.modes import Mode
 from envs.checks import check_integer, check_number
+from envs.networks.layers import zero
 
 
 class Gate(nn.Module):
     """Share of a seed that is let in, by example or by position: σ of a linear layer.
 
     Takes images ``[B, C, H, W]``, of which it sees the average pixel, and gives ``[B, 1, 1, 1]``;
-    or features whose positions it lets in one by one, ``[B, T, C]``, and gives ``[B, T, 1]``. It
-    starts at ½ everywhere.
+    or features whose positions it lets in one by one, ``[B, T, C]`` or ``[B, C, T]``, and gives one
+    channel; or ``[B, C]``, and gives ``[B, 1]``. It starts at ½ everywhere.
 
     Args:
         channels: of the features.
-        channel_dim: their dimension, 1 or −1.
+        dims: of the features, 2 to 4.
+        channel_dim: that of the channels, 1 or −1.
     """
 
-    def __init__(self, channels: int, channel_dim: int = 1) -> None:
+    def __init__(self, channels: int, dims: int = 4, channel_dim: int = 1) -> None:
         super().__init__()
-        self.linear = nn.Linear(channels, 1)
-        self.channel_dim = channel_dim
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = zero(nn.Linear(channels, 1))
+        self.of_images, self.moves = dims == 4, dims == 3 and channel_dim == 1
 
     def forward(self, h: Tensor) -> Tensor:
-        seen = h.mean((2, 3), keepdim=True) if h.dim() == 4 else h
-        openness = torch.sigmoid(self.linear(seen.movedim(self.channel_dim, -1)))
-        return openness.movedim(-1, self.channel_dim)
+        if self.of_images:
+            return torch.sigmoid(self.linear(h.mean((2, 3))))[:, :, None, None]
+        if self.moves:
+            return torch.sigmoid(self.linear(h.transpose(1, 2))).transpose(1, 2)
+        return torch.sigmoid(self.linear(h))
+
+
+class _Incubate(torch.autograd.Function):
+    """The features, bitwise; the seed gets their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, given: Tensor) -> Tensor:
+        return h.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad
+
+
+def blend(mode: Mode, h: Tensor, given: Tensor, weight: Tensor) -> Tensor:
+    """Features after a slot: see :class:`~envs.batched.modes.Mode`.
+
+    Args:
+        mode: how the seed acts.
+        h: features before.
+        given: what the seed gives, of detached features if it incubates.
+        weight: α, times the gate's output where there is one; it broadcasts with ``h``.
+    """
+    if mode is Mode.INCUBATE:
+        return _Incubate.apply(h, given)
+    if mode is Mode.MULTIPLY:
+        return h * (1 + weight * torch.tanh(given - h))
+    return torch.lerp(h, given, weight)
 
 
 class Blend(nn.Module):
@@ -62,16 +95,12 @@ class Blend(nn.Module):
         self.register_buffer("alpha", torch.tensor(float(alpha)))
 
     def forward(self, h: Tensor) -> Tensor:
-        if self.mode is Mode.INCUBATE:
-            if not self.training:
-                return h
-            given = self.seed(h.detach())
-            return h + (given - given.detach())
-        given = self.seed(h)
-        if self.mode is Mode.MULTIPLY:
-            return h * (1 + self.alpha * torch.tanh(given - h))
+        incubates = self.mode is Mode.INCUBATE
+        if incubates and not self.training:
+            return h
+        given = self.seed(h.detach() if incubates else h)
         weight = self.alpha if self.gate is None else self.alpha * self.gate(h)
-        return torch.lerp(h, given, weight)
+        return blend(self.mode, h, given, weight)
 
     def extra_repr(self) -> str:
         return f"mode={self.mode.name}, alpha={float(self.alpha):g}"
@@ -85,7 +114,6 @@ class GrowingNetwork(nn.Module):
 
     Args:
         pieces: modules that run one after the other.
-        channel_dim: dimension of the channels in the features at slots, 1 or −1.
 
     Attributes:
         pieces: as given.
@@ -108,11 +136,10 @@ class GrowingNetwork(nn.Module):
         )
     """
 
-    def __init__(self, pieces: Sequence[nn.Module], channel_dim: int = 1) -> None:
+    def __init__(self, pieces: Sequence[nn.Module]) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
         self.slots = nn.ModuleList(nn.Identity() for _ in pieces[1:])
-        self.channel_dim = channel_dim
 
     def forward(self, x: Tensor, left_out: Collection[int] = ()) -> Tensor:
         """Outputs for examples ``[B, …]``, without the seeds of the slots ``left_out``."""

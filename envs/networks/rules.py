@@ -1,4 +1,4 @@
-"""A rule for each layer and function of PyTorch that has a compiled form.
+"""A rule for each layer of PyTorch that has a compiled form.
 
 A rule writes the instructions of a step of a graph, and returns where its result is. It raises
 :class:`~envs.networks.steps.NoRule` where the step asks for more than it can do.
@@ -6,23 +6,15 @@ A rule writes the instructions of a step of a graph, and returns where its resul
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from envs.batched.instructions import Activation, Buffer, Opcode
-from envs.batched.parameters import NORM_EPSILON
+from envs.batched.instructions import DRAWN, NORM_EPSILON, Activation, Buffer, Opcode
+from envs.networks.function_rules import Rule, activate, average, flatten, gelu_of
+from envs.networks.layers import DrawnConv, Mix, RelativeAttention
 from envs.networks.steps import RELUS, NoRule, Step, Value, does, only_user
-
-Layer = Callable[..., Value]
-
-
-# -- layers -----------------------------------------------------------------------------------
 
 
 def _conv(step: Step, layer: nn.Conv2d, x: Value) -> Value:
@@ -37,6 +29,9 @@ def _conv(step: Step, layer: nn.Conv2d, x: Value) -> Value:
         or layer.padding_mode != "zeros"
     ):
         raise NoRule("a square kernel, stride 1 or 2, no dilation and zeros around are needed")
+    pooled = _stem(step, layer, x)
+    if pooled is not None:
+        return pooled
     channels, (outputs, height, width) = x.buffer.channels, step.shape
     if layer.groups == 1:
         opcode = Opcode.CONV
@@ -55,6 +50,44 @@ def _conv(step: Step, layer: nn.Conv2d, x: Value) -> Value:
         stride=stride,
         padding=padding,
     )
+
+
+def _stem(step: Step, conv: nn.Conv2d, x: Value) -> Value | None:
+    """The first block of a network on one-channel images in closed form, if it is one.
+
+    Channel c of a 1×1 convolution is w_c · pixel, so the norm only needs the image's mean and
+    variance, and the pooled value is an increasing or decreasing function of the pixel: it is
+    reached at the window's largest or smallest pixel. A quarter of the work, exactly the same
+    function (and gradient) of the same parameters.
+    """
+    norm = only_user(step.node)
+    relu = only_user(norm) if norm and does(step.module, norm, nn.GroupNorm) else None
+    pool = only_user(relu) if relu and does(step.module, relu, nn.ReLU, *RELUS) else None
+    if not (norm and relu and pool and _halves(step.module, pool, x.buffer)):
+        return None
+    layer = step.module.get_submodule(str(norm.target))
+    start, outputs, b = step.parameters(conv), conv.out_channels, x.buffer
+    fits = (
+        (b == step.code.inputs and len(step.node.all_input_nodes[0].users) == 1)
+        and (conv.weight.shape[1:] == (1, 1, 1) and conv.bias is None)
+        and (conv.padding == (0, 0) and conv.stride == (1, 1))
+        and (layer.num_groups == 1 and layer.affine and layer.eps == NORM_EPSILON)
+        and replace(step, node=norm).parameters(layer) == start + outputs
+    )
+    if not fits:
+        return None
+    out = step.code.buffer(outputs, b.height // 2, b.width // 2)
+    extremes = Buffer(b.start, 2 * (b.size // 4) + 2)
+    step.code.line(Opcode.STEM, extremes, out, scratch=step.code.buffer(2), parameters=start)
+    step.code.takes_extremes = True
+    pooled = Value(out, (outputs, out.height, out.width))
+    step.values |= {norm: pooled, relu: pooled, pool: pooled}
+    return pooled
+
+
+def _drawn_conv(step: Step, layer: DrawnConv, x: Value) -> Value:
+    out = Value(step.code.buffer(*step.shape), step.shape)
+    return step.line(Opcode.CONV, x, out, parameters=step.parameters(layer), size=DRAWN)
 
 
 def _split(step: Step, x: Value) -> Value:
@@ -158,18 +191,42 @@ def _layer_norm(step: Step, layer: nn.LayerNorm, x: Value) -> Value:
     return _norm(step, x, step.parameters(layer), pixels, step.relu_after())
 
 
-def _activation(kind: Activation) -> Layer:
+def _mix(step: Step, layer: Mix, x: Value, y: Value) -> Value:
+    if x[1:] != y[1:] or x.last != (len(layer.shape) == 1):
+        raise NoRule("two features of the same shape are needed")
+    parameters = step.parameters(layer)
+    return step.line(Opcode.MIX, x, step.like(x), other=y.buffer, parameters=parameters)
+
+
+def _relative_attention(step: Step, layer: RelativeAttention, x: Value) -> Value:
+    if len(x.shape) != 2 or not x.last:
+        raise NoRule("its input must be [B, T, 3 · C]")
+    length, channels = step.shape
+    seen = Value(step.code.buffer(channels, 1, length), step.shape, True)
+    weights = step.code.buffer(layer.heads * min(layer.window or length, length), 1, length)
+    return step.line(
+        Opcode.ATTEND,
+        x,
+        seen,
+        scratch=weights,
+        parameters=step.parameters(layer),
+        size=layer.heads,
+        flag=layer.window or 0,
+    )
+
+
+def _activation(kind: Activation) -> Rule:
     def rule(step: Step, layer: nn.Module, x: Value) -> Value:
-        return _activate(step, kind, x, getattr(layer, "inplace", False))
+        return activate(step, kind, x, getattr(layer, "inplace", False))
 
     return rule
 
 
 def _gelu(step: Step, layer: nn.GELU, x: Value) -> Value:
-    return _gelu_of(step, x, layer.approximate)
+    return gelu_of(step, x, layer.approximate)
 
 
-def _pool(opcode: Opcode) -> Layer:
+def _pool(opcode: Opcode) -> Rule:
     def rule(step: Step, layer: Any, x: Value) -> Value:
         numbers = [layer.kernel_size, layer.stride, layer.padding]
         pairs = [each if isinstance(each, tuple) else (each, each) for each in numbers]
@@ -191,7 +248,7 @@ def _pool(opcode: Opcode) -> Layer:
 def _global_average(step: Step, layer: nn.AdaptiveAvgPool2d, x: Value) -> Value:
     if layer.output_size not in (1, (1, 1)) or len(x.shape) != 3:
         raise NoRule("the average of all pixels is needed")
-    return _average(step, x)
+    return average(step, x)
 
 
 def _same(step: Step, layer: nn.Module, x: Value) -> Value:
@@ -199,7 +256,7 @@ def _same(step: Step, layer: nn.Module, x: Value) -> Value:
 
 
 def _flatten_layer(step: Step, layer: nn.Flatten, x: Value) -> Value:
-    return _flatten(step, x, layer.start_dim, layer.end_dim)
+    return flatten(step, x, layer.start_dim, layer.end_dim)
 
 
 def _dropout(step: Step, layer: Any, x: Value) -> Value:
@@ -208,7 +265,7 @@ def _dropout(step: Step, layer: Any, x: Value) -> Value:
     return x
 
 
-LAYERS: dict[type[nn.Module], Layer] = {
+LAYERS: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
     nn.Embedding: _embedding,
@@ -226,124 +283,11 @@ LAYERS: dict[type[nn.Module], Layer] = {
     nn.Identity: _same,
     nn.Dropout: _dropout,
     nn.Dropout2d: _dropout,
+    DrawnConv: _drawn_conv,
+    Mix: _mix,
+    RelativeAttention: _relative_attention,
 }
 """By class, which must be the very one: a subclass may do something else."""
-
-
-# -- functions --------------------------------------------------------------------------------
-
-
-def _activate(step: Step, kind: Activation, x: Value, inplace: bool = False) -> Value:
-    _check_in_place(step, inplace)
-    return step.line(Opcode.ACTIVATE, x, step.like(x), size=kind, flag=1)
-
-
-def _function(kind: Activation) -> Layer:
-    def rule(step: Step, x: Value, inplace: bool = False) -> Value:
-        return _activate(step, kind, x, inplace)
-
-    return rule
-
-
-def _gelu_of(step: Step, x: Value, approximate: str = "none") -> Value:
-    return _activate(step, Activation.GELU_TANH if approximate == "tanh" else Activation.GELU, x)
-
-
-def _check_in_place(step: Step, inplace: bool = True) -> None:
-    """Refuse a change of features that a later step reads too: it would see the changed ones."""
-    first = step.node.args[0]
-    if inplace and isinstance(first, fx.Node) and len(first.users) > 1:
-        raise NoRule("it changes features that other layers read")
-
-
-def _average(step: Step, x: Value) -> Value:
-    out = Value(step.code.buffer(x.buffer.channels), step.shape)
-    return step.line(Opcode.AVERAGE, x, out)
-
-
-def _mean(step: Step, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    dims = {d % (1 + len(x.shape)) for d in ((dim,) if isinstance(dim, int) else dim or ())}
-    positions = {1} if x.last else {2, 3}
-    if dims != positions or len(x.shape) != 1 + len(positions):
-        raise NoRule("the average of all pixels or positions is needed")
-    return _average(step, x)
-
-
-def _flatten(step: Step, x: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
-    if start_dim != 1 or end_dim not in (-1, len(x.shape)):
-        raise NoRule("all dimensions but that of the examples are needed, start_dim=1")
-    if x.last and x.buffer.width > 1:
-        raise NoRule("channels come last")
-    return Value(Buffer(x.buffer.start, x.buffer.size), step.shape)
-
-
-def _transpose(step: Step, x: Value, first: int, second: int) -> Value:
-    if len(x.shape) != 2 or {first % 3, second % 3} != {1, 2}:
-        raise NoRule("channels and positions of [B, T, C] are needed")
-    return Value(x.buffer, step.shape, not x.last)
-
-
-def _permute(step: Step, x: Value, *dims: Any) -> Value:
-    order = dims[0] if len(dims) == 1 else dims
-    if len(x.shape) != 2 or [d % 3 for d in order] != [0, 2, 1]:
-        raise NoRule("channels and positions of [B, T, C] are needed, and nothing else")
-    return Value(x.buffer, step.shape, not x.last)
-
-
-def _index(step: Step, x: Value, index: Any) -> Value:
-    """``x[:, :, None]`` and the like, which only add dimensions of one behind the examples."""
-    each = index if isinstance(index, tuple) else (index,)
-    only_adds = all(i is None or i is Ellipsis or i == slice(None) for i in each)
-    if not only_adds or each[0] is None or x.last:
-        raise NoRule("only None, ... and : are possible, and None not first")
-    return Value(x.buffer, step.shape)
-
-
-def _add(step: Step, x: Any, y: Any, sign: int = 1) -> Value:
-    if not (isinstance(x, Value) and isinstance(y, Value)) or x[1:] != y[1:]:
-        raise NoRule("two features of the same shape are needed")
-    return step.line(Opcode.ADD, x, step.like(x), other=y.buffer, flag=sign)
-
-
-def _subtract(step: Step, x: Any, y: Any) -> Value:
-    return _add(step, x, y, -1)
-
-
-def _add_in_place(step: Step, x: Any, y: Any) -> Value:
-    _check_in_place(step)
-    return _add(step, x, y)
-
-
-def _multiply(step: Step, x: Any, y: Any) -> Value:
-    """Features by others, or by a factor for each channel."""
-    if isinstance(x, Value) and isinstance(y, Value):
-        if x.shape == (*y.shape[:1], 1, 1):
-            x, y = y, x
-        if x[1:] == y[1:]:
-            return step.line(Opcode.SCALE, x, step.like(x), other=y.buffer, size=1)
-        if y.shape == (*x.shape[:1], 1, 1):
-            pixels = x.buffer.height * x.buffer.width
-            return step.line(Opcode.SCALE, x, step.like(x), other=y.buffer, size=pixels)
-    raise NoRule("other features, or a factor for each channel, [B, C, 1, 1], are needed")
-
-
-FUNCTIONS: dict[Any, Layer] = {
-    **dict.fromkeys(RELUS, _function(Activation.RELU)),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), _function(Activation.SIGMOID)),
-    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), _function(Activation.TANH)),
-    F.silu: _function(Activation.SILU),
-    F.gelu: _gelu_of,
-    **dict.fromkeys((torch.mean, "mean"), _mean),
-    **dict.fromkeys((torch.flatten, "flatten"), _flatten),
-    **dict.fromkeys((torch.transpose, "transpose"), _transpose),
-    **dict.fromkeys((torch.permute, "permute"), _permute),
-    operator.getitem: _index,
-    **dict.fromkeys((operator.add, torch.add, "add"), _add),
-    **dict.fromkeys((operator.sub, torch.sub, "sub"), _subtract),
-    **dict.fromkeys((operator.iadd, "add_"), _add_in_place),
-    **dict.fromkeys((operator.mul, torch.mul, "mul"), _multiply),
-}
-"""By function, or by the name of a tensor's method."""
 
 
 def _halves(module: nn.Module, node: fx.Node, x: Buffer) -> bool:

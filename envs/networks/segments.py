@@ -1,96 +1,85 @@
-"""Ordinary modules as segments of many networks, with the parameters of each of them."""
+"""Ordinary modules as parts of many networks, with the parameters of each of them."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call, vmap
 
-from envs.batched.instructions import Assembler, Buffer
-from envs.batched.parameters import Parameter, ParameterLayout
-from envs.batched.programs import NotCompiledError
-from envs.networks.compiling import compile_module
-
-_SEEDS = 2**63 - 1
-
-ModuleFactory = Callable[[], nn.Module]
+from envs.batched.instructions import Assembler
+from envs.networks.compiling import compile_module, trace_shapes
+from envs.networks.drawing import Initialisation
+from envs.networks.layers import DrawnConv
+from envs.networks.steps import Value
 
 
-class ModuleLayout(ParameterLayout):
-    """Parameters of a module or of a piece of it, as its own initialisation draws them.
-
-    Args:
-        factory: makes the module.
-        names: of its parameters that are laid out, by the name that they have in the piece.
-        template: a module that was made.
-    """
-
-    def __init__(
-        self, factory: ModuleFactory, names: Mapping[str, str], template: nn.Module
-    ) -> None:
-        made = dict(template.named_parameters())
-        super().__init__(
-            [Parameter(name, tuple(made[source].shape)) for name, source in names.items()]
-        )
-        self._factory, self._names = factory, names
-
-    def draw(self, key: Tensor) -> Tensor:
-        """Parameters of a fresh module for every key ``[n]``: float32 ``[n, size]``."""
-        drawn = torch.zeros(len(key), self.size)
-        for row, seed in zip(drawn, key.tolist(), strict=True):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed & _SEEDS)
-                made = dict(self._factory().named_parameters())
-            parts = row.split(self.sizes)
-            for part, name in zip(parts, self._names.values(), strict=True):
-                part.copy_(made[name].detach().flatten())
-        return drawn.to(key.device)
-
-
-class ModuleSegment:
+class Segment:
     """A module, or a piece of one, with the parameters of n networks.
 
     In PyTorch, rows go through it one by one on CPUs, where ``vmap`` is slower than a loop, and
-    together on other devices. It runs compiled where each of its steps has a rule
-    (:mod:`envs.networks.rules`).
+    together on other devices.
 
     Args:
         module: the piece, whose own parameters only tell shapes.
-        layout: its parameters, by the names that they have in it.
-        example: an input ``[1, …]``; default: features of a slot.
-        takes_last, gives_last: are channels the last dimension of what it takes and gives,
-            ``[B, T, C]``? Its features are ``[n, C, 1, T, B]`` then.
-        logits: of what it gives; classes take the place of channels, ``[n, C, T, B]``.
+        start: of the whole module.
+        sources: by a parameter's name in the piece, its name there; default: the same.
         names: of its layers for messages, by ``id``.
+
+    Attributes:
+        shapes: of its parameters, by name; they lie behind each other in a network's row.
+        size: numbers in all.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        layout: ParameterLayout,
-        example: Tensor | None = None,
-        *,
-        takes_last: bool = False,
-        gives_last: bool = False,
-        logits: bool = False,
+        start: Initialisation,
+        sources: Mapping[str, str] | None = None,
         names: Mapping[int, str] | None = None,
     ) -> None:
-        self.layout = layout
+        own = dict(module.named_parameters())
+        self.shapes = {name: parameter.shape for name, parameter in own.items()}
+        self._sizes = [parameter.numel() for parameter in own.values()]
+        self.size = sum(self._sizes)
+        self._start = start
+        names_there = (name if sources is None else sources[name] for name in own)
+        self._drawn = dict(zip(names_there, self._sizes, strict=True))
+        self._names = names
         # A call puts parameters into its module, so threads that run at once need copies.
         self._template = module
         uses = list(module.named_parameters(remove_duplicate=False))
-        self._tied = len(uses) > len(layout.entries)  # to find out takes long
+        self._tied = len(uses) > len(own)  # to find out takes long
         self._idle: list[nn.Module] = []
-        self._example, self._names = example, names
-        self._takes_last, self._gives_last, self._logits = takes_last, gives_last, logits
+        self._graphs: dict[tuple[Any, ...], fx.GraphModule] = {}
 
-    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        """Features ``[n, C, …, B]`` of n networks; the module itself sees ``[B, C, …]``."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_idle": [], "_graphs": {}}
+
+    def draw(self, keys: Tensor, skip: int = 0) -> Tensor:
+        """Fresh parameters for int64 keys ``[n]``: float32 ``[n, size]``.
+
+        Args:
+            keys: what they are drawn from.
+            skip: see :meth:`~envs.networks.drawing.Initialisation.draw`.
+        """
+        return self._start.draw(self._drawn, keys, skip)
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """The named parameters ``[n, *shape]`` in flat rows ``[n, size]``, without a copy."""
+        parts = flat.split(self._sizes, dim=1)
+        return {
+            name: part.reshape(len(part), *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def __call__(self, flat: Tensor, x: Tensor) -> Tensor:
+        """Features ``[n, B, …]`` of n networks with parameters ``[n, size]``."""
         try:
             module = self._idle.pop()
         except IndexError:
@@ -99,85 +88,68 @@ class ModuleSegment:
         def run(params: dict[str, Tensor], examples: Tensor) -> Tensor:
             return functional_call(module, params, (examples,), tie_weights=self._tied)
 
-        examples = x.movedim(-1, 1)
-        if self._takes_last:
-            examples = examples.squeeze(3).movedim(2, -1)
-        # Contiguous, and a copy, since a module may change its input in place.
-        examples = examples.clone(memory_format=torch.contiguous_format)
+        params = self.unflatten(flat)
+        x = x.clone(memory_format=torch.contiguous_format)  # a module may change it in place
         if x.device.type == "cpu":
             # Not values[i], whose gradient would be of all rows.
             rows = zip(*(values.unbind() for values in params.values()), strict=True)
             named = [dict(zip(params, row, strict=True)) for row in rows]
-            given = torch.stack([*map(run, named or [{}] * len(x), examples.unbind())])
+            given = torch.stack([*map(run, named or [{}] * len(x), x.unbind())])
         else:
-            given = vmap(run)(params, examples)
+            given = vmap(run)(params, x)
         self._idle.append(module)
-        if self._gives_last:
-            given = given.movedim(-1, 2)
-            given = given if self._logits else given.unsqueeze(3)
-        return given.movedim(1, -1)
+        return given
+
+    def features(self, x: Tensor) -> Tensor:
+        """Outputs of the module that was given for examples, such as to see their shape."""
+        buffers = {name: buffer.clone() for name, buffer in self._template.named_buffers()}
+        with torch.no_grad():
+            return functional_call(self._template, buffers, (x.clone(),))
 
     def module(self, flat: Tensor) -> nn.Module:
         """The module of one network, of its dtype, with a copy of its parameters ``[size]``."""
         module = copy.deepcopy(self._template).to(flat.dtype)
         own = dict(module.named_parameters())
         with torch.no_grad():
-            for name, values in self.layout.unflatten(flat[None]).items():
+            for name, values in self.unflatten(flat[None]).items():
                 own[name].copy_(values[0])
+        for name, layer in list(module.named_modules()):
+            if isinstance(layer, DrawnConv):
+                module.set_submodule(name, layer.chosen())
         return module
 
-    def emit(self, code: Assembler, x: Buffer) -> Buffer:
+    def emit(self, code: Assembler, x: Value, example: Tensor, column: int) -> Value:
         """Write its instructions.
+
+        Args:
+            code: where they are written.
+            x: its input.
+            example: an input ``[1, …]`` in PyTorch.
+            column: of its first parameter.
 
         Raises:
             NotCompiledError: if a step has no rule.
         """
-        piece = self._template
-        if not isinstance(piece, fx.GraphModule):
-            piece = nn.Sequential(piece)  # it may be a layer itself, which is a step then
-        try:
-            module = fx.symbolic_trace(piece)  # once more: now into the modules before the slots
-        except (fx.proxy.TraceError, TypeError) as error:
-            raise NotCompiledError(f"it can't be traced: {error}") from None
-        columns, start = {}, code.column
-        offsets = dict(zip((e.name for e in self.layout.entries), self.layout.starts, strict=True))
-        by_id = {id(p): name for name, p in self._template.named_parameters()}
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            columns[name] = start + offsets[by_id[id(parameter)]]
-        example = self._example
-        if example is None and self._takes_last:
-            example = torch.zeros(1, x.width, x.channels)
-        elif example is None:
-            pixels = (x.height, x.width) if x.height * x.width > 1 else ()
-            example = torch.zeros(1, x.channels, *pixels)
-        result = compile_module(
-            module, example, columns, code, x, last=self._takes_last, names=self._names
-        )
-        if result.last != self._gives_last:
-            raise NotCompiledError("its output has channels and positions in another order")
-        code.column = start + self.layout.size
-        return result.buffer
+        kind = (*example.shape, example.dtype)
+        if kind not in self._graphs:
+            self._graphs[kind] = trace_shapes(self._template, example)
+        starts = accumulate(self._sizes, initial=column)
+        parameters = self._template.parameters()
+        columns = {id(p): start for p, start in zip(parameters, starts, strict=False)}
+        return compile_module(self._graphs[kind], columns, code, x, self._names)
 
 
-def make_seed(blueprint: Callable[[int], Any], channels: int, *, last: bool = False) -> Any:
-    """A blueprint's seed for a slot of so many channels, as a segment.
-
-    Args:
-        blueprint: makes a module, or a segment.
-        channels: of the features.
-        last: a module takes and gives ``[B, T, channels]``, otherwise ``[B, channels, …]``.
+def make_seed(blueprint: Callable[[int], nn.Module], channels: int) -> Segment:
+    """A blueprint's seed for a slot of so many channels.
 
     Raises:
+        TypeError: if the blueprint doesn't make a module.
         ValueError: for a module that draws random numbers.
     """
-    module = blueprint(channels)
-    if not isinstance(module, nn.Module):
-        return module
-    check_deterministic(module)
-    names = {name: name for name, _ in module.named_parameters()}
-    layout = ModuleLayout(partial(blueprint, channels), names, module)
-    layers = {id(layer): name or "the seed" for name, layer in module.named_modules()}
-    return ModuleSegment(module, layout, takes_last=last, gives_last=last, names=layers)
+    start = Initialisation(partial(blueprint, channels))
+    check_deterministic(start.module)
+    layers = {id(layer): name or "the seed" for name, layer in start.module.named_modules()}
+    return Segment(start.module, start, names=layers)
 
 
 def check_deterministic(module: nn.Module) -> None:

@@ -57,9 +57,9 @@ class Step:
     split: dict[Buffer, Buffer]
 
     def parameters(self, module: nn.Module) -> int:
-        """First column of a module's own parameters, which must lie behind each other."""
+        """First column of a layer's parameters, which must lie behind each other."""
         start = place = None
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in module.named_parameters():
             column = self.columns[f"{self.node.target}.{name}"]
             if place not in (None, column):
                 raise NoRule("its parameters are shared with other layers one by one")

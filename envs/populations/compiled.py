@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from threading import Timer
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from envs.batched.compiled import Network, Rows, train_rows, validate_rows
-from envs.batched.instructions import Assembler, Buffer, Field, Opcode
+from envs.batched.instructions import Assembler, Field, Opcode
 from envs.batched.optimizers import SGD, AdamW, Optimizer
-from envs.batched.programs import NotCompiledError, emit
 from envs.batched.workers import run_chunks
-from envs.blueprints.base import Segment
+from envs.networks.compiling import NotCompiledError
+from envs.networks.segments import Segment
+from envs.networks.steps import Value
 from envs.populations.base import ablations
 from envs.populations.data import Data, LabelledData
 from envs.populations.networks import Networks, Work
@@ -50,13 +52,14 @@ class CompiledPasses:
         if not isinstance(optimizer, SGD | AdamW):
             raise NotCompiledError(f"{type(optimizer).__name__} is neither SGD nor AdamW")
         self.networks, self.data, self.optimizer = networks, data, optimizer
-        self._inputs = data.inputs.flatten(1)
-        self._targets = data.targets.view(len(data.targets), -1)
-        self._answers = data.validation_targets()[0].view(-1, data.validation_size)
         self._numbers = np.array(optimizer.numbers)
-        self._validation_inputs = data.validation_inputs()[0].flatten(0, -2)
-        positions = len(self._answers)
-        self.network = assemble(networks, data.inputs.shape[1:], positions)
+        positions = data.targets[:1].numel()
+        self.network, extremes = assemble(networks, data.inputs[:1], positions)
+        prepare = window_extremes if extremes else networks.host.channels_first
+        self._inputs = prepare(data.inputs).flatten(1)
+        self._targets = data.targets.view(len(data.targets), -1)
+        self._validation_inputs = prepare(data.validation_inputs()).flatten(1).T
+        self._answers = data.validation_targets().view(-1, positions).T
         self._at_once = max(_LEAST, _PIECE // positions)
         slots, left_out = torch.arange(networks.num_slots), ablations(networks.num_slots)
         digits = left_out[:, None] >> slots & 1
@@ -157,71 +160,103 @@ def _shares(rows: Tensor) -> list[np.ndarray]:
     return [np.ascontiguousarray(rows.numpy()[i::count]) for i in range(count)]
 
 
-def assemble(networks: Networks, features: Sequence[int], positions: int) -> Network:
-    """Write the instructions of all programs.
+def window_extremes(images: Tensor) -> Tensor:
+    """Largest and smallest pixel of every 2×2 window, mean and variance of the image.
+
+    Args:
+        images: ``[M, 1, H, W]``, H and W even.
+
+    Returns:
+        ``[M, H·W/2 + 2]``.
+    """
+    largest = F.max_pool2d(images, 2).flatten(1)
+    smallest = -F.max_pool2d(-images, 2).flatten(1)
+    pixels = images.flatten(1)
+    mean, variance = pixels.mean(1, keepdim=True), pixels.var(1, correction=0, keepdim=True)
+    return torch.cat([largest, smallest, mean, variance], dim=1)
+
+
+def assemble(networks: Networks, example: Tensor, positions: int) -> tuple[Network, bool]:
+    """Write the instructions of all networks.
 
     Args:
         networks: hosts and seeds.
-        features: shape of an example, as the host's ``prepare`` gives it.
+        example: an input ``[1, …]``.
         positions: answers of an example.
+
+    Returns:
+        The instructions; and do they take the :func:`window_extremes` of the examples?
 
     Raises:
         NotCompiledError: if a layer has no compiled form, or the outputs aren't a logit of each
             class for each answer.
     """
-    code = Assembler()
-    channels, height, width = (*features, 1, 1)[:3]
-    h = inputs = code.buffer(channels, height, width)
+    host, features = networks.host, networks.host.features(example)
+    code = Assembler(*(*host.channels_first(example).shape[1:], 1, 1)[:3])
+    h = Value(code.inputs, tuple(example.shape[1:]), host.inputs_last)
     segments, outputs = [], []
-    for i, segment in enumerate(networks.host.segments):
-        first = len(code.lines)
-        given = _emit_part(f"segment {i} of the host", segment, code, h)
-        if given.start == h.start and i < networks.num_slots:
+    for i, segment in enumerate(host.segments):
+        first, before, is_last = len(code.lines), h.buffer, i == len(host.segments) - 1
+        column, name = networks.segments[i].start, f"segment {i} of the host"
+        h = _emit(name, segment, code, h, features[i], column)
+        if h.last != (host.classes_last if is_last else host.channels_last):
+            raise NotCompiledError(f"in {name}, channels and positions come in another order")
+        if h.buffer.start == before.start and i < networks.num_slots:
             # A seed changes the features at its slot in place: not those of the slot before, or
             # the examples, of which these are a view.
-            room = code.buffer(given.channels, given.height, given.width)
-            given = code.line(Opcode.AVERAGE_POOL, given, room)  # of one pixel: a copy
-        h = given
+            room = code.buffer(before.channels, before.height, before.width)
+            copied = code.line(Opcode.AVERAGE_POOL, before, room)  # of one pixel: a copy
+            h = h._replace(buffer=replace(h.buffer, start=copied.start))
         segments.append((first, len(code.lines)))
         outputs.append(h)
-    if h.size != networks.host.num_classes * positions:
+    if h.buffer.size != host.num_classes * positions:
         raise NotCompiledError(
-            f"the host gives {h.size} outputs an example, not {networks.host.num_classes} for each "
+            f"the host gives {h.buffer.size} outputs an example, not {host.num_classes} for each "
             f"of {positions} positions"
         )
     host_places, places = code.place, code.place
     slots, seeds = [], []
     for s, (columns, choices) in enumerate(zip(networks.slots, networks.seeds, strict=True)):
-        out = outputs[s]
-        code.column, code.place = columns.start, places
+        out, example = outputs[s].buffer, features[s + 1]
+        code.place = places
         first = len(code.lines)
-        seen = code.buffer(out.channels, out.height, out.width)
-        code.line(Opcode.SHOW, out, seen, flag=s)
+        seen = outputs[s]._replace(buffer=code.buffer(out.channels, out.height, out.width))
+        code.line(Opcode.SHOW, out, seen.buffer, flag=s)
         shown = len(code.lines)
-        openness = _emit_part("the host's pool", networks.gates[s], code, seen)
+        gate = networks.gates[s]
+        openness = _emit("a gate", gate, code, seen, example, columns.start).buffer
         steps = (first, shown, shown, len(code.lines))
-        slots.append((out.start, seen.start, seen.size, *steps, columns.start))
-        column, place = code.column, code.place
+        slots.append((out.start, seen.buffer.start, out.size, *steps, columns.start))
+        place = code.place
         of_kind = [(0, 0, 0, 0)] * len(networks.blueprints)
         for kind, seed in choices.items():
-            code.column, code.place = column, place
+            code.place = place
             first = len(code.lines)
             name = f"blueprint {networks.blueprints[kind]!r}"
-            given = _emit_part(name, seed.module, code, seen)
+            column = networks.seed_columns(s, kind).start
+            given = _emit(name, seed, code, seen, example, column)
+            if given[1:] != seen[1:]:
+                raise NotCompiledError(f"in {name}, channels and positions come in another order")
             code.line(
-                Opcode.BLEND, seen, out, other=given, scratch=openness, size=openness.size, flag=s
+                Opcode.BLEND,
+                seen.buffer,
+                out,
+                other=given.buffer,
+                scratch=openness,
+                size=openness.size,
+                flag=s,
             )
-            of_kind[kind] = (first, len(code.lines), code.place, seed.layout.size)
+            of_kind[kind] = (first, len(code.lines), code.place, gate.size + seed.size)
             places = max(places, code.place)
         seeds.append(of_kind)
-    return Network(
+    network = Network(
         code.table(),
         np.array(segments),
         np.array(slots).reshape(-1, 8),
         np.array(seeds).reshape(len(slots), -1, 4),
-        inputs.start,
-        h.start,
-        networks.host.num_classes,
+        code.inputs.start,
+        h.buffer.start,
+        host.num_classes,
         positions,
         host_places,
         networks.host_size,
@@ -229,10 +264,13 @@ def assemble(networks: Networks, features: Sequence[int], positions: int) -> Net
         True if any(line[Field.OPCODE] == Opcode.ATTEND for line in code.lines) else None,
         True if code.further else None,
     )
+    return network, code.takes_extremes
 
 
-def _emit_part(name: str, part: Segment, code: Assembler, x: Buffer) -> Buffer:
+def _emit(
+    name: str, part: Segment, code: Assembler, x: Value, example: Tensor, column: int
+) -> Value:
     try:
-        return emit(part, code, x)
+        return part.emit(code, x, example, column)
     except NotCompiledError as error:
         raise NotCompiledError(f"in {name}, {error}") from None

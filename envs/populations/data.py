@@ -34,23 +34,23 @@ class Data(Protocol):
         ...
 
     def train_inputs(self, examples: Tensor) -> Tensor:
-        """Inputs of the training examples ``[n, B]``: ``[n, features…, B]``."""
+        """Inputs of the training examples ``[n, B]``: ``[n, B, features…]``."""
         ...
 
     def train_targets(self, examples: Tensor) -> Tensor:
-        """Targets of the training examples ``[n, B]``: ``[n, …, B]``."""
+        """Targets of the training examples ``[n, B]``: ``[n, B, …]``."""
         ...
 
     def validation_inputs(self) -> Tensor:
-        """Inputs of all validation examples, the same for every network: ``[1, features…, V]``."""
+        """Inputs of all validation examples, the same for every network: ``[V, features…]``."""
         ...
 
     def validation_targets(self) -> Tensor:
-        """Targets of all validation examples: ``[1, …, V]``."""
+        """Targets of all validation examples: ``[V, …]``."""
         ...
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of each of n networks, ``[n]``."""
+        """Mean loss of each of n networks with outputs ``[n, B, …]``, ``[n]``."""
         ...
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class Data(Protocol):
 class LabelledData:
     """Examples with a class each, or a class for each of their positions.
 
-    Outputs are logits ``[n, classes, positions…, B]``, targets ``[n, positions…, B]``; the loss
-    is the cross-entropy in nats. An epoch's minibatches share no example.
+    Outputs are logits ``[n, B, classes, positions…]``, targets ``[n, B, positions…]``; the loss is
+    the cross-entropy in nats. An epoch's minibatches share no example.
 
     Args:
         train: inputs ``[M, …]`` of any dtype and int64 targets ``[M, positions…]``.
@@ -88,35 +88,34 @@ class LabelledData:
     ) -> None:
         self.batches_per_epoch, self.minibatch_size = batches_per_epoch, minibatch_size
         self.inputs, self.targets = prepare(train[0]).to(device), train[1].to(device)
-        inputs, targets = prepare(validation[0]).to(device), validation[1].to(device)
-        self.validation_size = len(targets)
-        self._validation_inputs = inputs.movedim(0, -1).contiguous()[None]
-        self._validation_targets = targets.movedim(0, -1).contiguous()[None]
+        self._validation = prepare(validation[0]).to(device), validation[1].to(device)
+        self.validation_size = len(validation[1])
 
     def to(self, device: torch.device) -> None:
         self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
-        self._validation_inputs = self._validation_inputs.to(device)
-        self._validation_targets = self._validation_targets.to(device)
+        inputs, targets = self._validation
+        self._validation = inputs.to(device), targets.to(device)
 
     def draw(self, keys: Tensor) -> Tensor:
         shape = self.batches_per_epoch, self.minibatch_size
         return shuffled(keys, len(self.targets), math.prod(shape)).unflatten(1, shape)
 
     def train_inputs(self, examples: Tensor) -> Tensor:
-        return self.inputs[examples].movedim(1, -1).contiguous()
+        return self.inputs[examples]
 
     def train_targets(self, examples: Tensor) -> Tensor:
-        return self.targets[examples].movedim(1, -1)
+        return self.targets[examples]
 
     def validation_inputs(self) -> Tensor:
-        return self._validation_inputs
+        return self._validation[0]
 
     def validation_targets(self) -> Tensor:
-        return self._validation_targets
+        return self._validation[1]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction="none").flatten(1).mean(1)
+        each = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+        return each.view(len(outputs), -1).mean(1)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        best = outputs.max(1).indices  # several times as fast as argmax
+        best = outputs.max(2).indices  # several times as fast as argmax
         return (best == targets).to(outputs.dtype).flatten(1).sum(1)

@@ -8,27 +8,9 @@ import torch
 from torch import Tensor
 
 from envs.actions import Algorithm
-from envs.batched.layers import Linear, Sigmoid
 from envs.batched.modes import Mode
-from envs.batched.parameters import ParameterLayout
-from envs.batched.programs import Program
-from envs.blueprints.base import Segment
-from envs.hosts.base import Host
-from envs.networks.segments import make_seed
+from envs.hosts import ModuleHost
 from envs.populations.base import SlotInputs, blueprint_choices
-
-
-@dataclass(frozen=True)
-class Seed:
-    """One of the seeds that a slot can hold.
-
-    Attributes:
-        module: the seed itself.
-        layout: parameters of its slot's gate, then its own.
-    """
-
-    module: Segment
-    layout: ParameterLayout
 
 
 class Networks:
@@ -44,43 +26,44 @@ class Networks:
     Attributes:
         host, num_slots: as given.
         blueprints: names of the choices of head ``blueprint``.
-        gates: for every slot, how far its seed's gate is open, ``[n, 1, B]``, or ``[n, 1, …, B]``
-            where positions open by themselves; it counts only while the seed is gated.
+        gates: for every slot, how far its seed's gate is open; it counts only while the seed is
+            gated.
         seeds: for every slot, what it can hold by choice.
         segments: columns of every segment of the host.
         slots: columns of every slot.
         host_size: parameters of the host.
         size: columns in all.
-        channels_last: of the host, False if it doesn't say.
     """
 
-    def __init__(self, host: Host, num_slots: int) -> None:
+    def __init__(self, host: ModuleHost, num_slots: int) -> None:
         self.host, self.num_slots = host, num_slots
         self.blueprints = blueprint_choices(tuple(host.blueprints))
-        channels = host.slot_channels[:num_slots]
-        self.channels_last = last = getattr(host, "channels_last", False)
-        self.gates = [
-            Program(host.pool, Linear("gate", count, 1, zero=True), Sigmoid()) for count in channels
-        ]
+        self.gates = host.gates[:num_slots]
         self.seeds = [
-            {
-                self.blueprints.index(name): _seed(gate, make_seed(blueprint, count, last=last))
-                for name, blueprint in host.blueprints.items()
-            }
-            for gate, count in zip(self.gates, channels, strict=True)
+            {self.blueprints.index(name): seed for name, seed in seeds.items()}
+            for seeds in host.seeds[:num_slots]
         ]
-        sizes = [segment.layout.size for segment in host.segments]
+        sizes = [segment.size for segment in host.segments]
         self.host_size = sum(sizes)
-        sizes += [max(seed.layout.size for seed in seeds.values()) for seeds in self.seeds]
+        sizes += [
+            gate.size + max(seed.size for seed in seeds.values())
+            for gate, seeds in zip(self.gates, self.seeds, strict=True)
+        ]
         columns, self.size = [], 0
         for size in sizes:
             columns.append(slice(self.size, self.size + size))
             self.size += size
         self.segments, self.slots = columns[: len(host.segments)], columns[len(host.segments) :]
 
+    def gate_columns(self, slot: int) -> slice:
+        """Columns of a slot's gate, all in front of its seed's."""
+        start = self.slots[slot].start
+        return slice(start, start + self.gates[slot].size)
 
-def _seed(gate: Program, module: Segment) -> Seed:
-    return Seed(module, ParameterLayout([*gate.layout.entries, *module.layout.entries]))
+    def seed_columns(self, slot: int, kind: int) -> slice:
+        """Columns of a seed."""
+        start = self.gate_columns(slot).stop
+        return slice(start, start + self.seeds[slot][kind].size)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,14 @@ slot, mixed in the same way, run through that seed together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from envs.batched.modes import Mode
 from envs.batched.optimizers import Optimizer
 from envs.batched.workers import run_chunks
+from envs.networks.growing import blend
 from envs.populations.base import most_ablated
 from envs.populations.data import Data
 from envs.populations.networks import Networks, Work
@@ -27,36 +26,7 @@ _DEVICE_BYTES = 2**29
 """The same for other devices: part of their memory."""
 
 Group = tuple[int, Mode, Tensor]
-"""Lanes ``[m]`` that have the same seed (its index) in the same mode."""
-
-
-class _Incubate(torch.autograd.Function):
-    """The features, bitwise; the seed gets their gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, seed: Tensor) -> Tensor:
-        return h.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, grad
-
-
-def mix(mode: Mode, h: Tensor, seed: Tensor, weight: Tensor) -> Tensor:
-    """Features after a slot: see :class:`~envs.batched.modes.Mode`.
-
-    Args:
-        mode: how the seed acts.
-        h: features before, ``[n, …]``.
-        seed: what the seed gives, computed on detached features if it incubates.
-        weight: ``[n, 1, …]``; α, times the gate's output where there is one.
-    """
-    if mode is Mode.INCUBATE:
-        return _Incubate.apply(h, seed)
-    if mode is Mode.MULTIPLY:
-        return h * (1 + weight * torch.tanh(seed - h))
-    return torch.lerp(h, seed, weight)
+"""Rows ``[m]`` that have the same seed (its index) in the same mode."""
 
 
 class PlainPasses:
@@ -70,6 +40,9 @@ class PlainPasses:
 
     def __init__(self, networks: Networks, data: Data, optimizer: Optimizer) -> None:
         self.networks, self.data, self.optimizer = networks, data, optimizer
+        inputs = data.validation_inputs()
+        example = torch.zeros(1, *inputs.shape[1:], dtype=inputs.dtype)
+        self._activation_size = max(h.numel() for h in networks.host.features(example))
 
     def prepare(self, params: Tensor, buffers: Tensor) -> None:
         """Nothing to prepare."""
@@ -77,34 +50,32 @@ class PlainPasses:
     # -- forward ----------------------------------------------------------------------------
 
     def _segment(self, i: int, params: Tensor, h: Tensor) -> Tensor:
-        """Features after a segment of lanes with ``params [n, columns]``."""
-        segment = self.networks.host.segments[i]
-        return segment(segment.layout.unflatten(params[:, self.networks.segments[i]]), h)
+        """Features after a segment of rows with ``params [n, columns]``."""
+        return self.networks.host.segments[i](params[:, self.networks.segments[i]], h)
 
     def _slot(
-        self, slot: int, params: Tensor, h: Tensor, lanes: Work, groups: Sequence[Group]
+        self, slot: int, params: Tensor, h: Tensor, work: Work, groups: Sequence[Group]
     ) -> Tensor:
-        """Features after a slot of the same lanes, which are grouped by :func:`_groups`."""
-        flat = params[:, self.networks.slots[slot]]
-        gate = self.networks.gates[slot]
+        """Features after a slot of the same rows, which are grouped by :func:`_groups`."""
         for kind, mode, here in groups:
-            seed, own = self.networks.seeds[slot][kind], flat[here]
-            named = seed.module.layout.unflatten(own[:, gate.layout.size : seed.layout.size])
-            features = h[here]
-            given = seed.module(named, features.detach() if mode is Mode.INCUBATE else features)
-            weight = lanes.alpha[here, slot].view(-1, *[1] * (h.dim() - 1))
+            seed, features = self.networks.seeds[slot][kind], h[here]
+            flat = params[here, self.networks.seed_columns(slot, kind)]
+            given = seed(flat, features.detach() if mode is Mode.INCUBATE else features)
+            weight = work.alpha[here, slot].view(-1, *[1] * (h.dim() - 1))
             if mode is Mode.GATE:
-                openness = gate(gate.layout.unflatten(own[:, : gate.layout.size]), features)
-                while openness.dim() < h.dim():  # one a network and example, for all pixels
-                    openness = openness.unsqueeze(-2)
-                weight = weight * openness
-            h = h.index_copy(0, here, mix(mode, features, given, weight))
+                flat = params[here, self.networks.gate_columns(slot)]
+                weight = weight * self.networks.gates[slot](flat, features)
+            h = h.index_copy(0, here, blend(mode, features, given, weight))
         return h
+
+    def _outputs(self, h: Tensor) -> Tensor:
+        """Logits ``[n, B, classes, …]`` of what the last segment gives."""
+        return h.movedim(-1, 2) if self.networks.host.classes_last else h
 
     def _chunks(self, rows: Tensor, batch: int) -> Sequence[Tensor]:
         """Rows with ``batch`` examples each, split into those that go through together."""
         limit = _CHUNK_BYTES.get(rows.device.type, _DEVICE_BYTES)
-        at_once = max(1, limit // (4 * self.networks.host.activation_size * batch))
+        at_once = max(1, limit // (4 * self._activation_size * batch))
         if rows.device.type == "cpu":
             at_once = min(at_once, max(1, -(-len(rows) // torch.get_num_threads())))
         return rows.split(at_once) if len(rows) else ()
@@ -146,21 +117,21 @@ class PlainPasses:
     ) -> None:
         params, *buffers = (matrix[rows] for matrix in matrices)
         params.requires_grad_()
-        lanes = _take(work, rows)
-        groups = [_groups(lanes, slot) for slot in range(self.networks.num_slots)]
+        work = _take(work, rows)
+        groups = [_groups(work, slot) for slot in range(self.networks.num_slots)]
         host = slice(self.networks.host_size), torch.arange(len(rows), device=rows.device)
-        parts = [(0, *host, lanes.host_lr)]
+        parts = [(0, *host, work.host_lr)]
         for slot, columns in enumerate(self.networks.slots):
-            here = (lanes.kind[:, slot] >= 0).nonzero().squeeze(1)
+            here = (work.kind[:, slot] >= 0).nonzero().squeeze(1)
             if len(here):
-                parts.append((1 + slot, columns, here, lanes.seed_lr[here, slot]))
+                parts.append((1 + slot, columns, here, work.seed_lr[here, slot]))
         for chosen in examples.unbind(1):
             h = self.data.train_inputs(chosen)
             for i in range(len(self.networks.host.segments)):
                 h = self._segment(i, params, h)
                 if i < self.networks.num_slots:
-                    h = self._slot(i, params, h, lanes, groups[i])
-            loss = self.data.loss(h, self.data.train_targets(chosen)).sum()
+                    h = self._slot(i, params, h, work, groups[i])
+            loss = self.data.loss(self._outputs(h), self.data.train_targets(chosen)).sum()
             (gradient,) = torch.autograd.grad(loss, params)
             with torch.no_grad():
                 for i, columns, here, rate in parts:
@@ -200,24 +171,24 @@ class PlainPasses:
             """Go on from segment ``i`` for rows without the seeds ``left_out`` (bits)."""
             h = self._segment(i, params[rows], h)
             if i < self.networks.num_slots:
-                lanes = _take(work, rows)
-                after = self._slot(i, params[rows], h, lanes, _groups(lanes, i))
+                own = _take(work, rows)
+                after = self._slot(i, params[rows], h, own, _groups(own, i))
                 measure(after, i + 1, rows, left_out)
-                here = (lanes.kind[:, i] >= 0).nonzero().squeeze(1)
+                here = (own.kind[:, i] >= 0).nonzero().squeeze(1)
                 if left_out.bit_count() < most and len(here):
                     measure(h[here], i + 1, rows[here], left_out | 1 << i)
                 return
             if i < len(self.networks.host.segments) - 1:
                 measure(h, i + 1, rows, left_out)
                 return
-            answers = targets.expand(len(h), *targets.shape[1:])
-            correct[rows, places[left_out]] = self.data.correct(h, answers)
+            outputs, answers = self._outputs(h), targets.expand(len(h), *targets.shape)
+            correct[rows, places[left_out]] = self.data.correct(outputs, answers)
             if left_out == 0:
-                loss[rows] = self.data.loss(h, answers)
+                loss[rows] = self.data.loss(outputs, answers)
 
         def run(chunk: Tensor) -> None:
             x = self.data.validation_inputs()
-            measure(x.expand(len(chunk), *x.shape[1:]), 0, chunk, 0)
+            measure(x.expand(len(chunk), *x.shape), 0, chunk, 0)
 
         run_chunks(run, self._chunks(rows, self.data.validation_size))
         return loss, correct
@@ -227,9 +198,9 @@ def _take(work: Work, rows: Tensor) -> Work:
     return Work(**{name: values[rows] for name, values in vars(work).items()})
 
 
-def _groups(lanes: Work, slot: int) -> list[Group]:
-    """Lanes with the same seed in the same mode; those without any are left out."""
-    kind, mode = lanes.kind[:, slot], lanes.mode[:, slot]
+def _groups(work: Work, slot: int) -> list[Group]:
+    """Rows with the same seed in the same mode; those without any are left out."""
+    kind, mode = work.kind[:, slot], work.mode[:, slot]
     groups = []
     for code in (kind * len(Mode) + mode)[kind >= 0].unique().tolist():
         number, of_mode = divmod(code, len(Mode))

@@ -1,9 +1,9 @@
 """N networks in training: their parameters, one epoch of it, validation.
 
-Everything with a leading N lies in matrices with one row a network (see
-:mod:`envs.batched.parameters`). On CPUs, networks whose layers allow it run compiled, a row at a
-time (:mod:`envs.populations.compiled`); all others run in PyTorch, many rows at once
-(:mod:`envs.populations.plain`).
+Everything with a leading N lies in matrices with one row a network, so that optimizer steps,
+gradient norms, resets and copies of rows are plain matrix operations, whatever a network is. On
+CPUs, networks whose layers allow it run compiled, a row at a time
+(:mod:`envs.populations.compiled`); all others run in PyTorch (:mod:`envs.populations.plain`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs.actions import Algorithm
 from envs.batched.modes import Mode
 from envs.batched.optimizers import Optimizer
-from envs.batched.programs import NotCompiledError
 from envs.batched.workers import keep_freed_memory
-from envs.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS
-from envs.hosts.base import Host
-from envs.networks.growing import Gate, GrowingNetwork
-from envs.networks.modules import SEEDS, fill
-from envs.networks.segments import ModuleSegment
+from envs.hosts import ModuleHost
+from envs.networks.compiling import NotCompiledError
+from envs.networks.growing import GrowingNetwork
 from envs.populations.base import SlotInputs, Validation, ablations
 from envs.populations.data import Data
 from envs.populations.networks import Networks, slot_work
@@ -58,7 +55,7 @@ class TrainedPopulation:
 
     def __init__(
         self,
-        host: Host,
+        host: ModuleHost,
         data: Data,
         optimizer: Optimizer,
         num_rows: int,
@@ -74,9 +71,9 @@ class TrainedPopulation:
         self._module_sizes = torch.zeros(num_slots, len(self.blueprints), dtype=torch.float32)
         self._gate_sizes = torch.zeros(num_slots, dtype=torch.float32)
         for slot, seeds in enumerate(networks.seeds):
-            self._gate_sizes[slot] = networks.gates[slot].layout.size
+            self._gate_sizes[slot] = networks.gates[slot].size
             for kind, seed in seeds.items():
-                self._module_sizes[slot, kind] = seed.module.layout.size
+                self._module_sizes[slot, kind] = seed.size
         self._ablations = ablations(num_slots)
         self._places = torch.zeros(1 << num_slots, dtype=torch.int64)
         self._places[self._ablations] = torch.arange(len(self._ablations))
@@ -127,46 +124,28 @@ class TrainedPopulation:
         Args:
             row: its number.
             inputs: what the slots do.
-
-        Raises:
-            TypeError: if a seed is a :class:`~envs.batched.programs.Program` of one's own.
         """
         networks, own = self.networks, self.params[row].cpu()
-        pieces = self.host.modules([own[columns] for columns in networks.segments])
-        dim = -1 if networks.channels_last else 1
-        network = GrowingNetwork(pieces, dim)
+        pieces = [
+            segment.module(own[columns])
+            for segment, columns in zip(self.host.segments, networks.segments, strict=True)
+        ]
+        network = GrowingNetwork(pieces)
         work = slot_work(inputs, training=True)
-        for slot, columns in enumerate(networks.slots):
+        for slot in range(self.num_slots):
             kind, mode = int(work.kind[row, slot]), Mode(int(work.mode[row, slot]))
             if kind >= 0:
-                start = columns.start + networks.gates[slot].layout.size
-                module = self._seed_module(slot, kind, own[start : columns.stop])
+                seed = networks.seeds[slot][kind].module(own[networks.seed_columns(slot, kind)])
                 gate = None
                 if mode is Mode.GATE:
-                    gate = Gate(channels := self.host.slot_channels[slot], dim).to(own.dtype)
-                    fill(gate, own[columns.start : start].split([channels, 1]))
-                network.plant(slot, module, mode, float(work.alpha[row, slot]), gate)
+                    gate = networks.gates[slot].module(own[networks.gate_columns(slot)])
+                network.plant(slot, seed, mode, float(work.alpha[row, slot]), gate)
         return network.to(own.dtype).eval()
-
-    def _seed_module(self, slot: int, kind: int, flat: Tensor) -> nn.Module:
-        segment, name = self.networks.seeds[slot][kind].module, self.blueprints[kind]
-        flat = flat[: segment.layout.size]
-        if isinstance(segment, ModuleSegment):
-            return segment.module(flat)
-        topology = "transformer" if self.networks.channels_last else "convolutional"
-        if self.host.blueprints[name] not in (CONV_BLUEPRINTS.get(name), TEXT_BLUEPRINTS.get(name)):
-            raise TypeError(
-                f"blueprint {name!r} must make a torch.nn.Module for networks to be taken out, got "
-                f"a {type(segment).__name__}"
-            )
-        module = SEEDS[topology][name](self.host.slot_channels[slot]).to(flat.dtype)
-        named = segment.layout.unflatten(flat[None])
-        return fill(module, [values[0] for values in named.values()])
 
     # -- creation and removal ---------------------------------------------------------------
 
     def reset_hosts(self, rows: Tensor, keys: Tensor) -> None:
-        drawn = [s.layout.draw(keys + i) for i, s in enumerate(self.host.segments)]
+        drawn = [s.draw(keys + i) for i, s in enumerate(self.host.segments)]
         for matrix in (self.params, *self.buffers):
             matrix[rows] = 0.0
         self.params[rows, : self.host_size] = torch.cat(drawn, dim=1).to(self.params.dtype)
@@ -180,18 +159,18 @@ class TrainedPopulation:
 
     def plant_at(self, rows: Tensor, slot: int, blueprint: int, keys: Tensor) -> None:
         """Put a fresh seed with fresh optimizer state at ``slot`` of ``rows [n]``."""
-        layout = self.networks.seeds[slot][blueprint].layout
-        self.seed_params[slot][rows, : layout.size] = layout.draw(keys).to(self.params.dtype)
+        gate, seed = self.networks.gate_columns(slot), self.networks.seed_columns(slot, blueprint)
+        drawn = self.networks.seeds[slot][blueprint].draw(keys, skip=gate.stop - gate.start)
+        self.params[rows, gate] = 0.0
+        self.params[rows, seed] = drawn.to(self.params.dtype)
         for buffer in self.buffers:
             buffer[rows, self.networks.slots[slot]] = 0.0
 
     def reset_gates(self, where: Tensor) -> None:
         for slot in where.any(0).nonzero().squeeze(1).tolist():
             rows = where[:, slot].nonzero().squeeze(1)
-            start = self.networks.slots[slot].start
-            stop = start + self.networks.gates[slot].layout.size
             for matrix in (self.params, *self.buffers):
-                matrix[rows, start:stop] = 0.0
+                matrix[rows, self.networks.gate_columns(slot)] = 0.0
 
     # -- passes -----------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from envs.batched.optimizers import SGD, Optimizer
 from envs.checks import check_integer
-from envs.hosts.base import Host
+from envs.hosts import ModuleHost
 from envs.populations.data import LabelledData
 from envs.populations.trained import TrainedPopulation
 from envs.tasks.base import Task
@@ -67,7 +67,7 @@ class ArrayTask(Task):
         torch.Size([2, 3, 83])
     """
 
-    host: Host
+    host: ModuleHost
     train: Any = field(repr=False)
     validation: Any = field(repr=False)
     batches_per_epoch: int = 5
@@ -115,7 +115,7 @@ class ArrayTask(Task):
     @property
     def host_size(self) -> int:
         """Parameters of the host."""
-        return sum(segment.layout.size for segment in self.host.segments)
+        return sum(segment.size for segment in self.host.segments)
 
     def numbers(self) -> dict[str, float | str | None]:
         return super().numbers() | {"optimizer": repr(self.optimizer)}
@@ -208,7 +208,7 @@ def _tensor(name: str, values: Any) -> Tensor:
         raise TypeError(f"{name} must be an array or tensor of numbers: {error}") from None
 
 
-def _check_examples(name: str, examples: Examples, host: Host) -> None:
+def _check_examples(name: str, examples: Examples, host: ModuleHost) -> None:
     inputs, targets = examples
     if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
         raise ValueError(
@@ -234,7 +234,8 @@ def _check_examples(name: str, examples: Examples, host: Host) -> None:
         prepared = host.prepare(inputs[:1])
     except ValueError as error:
         raise ValueError(f"{name} inputs don't fit the host: {error}") from None
-    answers = _answer_shape(host, prepared)
+    logits = host.features(prepared)[-1]
+    answers = tuple(logits.shape[1:-1] if host.classes_last else logits.shape[2:])
     if tuple(targets.shape[1:]) != answers:
         shape = ", ".join(["M", *map(str, answers)])
         raise ValueError(
@@ -242,12 +243,3 @@ def _check_examples(name: str, examples: Examples, host: Host) -> None:
             f"got {list(targets.shape)}; targets.argmax(1) makes classes of one-hot rows, "
             "targets.squeeze(1) of a column"
         )
-
-
-def _answer_shape(host: Host, example: Tensor) -> tuple[int, ...]:
-    """Shape of a host's answers to one example ``[1, features…]``: none, or its positions."""
-    h, key = example.movedim(0, -1)[None], torch.zeros(1, dtype=torch.int64)
-    with torch.no_grad():
-        for segment in host.segments:
-            h = segment(segment.layout.unflatten(segment.layout.draw(key)), h)
-    return tuple(h.shape[2:-1])

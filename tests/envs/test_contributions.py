@@ -117,14 +117,14 @@ def test_contribution_changes_and_ages():
 
 def test_five_of_500_images_are_exactly_one_point():
     """Whatever else is right: percentages in float32 are off in one case of six."""
-    logits = torch.zeros(1, 2, 500)
+    logits = torch.zeros(1, 500, 2)
     targets = torch.zeros(1, 500, dtype=torch.int64)
     population = make_population(num_rows=1, validation_size=500)
     for right in range(5, 501):
-        logits[0, 1] = 1.0
-        logits[0, 1, :right] = -1.0
+        logits[0, :, 1] = 1.0
+        logits[0, :right, 1] = -1.0
         whole = population.data.correct(logits, targets)
-        logits[0, 1, right - 5 : right] = 1.0
+        logits[0, right - 5 : right, 1] = 1.0
         lost = whole - population.data.correct(logits, targets)
         assert (lost * 100 / 500).item() == 1.0
 
@@ -212,7 +212,7 @@ def test_an_illegal_prune_measures_nothing():
 def test_parameters_are_shown_against_the_tasks_budget():
     env = small_env()
     state = play(env, GROW[:1])[-1]
-    budget = 8 * sum(segment.layout.size for segment in env.task.host.segments)
+    budget = 8 * sum(segment.size for segment in env.task.host.segments)
     seed = 8 * 8 * 9 + 2 * 8
     expected = math.log(1 + seed) / math.log(1 + budget)
     shown = state["observation"][:, column("params_utilization")]

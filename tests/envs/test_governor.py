@@ -137,7 +137,7 @@ def infinity_in_a_seed(env) -> None:
 def reset_classifier(env) -> None:
     """After the next epoch of training the row's classifier is as it was at creation."""
     train = env.population.train_epoch
-    size = env.task.host.segments[-1].layout.size
+    size = env.task.host.segments[-1].size
 
     def train_once(*args):
         norms = train(*args)

@@ -16,7 +16,6 @@ from envs.actions import Algorithm, Op, Stage
 from envs.batched.modes import Mode
 from envs.batched.optimizers import SGD
 from envs.batched.randomness import fold
-from envs.hosts import Host
 from envs.networks.growing import Blend, GrowingNetwork
 from envs.populations import SlotInputs
 from envs.populations.data import LabelledData
@@ -49,7 +48,7 @@ HOSTS = {
 }
 
 
-def grown(host: Host) -> tuple[TrainedPopulation, SlotInputs, Tensor, Tensor]:
+def grown(host: ModuleHost) -> tuple[TrainedPopulation, SlotInputs, Tensor, Tensor]:
     """A trained population in which every seed grows somewhere; its inputs and targets."""
     text = isinstance(host, TextHost)
     inputs = TOKENS if text else IMAGES

@@ -1,4 +1,4 @@
-"""Hosts against torch: function, gradients, sizes and errors."""
+"""Hosts against torch: function, sizes, training and errors."""
 
 from __future__ import annotations
 
@@ -9,110 +9,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from envs.batched.layers import PointwiseStem
-from envs.batched.programs import Program
+from envs import ConvHost
+from envs.actions import Stage
+from envs.batched.instructions import Field, Opcode
+from envs.batched.optimizers import SGD
 from envs.batched.randomness import fold
-from envs.blueprints import CONV_BLUEPRINTS
-from envs.hosts import ConvHost
-from envs.hosts.conv import Classifier, ConvBlock, window_extremes
+from envs.networks.blueprints import CONV_BLUEPRINTS
+from envs.populations import SlotInputs
+from envs.populations.compiled import CompiledPasses, window_extremes
+from envs.populations.data import LabelledData
+from envs.populations.trained import TrainedPopulation
 from tests.support.plain import PlainBlock, PlainNetwork, load_flat
-from tests.support.populations import batch_first, batch_last, flat, small_task
+from tests.support.populations import flat, small_task, use_plain_passes
 
 ROWS, BATCH = 4, 9
+CPU = torch.device("cpu")
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def images(kind: str) -> Tensor:
-    """``[ROWS, BATCH, 1, 8, 8]``."""
-    x = draw(ROWS, BATCH, 1, 8, 8)
+def images(kind: str, *shape: int) -> Tensor:
+    x = draw(*shape)
     return {
         "noise": x,
         "ties": x.round(),
         "black and white": (x > 0).double(),
-        "one dot": torch.zeros_like(x).index_fill_(4, torch.tensor(3), 1.0),
+        "one dot": torch.zeros_like(x).index_fill_(3, torch.tensor(1), 1.0),
         "constant": torch.ones_like(x) * x[..., :1, :1],
     }[kind]
 
 
-def stem_params(channels: int) -> Tensor:
-    """Kernels and scales of both signs, so that the largest and the smallest pixel matter."""
-    params = draw(ROWS, 3 * channels, seed=1)
-    signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(channels // 4, 1)
-    params[:, : 2 * channels] = params[:, : 2 * channels].abs() * signs.T.flatten()
-    return params
+def population(host: ConvHost, x: Tensor, *, plain: bool = False) -> TrainedPopulation:
+    """Hosts in double precision on images, with an epoch of one minibatch of all of them."""
+    examples = x, torch.arange(len(x)) % host.num_classes
+    data = LabelledData(
+        examples, examples, host.prepare, batches_per_epoch=1, minibatch_size=len(x), device=CPU
+    )
+    slots = len(host.slot_channels)
+    made = TrainedPopulation(host, data, SGD(momentum=0.0), ROWS, slots, CPU)
+    assert isinstance(made.passes, CompiledPasses)
+    made.params, made.buffers = made.params.double(), made.buffers.double()
+    return use_plain_passes(made) if plain else made
 
 
-def run(segment, params: Tensor, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
-    """Output of a segment and the gradient of its parameters."""
-    leaf = params.clone().requires_grad_()
-    out = segment(segment.layout.unflatten(leaf), x)
-    return out.detach(), torch.autograd.grad(out, leaf, upstream)[0]
+def nothing_grows(made: TrainedPopulation) -> SlotInputs:
+    shape = (ROWS, made.num_slots)
+    zeros, stage = torch.zeros(shape), torch.full(shape, int(Stage.DORMANT))
+    return SlotInputs(stage, stage * 0 - 1, stage * 0, zeros, torch.full((ROWS,), 0.1), zeros)
 
 
-@pytest.mark.parametrize("channels", [4, 8])
+@pytest.mark.parametrize("plain", [False, True], ids=["compiled", "plain"])
 @pytest.mark.parametrize("kind", ["noise", "ties", "black and white", "one dot", "constant"])
-def test_stem_in_closed_form_is_the_ordinary_block(kind, channels):
-    x, params = images(kind), stem_params(channels)
-    upstream = draw(ROWS, channels, 4, 4, BATCH, seed=2)
-    prepared = torch.stack([window_extremes(one) for one in x]).transpose(1, 2)
-    out, gradient = run(Program(PointwiseStem(channels, 4, 4)), params, prepared, upstream)
-
-    block = ConvBlock(1, channels, 1, True, (8, 8))
-    ordinary = run(block, params, x.flatten(2).transpose(1, 2), upstream)
-    torch.testing.assert_close(out, ordinary[0], rtol=1e-8, atol=1e-9)
-    torch.testing.assert_close(gradient, ordinary[1], rtol=1e-8, atol=1e-8)
-
-    for row in range(ROWS):
-        plain = PlainBlock(1, channels, 1, pool=True).double()
-        load_flat(list(plain.parameters()), params[row])
-        expected = batch_last(plain(x[row]))
-        gradients = torch.autograd.grad(expected, list(plain.parameters()), upstream[row])
-        torch.testing.assert_close(out[row], expected, rtol=1e-8, atol=1e-9)
-        plain_gradient = torch.cat([g.flatten() for g in gradients])
-        torch.testing.assert_close(gradient[row], plain_gradient, rtol=1e-8, atol=1e-8)
-
-
-def test_stem_and_block_have_the_same_parameters():
-    stem, block = PointwiseStem(8, 4, 4).parameters, ConvBlock(1, 8, 1, True, (8, 8)).parameters
-    assert stem == block
-
-
-@pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("pool", [False, True])
-@pytest.mark.parametrize("kernel_size", [1, 3])
-def test_block_is_torchs(kernel_size, pool, first):
-    """Also as a host's first block, which gets flat images."""
-    block = ConvBlock(2, 5, kernel_size, pool, (4, 6) if first else None)
-    x, params = draw(ROWS, 2, 4, 6, BATCH), draw(ROWS, block.layout.size, seed=1)
-    upstream = draw(ROWS, 5, *((2, 3) if pool else (4, 6)), BATCH, seed=2)
-    out, gradient = run(block, params, x.flatten(1, 3) if first else x, upstream)
-    for row in range(ROWS):
-        plain = PlainBlock(2, 5, kernel_size, pool).double()
-        load_flat(list(plain.parameters()), params[row])
-        expected = batch_last(plain(batch_first(x[row])))
-        gradients = torch.autograd.grad(expected, list(plain.parameters()), upstream[row])
-        torch.testing.assert_close(out[row], expected, rtol=1e-9, atol=1e-10)
-        plain_gradient = torch.cat([g.flatten() for g in gradients])
-        torch.testing.assert_close(gradient[row], plain_gradient, rtol=1e-9, atol=1e-9)
-
-
-def host_logits(host: ConvHost, params: Tensor, x: Tensor) -> Tensor:
-    """Logits of images ``[B, …]`` for all rows ``[n, classes, B]``, nothing in the slots."""
-    h = host.prepare(x).T[None].expand(len(params), -1, -1)
-    sizes = [segment.layout.size for segment in host.segments]
-    for segment, part in zip(host.segments, params.split(sizes, dim=1), strict=True):
-        h = segment(segment.layout.unflatten(part), h)
-    return h
-
-
-def drawn_host(host: ConvHost) -> Tensor:
-    keys = torch.arange(ROWS)
-    return torch.cat([s.layout.draw(10 * keys + i) for i, s in enumerate(host.segments)], 1)
-
-
 @pytest.mark.parametrize(
     ("kernel_size", "image_shape", "channels", "pooled", "classes"),
     [
@@ -124,17 +73,21 @@ def drawn_host(host: ConvHost) -> Tensor:
         (1, (1, 2, 6), (4,), (True,), 3),
     ],
 )
-def test_host_is_torchs(kernel_size, image_shape, channels, pooled, classes):
-    host = ConvHost(kernel_size, image_shape, channels, pooled, classes)
-    params = drawn_host(host).double()
-    params += 0.1 * draw(*params.shape, seed=4)
-    params.requires_grad_()
-    x = draw(BATCH, *image_shape)
-    targets = torch.arange(BATCH) % classes
-    logits = host_logits(host, params, x)
-    F.cross_entropy(logits, targets.expand(ROWS, -1), reduction="none").mean(1).sum().backward()
+def test_host_is_torchs(
+    kernel_size, image_shape, channels, pooled, classes, kind: str, plain: bool
+) -> None:
+    """Logits, loss, and the gradient of every parameter, with kernels and scales of all signs."""
+    host, x = ConvHost(kernel_size, image_shape, channels, pooled, classes), None
+    x = images(kind, BATCH, *image_shape)
+    made = population(host, x, plain=plain)
+    made.params[:, : made.host_size] = before = draw(ROWS, made.host_size, seed=1)
+    inputs, rows = nothing_grows(made), torch.arange(ROWS)
+    networks = [made.network(row, inputs) for row in range(ROWS)]
+    validation = made.validate(inputs, rows, ablate=False)
+    made.train_on(inputs, torch.arange(BATCH).expand(ROWS, 1, -1))
+    gradient = (before - made.host_params) / 0.1
     assert host.slot_channels == channels
-
+    targets = torch.arange(BATCH) % classes
     for row in range(ROWS):
         blocks = [
             PlainBlock(*pair, kernel_size, pool)
@@ -143,14 +96,27 @@ def test_host_is_torchs(kernel_size, image_shape, channels, pooled, classes):
             )
         ]
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes)]
-        plain = nn.Sequential(*blocks, *head).double()
-        assert sum(p.numel() for p in plain.parameters()) == params.shape[1]
-        load_flat(list(plain.parameters()), params[row])
-        expected = plain(x)
-        F.cross_entropy(expected, targets).backward()
-        torch.testing.assert_close(logits[row].T, expected, rtol=1e-8, atol=1e-9)
-        gradient = torch.cat([p.grad.flatten() for p in plain.parameters()])
-        torch.testing.assert_close(params.grad[row], gradient, rtol=1e-7, atol=1e-9)
+        reference = nn.Sequential(*blocks, *head).double()
+        assert sum(p.numel() for p in reference.parameters()) == made.host_size
+        load_flat(list(reference.parameters()), before[row])
+        logits = reference(x)
+        torch.testing.assert_close(networks[row](x), logits, rtol=1e-12, atol=1e-12)
+        loss = F.cross_entropy(logits, targets)
+        torch.testing.assert_close(validation.loss[row], loss.detach(), rtol=1e-7, atol=1e-8)
+        loss.backward()
+        wanted = torch.cat([p.grad.flatten() for p in reference.parameters()])
+        # What rounding leaves of a constant image is as large as 1 / sqrt(epsilon) allows.
+        tolerance = 1e-4 if kind in ("constant", "one dot") else 1e-6
+        torch.testing.assert_close(gradient[row], wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_full", "digits_varied"])
+def test_only_pixels_of_one_channel_take_the_closed_form(name: str) -> None:
+    task = small_task(name)
+    made = population(task.host, draw(BATCH, 1, 8, 8))
+    opcodes = made.passes.network.lines[:, Field.OPCODE]
+    assert (Opcode.STEM in opcodes) == (name == "digits")
+    assert made.passes._inputs.shape[1] == (34 if name == "digits" else 64)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +130,7 @@ def test_host_is_torchs(kernel_size, image_shape, channels, pooled, classes):
 def test_hosts_of_the_tasks(name, kernel_sizes, total):
     host = small_task(name).host
     assert host.kernel_sizes == kernel_sizes
-    assert isinstance(host.segments[0].layers[0], PointwiseStem) == (name == "digits")
-    assert sum(segment.layout.size for segment in host.segments) == total
+    assert sum(segment.size for segment in host.segments) == total
     if None not in kernel_sizes:
         assert len(flat(PlainNetwork(kernel_sizes, []))) == total
     assert host.slot_channels == (8, 16, 32)
@@ -175,49 +140,29 @@ def test_hosts_of_the_tasks(name, kernel_sizes, total):
 @pytest.mark.parametrize("name", ["digits", "digits_full", "digits_varied"])
 def test_slots_come_after_the_pooling(name):
     host = small_task(name).host
-    h = host.prepare(torch.randn(5, 1, 8, 8)).T[None].expand(ROWS, -1, -1)
-    sizes = []
-    for segment in host.segments[:-1]:
-        h = segment(segment.layout.unflatten(segment.layout.draw(torch.arange(ROWS))), h)
-        sizes.append(tuple(h.shape[1:]))
-    assert sizes == [(8, 4, 4, 5), (16, 2, 2, 5), (32, 2, 2, 5)]
+    features = host.features(host.prepare(torch.randn(5, 1, 8, 8)))
+    assert [tuple(h.shape) for h in features[1:-1]] == [(5, 8, 4, 4), (5, 16, 2, 2), (5, 32, 2, 2)]
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_full"])
 def test_hosts_start_as_torchs_do(name):
     """Every drawn weight lies in its torch layer's bounds and comes near to them."""
     host = small_task(name).host
-    plain = PlainNetwork(host.kernel_sizes, [])
-    entries = [entry for segment in host.segments for entry in segment.layout.entries]
-    for entry, parameter in zip(entries, plain.host_parameters(), strict=True):
-        if parameter.dim() > 1:
-            assert entry.bound == pytest.approx(parameter[0].numel() ** -0.5)
-        elif entry.name == "linear_bias":
-            assert entry.bound == pytest.approx(32**-0.5)
+    plain, keys = PlainNetwork(host.kernel_sizes, []), torch.arange(500)
+    drawn = torch.cat([segment.draw(keys) for segment in host.segments], dim=1)
+    parts = drawn.split([p.numel() for p in plain.host_parameters()], dim=1)
+    for values, parameter in zip(parts, plain.host_parameters(), strict=True):
+        if parameter.dim() > 1 or len(parameter) == 10:
+            bound = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 32**-0.5
+            assert 0.99 * bound < values.abs().max() <= bound * (1 + 1e-6)
         else:
-            assert entry.bound == 0
-            assert (parameter == entry.value).all()
+            assert (values == parameter[0]).all()
 
 
 def test_window_extremes():
     image = torch.arange(16.0).view(1, 1, 4, 4)
     largest, smallest = [5, 7, 13, 15], [0, 2, 8, 10]
     assert window_extremes(image).tolist() == [[*largest, *smallest, 7.5, 21.25]]
-
-
-def test_classifier_is_torchs():
-    segment = Classifier(6, 4)
-    x, params = draw(ROWS, 6, 2, 3, BATCH), draw(ROWS, segment.layout.size, seed=1)
-    logits = segment(segment.layout.unflatten(params), x)
-    for row in range(ROWS):
-        plain = nn.Linear(6, 4).double()
-        load_flat(list(plain.parameters()), params[row])
-        torch.testing.assert_close(logits[row].T, plain(batch_first(x[row]).mean((2, 3))))
-
-
-def test_pool_is_the_mean_over_positions():
-    h = draw(2, 3, 4, 4, 5)
-    torch.testing.assert_close(ConvHost(1).pool({}, h), h.flatten(2, 3).mean(2))
 
 
 @pytest.mark.parametrize("kernel_size", [0, 2, 5])
@@ -242,7 +187,7 @@ def test_every_variant_is_drawn_as_often_as_the_others():
     host = ConvHost((None, None, None))
     keys = torch.arange(8000)
     coins = [
-        s.layout.unflatten(s.layout.draw(fold(keys, i)))["conv_coin"] > 0
+        next(iter(s.unflatten(s.draw(fold(keys, i))).values())) > 0
         for i, s in enumerate(host.segments[:-1])
     ]
     counts = torch.cat(coins, dim=1).int() @ torch.tensor([1, 2, 4], dtype=torch.int32)

@@ -128,10 +128,10 @@ def test_weights_that_a_piece_uses_twice_are_the_rows_own() -> None:
         return nn.Sequential(first, nn.Tanh(), second)
 
     segment = make_seed(twice, 1)
-    assert segment.layout.size == 64
-    weight, x = torch.randn(3, 8, 8), torch.randn(3, 8, 5)
-    given = segment({"0.weight": weight}, x)
-    torch.testing.assert_close(given, weight @ (weight @ x).tanh())
+    assert segment.size == 64
+    weight, x = torch.randn(3, 8, 8), torch.randn(3, 5, 8)
+    given = segment(weight.flatten(1), x)
+    torch.testing.assert_close(given, (x @ weight.mT).tanh() @ weight.mT)
 
 
 def test_threads_share_no_module() -> None:
@@ -177,6 +177,21 @@ def test_hosts_start_as_the_module_does_by_their_keys_alone() -> None:
     bound = 1 / math.sqrt(8)  # of the second block's 1×1 kernels
     weights = made.host_params[0, 8 + 16 : 8 + 16 + 128]
     assert 0.8 * bound < weights.abs().max() <= bound
+
+
+def test_a_seed_starts_as_its_module_does() -> None:
+    """Weights of both signs within their bound, scales that are 1."""
+    seeds = {"mine": lambda c: nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.GroupNorm(1, c))}
+    made = population(ModuleHost(ResNet, ["layer1"], IMAGE, seeds), 50, num_slots=1)
+    made.plant_at(torch.arange(50), 0, made.blueprints.index("mine"), fold(torch.arange(50), 2))
+    gate, weight, bias, scale, shift = made.seed_params[0].split([9, 8 * 8 * 9, 8, 8, 8], dim=1)
+    bound = 1 / math.sqrt(8 * 9)
+    for drawn in (weight, bias):
+        assert 0.95 * bound < drawn.max() <= bound
+        assert -bound <= drawn.min() < -0.95 * bound
+    assert (gate == 0).all()
+    assert (scale == 1).all()
+    assert (shift == 0).all()
 
 
 def test_drawing_hosts_and_seeds_leaves_other_random_numbers_alone() -> None:
@@ -313,6 +328,7 @@ REFUSED = {
         r"buffers must not change .* got \['1.running_mean', '1.running_var', '1.num_batches",
     ),
     "dropout": (lambda: chain(nn.Dropout2d(0.1)), ["0"], "random numbers, got Dropout2d as '1'"),
+    "at the end": (chain, ["2"], "something must come after the slot of '2', got nothing"),
     "no logits": (
         lambda: nn.Sequential(nn.Conv2d(1, 4, 1)),
         [],

@@ -9,16 +9,15 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import envs.populations.compiled
 import envs.populations.plain
 import envs.populations.trained
-from envs import MorphogenesisEnv
+from envs import ArrayTask, ModuleHost, MorphogenesisEnv
 from envs.actions import Algorithm, Stage
 from envs.credit import contributions
 from envs.populations.base import ablations
-from examples.own_host import rings
 from tests.support.plain import PlainSlot, drawn_kernels
 from tests.support.populations import (
     CONV_INDICES,
@@ -353,12 +352,17 @@ def test_a_bad_row_harms_no_other(where, bad, plain):
 def test_what_has_no_compiled_form_is_named_once(caplog):
     """Of the first layer that has none, and where it is."""
     envs.populations.trained._say_why_not_compiled.cache_clear()
+    points, seeds = torch.zeros(9, 2), {"odd": lambda channels: nn.Mish()}
+    host = ModuleHost(
+        lambda: nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)), ["0"], points[:1], seeds
+    )
+    task = ArrayTask(name="odd", host=host, train=(points, torch.arange(9) % 3), validation=3)
     for _ in range(2):
-        MorphogenesisEnv(rings(), num_envs=1, num_slots=2)
+        MorphogenesisEnv(task, num_envs=1, num_slots=1, batches_per_epoch=1)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "the networks run in PyTorch, several times slower than compiled: in blueprint 'square', "
-        "Square has no compiled form, a method emit"
+        "the networks run in PyTorch, several times slower than compiled: in blueprint 'odd', "
+        "the seed: no compiled form of nn.Mish"
     )
     caplog.clear()
     MorphogenesisEnv("digits", num_envs=1)

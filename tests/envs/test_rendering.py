@@ -11,11 +11,11 @@ import torch
 from gymnasium.wrappers import RecordVideo
 from matplotlib.colors import to_rgb
 
-from envs import MorphogenesisEnv
+from envs import ModuleHost, MorphogenesisEnv
 from envs.actions import BLUEPRINTS, STAGES, Op, Stage
 from envs.adapters.gymnasium import GymnasiumEnv, GymnasiumVectorEnv
 from envs.rendering import cut_sheet, draw_network, draw_sheet
-from examples.own_host import DenseHost, rings, square_seed
+from examples.own_blueprint import Squares, network, rings
 
 ID = "esper_rl/Morphogenesis-v0"
 
@@ -130,8 +130,8 @@ def test_blueprints_of_ones_own_have_their_names(kind):
     """Planted and drawn: the picture is another one where the name is."""
     pictures = []
     for name in ("mine", "a much longer name"):
-        task = replace(rings(), host=DenseHost(2, 8, 2))
-        task.host.blueprints = {name: square_seed}
+        host = ModuleHost(network, ["first", "second"], torch.zeros(1, 2), {name: Squares})
+        task = replace(rings(), host=host)
         options = {"task": task, "num_slots": 2, "render_mode": "rgb_array", "max_epochs": 5}
         env = (
             GymnasiumEnv(**options) if kind == "one" else GymnasiumVectorEnv(num_envs=2, **options)

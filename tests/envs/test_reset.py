@@ -80,8 +80,8 @@ def test_the_varied_digits_are_told_apart_by_then() -> None:
     """Hosts without spatial kernels in their first block have learned less after ten epochs."""
     env = MorphogenesisEnv(warm("digits_varied", 10), num_envs=64, seed=1)
     accuracy = env.reset()["metrics", "val_accuracy"].squeeze(-1)
-    layout = env.population.host.segments[0].layout
-    first = layout.unflatten(env.population.host_params[:, : layout.size])
+    segment = env.population.host.segments[0]
+    first = segment.unflatten(env.population.host_params[:, : segment.size])
     coin = next(values for name, values in first.items() if name.endswith("coin"))[:, 0]
     assert accuracy[coin > 0].mean() > accuracy[coin <= 0].mean() + 10
 

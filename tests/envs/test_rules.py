@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from envs import ModuleHost
 from envs.batched.optimizers import SGD, AdamW, Optimizer
-from envs.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS
-from envs.networks.modules import MixedNorm
+from envs.networks.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS
 from envs.populations.plain import PlainPasses
 from tests.support.engines import assert_engines_agree, images, population
 
@@ -209,13 +208,22 @@ def test_a_seed_does_not_change_the_examples() -> None:
         assert_engines_agree(host, images(4))
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tanh(self.scale)
+
+
 @pytest.mark.parametrize(
     ("layer", "says"),
     [
         (lambda channels: nn.Mish(), "1: no compiled form of nn.Mish"),
         (
-            lambda channels: MixedNorm(nn.GroupNorm(1, channels), channels),
-            "tanh: no compiled form of tanh here: it reads 0.1.mix by itself",
+            lambda channels: Scaled(),
+            "tanh: no compiled form of tanh here: it reads 0.1.scale by itself",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def test_tasks_share_their_data():
 def test_settings(task: ArrayTask):
     assert task.name in NAMES
     assert task.host.num_classes == 10
-    assert task.parameter_budget == 8 * sum(s.layout.size for s in task.host.segments)
+    assert task.parameter_budget == 8 * sum(s.size for s in task.host.segments)
     assert (task.host_lr, task.seed_lr, task.optimizer.momentum) == (0.05, 0.05, 0.9)
     assert (task.batches_per_epoch, task.minibatch_size) == (5, 64)
     assert task.loss_limit == 10
@@ -153,7 +153,7 @@ def test_arrays_tensors_and_data_sets_make_the_same_task():
 def test_a_task_from_arrays_says_the_rest_itself():
     task = array_task()
     assert (task.topology, task.num_slots) == ("convolutional", 2)
-    assert task.parameter_budget == 8 * sum(s.layout.size for s in HOST.segments)
+    assert task.parameter_budget == 8 * sum(s.size for s in HOST.segments)
     assert (task.batches_per_epoch, task.minibatch_size, task.validation_size) == (5, 6, 10)
     assert array_task(minibatch_size=4, num_slots=1).num_slots == 1
 
@@ -213,12 +213,12 @@ BAD = {
     "images of another size": (
         {"train": (np.zeros((40, 1, 8, 8)), examples()[1])},
         ValueError,
-        r"train inputs don't fit the host: images must be floats of shape \[M, 1, 4, 4\]",
+        r"train inputs don't fit the host: inputs must be torch.float32 of shape \['M', 1, 4, 4\]",
     ),
     "images of whole numbers": (
         {"train": (np.zeros((40, 1, 4, 4), dtype=int), examples()[1])},
         ValueError,
-        "train inputs don't fit the host: images must be floats",
+        "train inputs don't fit the host: inputs must be torch.float32",
     ),
     "classes as floats": (
         {"train": (examples()[0], examples()[1] / 2)},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pydoc_data.topics
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,107 +18,19 @@ from envs.batched.attention import exponentials
 from envs.batched.optimizers import AdamW
 from envs.batched.products import cached_kernel
 from envs.batched.randomness import fold
-from envs.blueprints import TEXT_BLUEPRINTS
-from envs.blueprints.text import WINDOW
+from envs.networks.blueprints import TEXT_BLUEPRINTS
 from envs.populations import SlotInputs
 from envs.populations.compiled import CompiledPasses
 from envs.populations.data import LabelledData
 from envs.populations.trained import TrainedPopulation
 from envs.tasks.text import CHARACTERS, HELD_OUT, LENGTH, decode, encode, windows
-from tests.support.layers import NETWORKS, assert_same, both_forms, results, run_plain
-from tests.support.plain import load_flat
-from tests.support.plain_text import parameters_of, plain_text_network, plain_text_seed
+from tests.support.plain_text import plain_text_network
 from tests.support.populations import use_plain_passes
 
 NAMES = list(TEXT_BLUEPRINTS)
-T, BATCH = 40, 3
-every_blueprint = pytest.mark.parametrize("name", NAMES)
 
 
-def features(channels: int, length: int = T) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    shape = (NETWORKS, channels, 1, length, BATCH)
-    return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-
-def fresh(name: str, channels: int) -> Tensor:
-    return TEXT_BLUEPRINTS[name](channels).layout.draw(fold(torch.arange(NETWORKS), 3)).double()
-
-
-def noisy(name: str, channels: int) -> Tensor:
-    start = fresh(name, channels)
-    noise = torch.randn(start.shape, dtype=start.dtype, generator=torch.Generator().manual_seed(2))
-    return start + 0.3 * noise
-
-
-def apply(name: str, params: Tensor, x: Tensor, form: Callable = run_plain) -> Tensor:
-    program = TEXT_BLUEPRINTS[name](x.shape[1])
-    return form(program)(x, *program.layout.unflatten(params).values())
-
-
-# -- seeds ------------------------------------------------------------------------------------
-
-
-@both_forms
-@every_blueprint
-@pytest.mark.parametrize(("channels", "length"), [(12, T), (48, T), (12, 5)])
-def test_a_seed_is_the_torch_module_with_its_weights(
-    name: str, channels: int, length: int, form: Callable
-) -> None:
-    """Forward and gradients, of every network."""
-    params, x = noisy(name, channels), features(channels, length)
-    mine = results(lambda params, x: apply(name, params, x, form), [params, x])
-    upstream = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(9))
-    for i in range(NETWORKS):
-        seed = plain_text_seed(name, channels).double()
-        load_flat(parameters_of(seed), params[i])
-        inputs = x[i, :, 0].permute(2, 1, 0).requires_grad_()  # [B, T, C]
-        out = seed(inputs)
-        weights = [inputs, *parameters_of(seed)]
-        gradients = torch.autograd.grad(out, weights, upstream[i, :, 0].permute(2, 1, 0))
-        flat = torch.cat([gradient.flatten() for gradient in gradients[1:]])
-        theirs = [out.detach().permute(2, 1, 0), flat, gradients[0].permute(2, 1, 0)]
-        assert_same([mine[0][i, :, 0], mine[1][i], mine[2][i, :, 0]], theirs)
-
-
-@both_forms
-@every_blueprint
-def test_a_fresh_seed_is_the_identity_and_learns(name: str, form: Callable) -> None:
-    params, x = fresh(name, 12).requires_grad_(), features(12)
-    out = apply(name, params, x, form)
-    assert out.equal(x)
-    assert torch.autograd.grad((out * x.roll(1, 3)).sum(), params)[0].norm(dim=1).min() > 0
-
-
-@both_forms
-@every_blueprint
-def test_a_position_sees_nothing_after_it(name: str, form: Callable) -> None:
-    params, x = noisy(name, 12), features(12)
-    later = x.clone()
-    later[:, :, :, 20] = later[:, :, :, 20].flip(1)
-    before, after = (apply(name, params, each, form) for each in (x, later))
-    assert after[:, :, :, :20].equal(before[:, :, :, :20])
-    assert not after[:, :, :, 20].allclose(before[:, :, :, 20])
-    changed = (after != before).all(0).any(0).all(-1).squeeze(0).nonzero().flatten().tolist()
-    last = {"attention": T, "flex_attention": 20 + WINDOW}.get(name, 21)
-    assert changed == list(range(20, last))
-
-
-def test_heads_of_a_window_start_at_their_own_distance() -> None:
-    """Values that are the position's number, read by heads that look one to four places back."""
-    program = TEXT_BLUEPRINTS["flex_attention"](4)
-    params = program.layout.unflatten(torch.zeros(1, program.layout.size))
-    params["attention_in"][0, 8:] = torch.eye(4)  # queries and keys stay 0
-    params["attention_out"][0] = torch.eye(4)
-    attention = program.layers[1]
-    x = torch.arange(T, dtype=torch.float32).expand(4, T)[None, :, None, :, None]
-    back = 30 - attention(params, x)[0, :, 0, 30, 0]
-    share = math.exp(3) / (math.exp(3) + WINDOW - 1)
-    others = [sum(range(WINDOW)) - own for own in (1, 2, 3, 4)]
-    wanted = [
-        share * own + (1 - share) / 7 * rest for own, rest in zip((1, 2, 3, 4), others, strict=True)
-    ]
-    assert back.tolist() == pytest.approx(wanted, abs=1e-4)
+# -- kernels ----------------------------------------------------------------------------------
 
 
 @cached_kernel
@@ -247,7 +158,7 @@ def test_a_grown_host_sees_nothing_after_a_position() -> None:
     later[:, 6] = (later[:, 6] + 1) % TOKENS
     for row in range(len(KINDS)):
         network = plain_text_network(made, growth, row)
-        before, after = (network(x[0].T) for x in (first, later))
+        before, after = (network(x) for x in (first, later))
         assert after[:, :, :6].equal(before[:, :, :6])
         assert not after[:, :, 6].allclose(before[:, :, 6])
 

@@ -8,7 +8,7 @@ from tensordict import TensorDictBase
 
 from envs import ArrayTask, ConvHost, MorphogenesisEnv, TextHost
 from envs.actions import BLUEPRINTS, HEADS, Op, Stage, head_sizes
-from envs.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS
+from envs.networks.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS
 from envs.observation import feature_columns
 from esper_rl.growing.baselines import (
     FixedSchedulePolicy,

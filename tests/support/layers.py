@@ -1,99 +1,93 @@
-"""Layers of several networks, their gradients, and what compares them."""
+"""Compiled layers of one network, their gradients, and what compares them with torch's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import numpy as np
-import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from envs.batched.instructions import Assembler
 from envs.batched.interpreter import backward, forward
-from envs.batched.programs import Layer
+from envs.networks.compiling import compile_module, trace_shapes
+from envs.networks.steps import Value
 
-NETWORKS = 3
-
-
-def draw(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
-    """Arguments of a layer for all networks."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(NETWORKS, *shape, dtype=torch.float64, generator=generator) for shape in shapes
-    ]
+FRONT, BACK = 3, 2
+"""Parameters that belong to others."""
 
 
-def results(function: Callable, args: list[Tensor], upstream: Tensor | None = None) -> list[Tensor]:
+def results(function: Callable, args: list[Tensor]) -> list[Tensor]:
     """Output of a layer and the gradients of all its arguments."""
     leaves = [arg.detach().requires_grad_() for arg in args]
     out = function(*leaves)
-    if upstream is None:
-        upstream = torch.randn(
-            out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(9)
-        )
+    generator = torch.Generator().manual_seed(9)
+    upstream = torch.randn(out.shape, dtype=out.dtype, generator=generator)
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream, materialize_grads=True)]
 
 
-def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
-    for mine, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+def run_torch(module: nn.Module) -> Callable[..., Tensor]:
+    """The module as a function of its input and parameters."""
+    names = [name for name, _ in module.named_parameters()]
+    return lambda x, *params: functional_call(module, dict(zip(names, params, strict=True)), (x,))
 
 
-def run_plain(layer: Layer) -> Callable[..., Tensor]:
-    """The layer as a function of its input and parameters, with a leading n each."""
-    names = [entry.name for entry in layer.parameters]
-    return lambda x, *params: layer(dict(zip(names, params, strict=True)), x)
+def run_compiled(module: nn.Module, *, last: bool = False) -> Callable[..., Tensor]:
+    """The same through the compiled interpreter; ``last``: on ``[B, T, C]``."""
+    return lambda *args: _Compiled.apply(module, last, *args)
 
 
 class _Compiled(torch.autograd.Function):
-    """The layer's instructions for one network, between other features and parameters."""
+    """A module's instructions, between other features and parameters."""
 
     @staticmethod
-    def forward(ctx, layer: Layer, shape: torch.Size, x: Tensor, *params: Tensor) -> Tensor:
-        code = Assembler()
-        code.column = 3  # of parameters that belong to others
-        code.buffer(2)
-        seen = code.buffer(*x.shape[:-1])
-        out = layer.emit(code, seen)
-        arena = np.full((code.place + 1, x.shape[-1]), 7.0)
-        arena[seen.start : seen.start + seen.size] = x.flatten(0, -2).numpy()
-        flat = np.concatenate([np.zeros(3), *(p.flatten().numpy() for p in params), np.zeros(2)])
-        ctx.run = (code.table(), np.arange(len(code.lines)), flat, *_no_slots(), arena, True, True)
-        ctx.buffers, ctx.shapes = (seen, out), [x.shape, *(p.shape for p in params)]
+    def forward(ctx, module: nn.Module, last: bool, x: Tensor, *params: Tensor) -> Tensor:
+        code = Assembler(2)
+        rows = _rows(x, last)
+        shape = x.shape[1:] if not last else (x.shape[2], 1, x.shape[1])
+        seen = code.buffer(*shape)
+        starts = accumulate((p.numel() for p in params), initial=FRONT)
+        columns = {id(p): start for p, start in zip(module.parameters(), starts, strict=False)}
+        traced = trace_shapes(module.float(), x[:1].float().nan_to_num())
+        out = compile_module(traced, columns, code, Value(seen, tuple(x.shape[1:]), last))
+        module.double()
+        arena = np.full((code.place + 1, len(x)), 7.0)
+        arena[seen.start : seen.start + seen.size] = rows.numpy()
+        around = np.zeros(FRONT), np.zeros(BACK)
+        flat = np.concatenate([around[0], *(p.flatten().numpy() for p in params), around[1]])
+        no_slots = np.zeros(0, np.int64), np.zeros(0)
+        ctx.run = (code.table(), np.arange(len(code.lines)), flat, *no_slots, arena, True, True)
+        ctx.ends, ctx.shapes = (seen, last, out), [x.shape, *(p.shape for p in params)]
         forward(*ctx.run)
         assert (arena[:2] == 7).all()
         assert (arena[code.place :] == 7).all()
-        return torch.from_numpy(arena[out.start : out.start + out.size].copy()).view(shape)
+        given = torch.from_numpy(arena[out.buffer.start :][: out.buffer.size].copy())
+        return _examples(given, out.shape, out.last)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (seen, out), arena, flat = ctx.buffers, ctx.run[-3], ctx.run[2]
+        (seen, last, out), arena, flat = ctx.ends, ctx.run[-3], ctx.run[2]
         grads, grad_flat = np.zeros_like(arena), np.full_like(flat, 2.0)  # to be added to
-        grads[out.start : out.start + out.size] = grad.reshape(-1, grad.shape[-1]).numpy()
+        grads[out.buffer.start :][: out.buffer.size] = _rows(grad, out.last).numpy()
         backward(*ctx.run, grads, grad_flat)
         shape, *param_shapes = ctx.shapes
-        grad_x = torch.from_numpy(grads[seen.start : seen.start + seen.size]).view(shape)
+        given = torch.from_numpy(grads[seen.start : seen.start + seen.size])
         sizes = [shape.numel() for shape in param_shapes]
-        parts = torch.from_numpy(grad_flat)[3:-2].split(sizes)
+        parts = torch.from_numpy(grad_flat)[FRONT:-BACK].split(sizes)
         assert (grad_flat[[0, 1, 2, -2, -1]] == 2).all()
         params = [part.view(shape) - 2 for part, shape in zip(parts, param_shapes, strict=True)]
-        return None, None, grad_x, *params
+        return None, None, _examples(given, shape[1:], last), *params
 
 
-def _no_slots() -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros(0, np.int64), np.zeros(0)
+def _rows(x: Tensor, last: bool) -> Tensor:
+    """Examples ``[B, …]`` as the interpreter has them, ``[features, B]``."""
+    return (x.movedim(-1, 1) if last else x).flatten(1).T.contiguous()
 
 
-def run_compiled(layer: Layer) -> Callable[..., Tensor]:
-    """As :func:`run_plain`, one network after the other through the compiled interpreter."""
-
-    def run(*args: Tensor) -> Tensor:
-        shape = run_plain(layer)(*args).shape[1:]
-        return torch.stack([_Compiled.apply(layer, shape, *one) for one in zip(*args, strict=True)])
-
-    return run
-
-
-FORMS = {"plain": run_plain, "compiled": run_compiled}
-both_forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def _examples(rows: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
+    """The inverse of :func:`_rows`."""
+    if last:
+        return rows.T.unflatten(1, (shape[-1], *shape[:-1])).movedim(1, -1)
+    return rows.T.unflatten(1, shape)

@@ -227,13 +227,13 @@ def drawn_kernels(host: ConvHost, params: Tensor) -> tuple[list[int], Tensor]:
     sizes, used = [], torch.ones(len(params), dtype=torch.bool)
     start = 0
     for segment, size in zip(host.segments, (*host.kernel_sizes, 1), strict=True):
-        for entry in segment.layout.entries:
-            stop = start + math.prod(entry.shape)
+        for name, shape in segment.shapes.items():
+            stop = start + math.prod(shape)
             here, start = slice(start, stop), stop
-            if entry.name == "conv_coin":
+            if name.endswith("coin"):
                 size, used[here] = 3 if params[here] > 0 else 1, False
-            elif entry.name in ("conv_1x1", "conv_3x3"):
-                used[here] = entry.name == f"conv_{size}x{size}"
+            elif "small" in name or "large" in name:
+                used[here] = ("large" in name) == (size == 3)
         sizes.append(size)
     return sizes[:-1], used
 

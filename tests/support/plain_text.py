@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from envs.batched.sequences import FIRST_BIAS, MOST_DISTANCES
-from envs.blueprints.text import WINDOW
+from envs.batched.instructions import FIRST_BIAS, MOST_DISTANCES
 from envs.hosts import TextHost
+from envs.networks.blueprints import WINDOW
 from envs.populations import SlotInputs
 from envs.populations.trained import TrainedPopulation
 from tests.support.plain import PlainResidual, PlainSlot, load_flat, plain_slots
@@ -119,7 +119,7 @@ class PlainTextNetwork(nn.Module):
         self, tokens: int, channels: Sequence[int], slots: list[PlainTextSlot | None]
     ) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(torch.zeros(channels[0], tokens))
+        self.embedding = nn.Parameter(torch.zeros(tokens, channels[0]))
         pairs = list(pairwise(channels))
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
         self.norms = nn.ModuleList(nn.LayerNorm(b) for _, b in pairs[:-1])
@@ -136,7 +136,7 @@ class PlainTextNetwork(nn.Module):
 
     def forward(self, tokens: Tensor, without: Collection[int] = ()) -> Tensor:
         """Logits ``[B, tokens, T]`` of int64 ``[B, T]``, leaving out seeds ``without``."""
-        x = F.embedding(tokens, self.embedding.T)
+        x = F.embedding(tokens, self.embedding)
         for i, linear in enumerate(self.linears):
             x = linear(x)
             if i < len(self.norms):
@@ -154,7 +154,7 @@ def plain_text_network(
     host = population.host
     assert isinstance(host, TextHost)
     slots = plain_slots(population, growth, row, PlainTextSlot, plain_text_seed)
-    width = host.segments[0].layout.entries[0].shape[0]
+    width = next(iter(host.segments[0].shapes.values()))[1]
     network = PlainTextNetwork(host.num_classes, (width, *host.slot_channels), slots)
     network.to(population.params.dtype)
     load_flat(network.host_parameters(), population.host_params[row])

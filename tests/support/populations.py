@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from envs.actions import BLUEPRINTS, Algorithm, Stage
 from envs.batched.randomness import fold
-from envs.blueprints import CONV_BLUEPRINTS
+from envs.networks.blueprints import CONV_BLUEPRINTS
 from envs.populations import SlotInputs
 from envs.populations.compiled import CompiledPasses
 from envs.populations.data import LabelledData

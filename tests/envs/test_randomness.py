@@ -1,4 +1,4 @@
-"""Parameter rows and their init against torch's; draws that depend on their keys alone."""
+"""Draws that depend on their keys alone."""
 
 from __future__ import annotations
 
@@ -6,18 +6,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from envs.batched.parameters import Parameter, ParameterLayout, bias, norm, weight, zeros
-from envs.batched.randomness import Stream, fold, random_bits, shuffled, uniform
-
-ENTRIES = [
-    weight("conv", 6, 4, 3, 3),
-    *norm("norm", 6),
-    weight("linear", 10, 6),
-    bias("linear_bias", 10, 6),
-    zeros("mix", 5),
-]
+from envs.batched.randomness import Stream, fold, normal, random_bits, shuffled, uniform
 
 
 def keys(count: int, seed: int = 0) -> Tensor:
@@ -30,92 +21,6 @@ def chi_square(counts: Tensor) -> float:
     statistic = ((counts - expected) ** 2 / expected).sum().item()
     freedom = counts.numel() - 1
     return (statistic - freedom) / math.sqrt(2 * freedom)
-
-
-# -- parameters -------------------------------------------------------------------------------
-
-
-def test_layout_round_trip():
-    layout = ParameterLayout(ENTRIES)
-    rows = torch.arange(3 * layout.size).view(3, -1).float()
-    named = layout.unflatten(rows)
-    assert list(named) == [entry.name for entry in ENTRIES]
-    assert [tensor.shape[1:] for tensor in named.values()] == [e.shape for e in ENTRIES]
-    assert torch.cat([tensor.flatten(1) for tensor in named.values()], dim=1).equal(rows)
-    assert layout.size == 6 * 4 * 9 + 6 + 6 + 60 + 10 + 5
-
-
-def test_unflatten_makes_no_copy():
-    rows = torch.zeros(2, ParameterLayout(ENTRIES).size)
-    ParameterLayout(ENTRIES).unflatten(rows)["linear"][1] = 1.0
-    assert rows[0].sum() == 0
-    assert rows[1].sum() == 60
-
-
-@pytest.mark.parametrize(
-    ("module", "entry"),
-    [
-        (nn.Conv2d(32, 64, 3, bias=False), weight("w", 64, 32, 3, 3)),
-        (nn.Conv2d(64, 64, 1, bias=False), weight("w", 64, 64)),
-        (nn.Conv2d(256, 256, 3, groups=256, bias=False), weight("w", 256, 1, 3, 3)),
-        (nn.Linear(32, 200), weight("w", 200, 32)),
-    ],
-    ids=["3x3", "1x1", "depthwise", "linear"],
-)
-def test_weights_start_as_torchs_do(module, entry):
-    torch.manual_seed(0)
-    module.reset_parameters()
-    ours = ParameterLayout([entry]).draw(keys(4))
-    assert ours[0].numel() == module.weight.numel()
-    largest = module.weight.abs().max().item()
-    assert largest <= entry.bound <= 1.01 * largest
-    assert ours.std().item() == pytest.approx(module.weight.std().item(), rel=0.05)
-
-
-def test_biases_start_as_torchs_do():
-    torch.manual_seed(0)
-    largest = nn.Linear(32, 2000).bias.abs().max().item()
-    assert largest <= bias("b", 2000, 32).bound <= 1.01 * largest
-
-
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_drawn_values_are_uniform_in_their_bounds(entry):
-    drawn = ParameterLayout(ENTRIES).unflatten(ParameterLayout(ENTRIES).draw(keys(500)))
-    values = drawn[entry.name].flatten()
-    assert values.dtype == torch.float32
-    if entry.bound == 0:
-        assert (values == entry.value).all()
-        return
-    inside = (values - entry.value) / entry.bound
-    assert inside.min() >= -1
-    assert inside.max() < 1
-    assert inside.mean().abs() < 4 / math.sqrt(3 * len(inside))
-    assert abs(chi_square(inside.histc(20, -1, 1))) < 5
-
-
-def test_values_are_shifted_by_their_constant():
-    entry = Parameter("p", (1000,), bound=0.5, value=2.0)
-    drawn = ParameterLayout([entry]).draw(keys(1))
-    assert drawn.min() >= 1.5
-    assert drawn.max() < 2.5
-    assert drawn.mean().item() == pytest.approx(2.0, abs=0.05)
-
-
-def test_a_row_draws_the_same_parameters_whoever_else_draws():
-    layout = ParameterLayout(ENTRIES)
-    together = layout.draw(keys(7))
-    for i in (0, 3, 6):
-        assert layout.draw(keys(7)[i : i + 1]).equal(together[i : i + 1])
-    assert layout.draw(keys(7).flip(0)).equal(together.flip(0))
-
-
-def test_rows_draw_different_parameters():
-    drawn = ParameterLayout([weight("w", 20, 20)]).draw(keys(50))
-    correlation = torch.corrcoef(drawn) - torch.eye(50)
-    assert correlation.abs().max() < 5 / math.sqrt(400)
-
-
-# -- randomness -------------------------------------------------------------------------------
 
 
 def test_bits_are_those_of_splitmix64():
@@ -131,7 +36,8 @@ def test_bits_are_those_of_splitmix64():
 
 
 def test_bits_and_uniform_numbers_depend_on_their_key_alone():
-    for draw in (lambda k: random_bits(k, 9), lambda k: uniform(k, 9), lambda k: shuffled(k, 9, 5)):
+    draws = [lambda k: random_bits(k, 9), lambda k: uniform(k, 9), lambda k: normal(k, 9)]
+    for draw in (*draws, lambda k: shuffled(k, 9, 5)):
         together = draw(keys(6))
         for i in range(6):
             assert draw(keys(6)[i : i + 1]).equal(together[i : i + 1])
@@ -148,6 +54,18 @@ def test_uniform_numbers():
     assert 0.9999 < drawn.max() < 1
     assert abs(chi_square(drawn.histc(100, -1, 1))) < 5
     neighbours = (drawn[:, 1:] * drawn[:, :-1]).mean() * 3
+    assert neighbours.abs() < 5 / math.sqrt(drawn.numel())
+
+
+def test_normal_numbers() -> None:
+    """Moments, tails, and a shape: their places in the distribution are uniform."""
+    drawn = normal(keys(200), 1000)
+    assert drawn.dtype == torch.float32
+    assert drawn.mean().abs() < 5 / math.sqrt(drawn.numel())
+    assert drawn.var().item() == pytest.approx(1, abs=0.02)
+    assert 4 < drawn.abs().max() < 7
+    assert abs(chi_square(torch.special.ndtr(drawn.double()).histc(100, 0, 1))) < 5
+    neighbours = (drawn[:, 1:] * drawn[:, :-1]).mean()
     assert neighbours.abs() < 5 / math.sqrt(drawn.numel())
 
 
