@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from envs.checks import check_choice
+from envs.networks.behaviour import observe
 from envs.networks.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS, Blueprint
 from envs.networks.cutting import split_at
 from envs.networks.drawing import Initialisation, ModuleFactory
 from envs.networks.growing import Gate
-from envs.networks.segments import Segment, check_deterministic, make_seed
+from envs.networks.segments import Segment, make_seed
 
 
 def module_seed(factory: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
@@ -32,7 +33,9 @@ class ModuleHost:
 
     The module is cut there by :mod:`torch.fx`, so nothing else may lead around a slot, and its
     ``forward`` may not depend on the values of its input. Every network is initialised as the
-    module itself does it.
+    module itself does it, in float32, and has all that changes or is drawn for itself: statistics
+    of batch norm, random buffers, the masks of dropout. Parameters that don't require gradients
+    never change.
 
     On CPUs it runs as fast as the hosts of this package where each of its layers and functions has
     a compiled form (:mod:`envs.networks.rules`); a line in the log names the first that has none,
@@ -56,9 +59,10 @@ class ModuleHost:
 
     Raises:
         TypeError: if ``factory`` doesn't make a module.
-        ValueError: for slots that the module lacks, or around which something leads; layers that
-            draw random numbers; buffers that change, as those of batch norm do; features for which
-            there are no default blueprints; a seed that changes the features' shape.
+        ValueError: for slots that the module lacks, or around which something leads; random
+            numbers from somewhere else than torch's generator, or in evaluation; buffers that are
+            replaced; features for which there are no default blueprints; a seed that changes the
+            features' shape.
 
     Examples:
         >>> def network():
@@ -80,13 +84,12 @@ class ModuleHost:
         start = Initialisation(factory)
         example = example.float() if example.is_floating_point() else example
         module = start.module
-        check_deterministic(module)
-        _check_buffers(module, example)
+        behaviour = observe(module, example)
         pieces = split_at(module, slots)
         with torch.no_grad():
             features = [example]
             for piece in pieces:
-                features.append(piece(features[-1]))
+                features.append(piece.eval()(features[-1]))
         at_slots, logits = features[1:-1], features[-1]
         if channel_dim is not None:
             check_choice("channel_dim", channel_dim, (1, -1))
@@ -107,19 +110,22 @@ class ModuleHost:
                 f"[B, classes, T] or [B, T, classes], got {list(logits.shape)} for an example"
             )
         self.num_classes = logits.shape[2 if self.classes_last else 1]
-        sources = {id(parameter): name for name, parameter in module.named_parameters()}
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        sources = {id(tensor): name for name, tensor in tensors.items()}
         layers = {id(layer): name for name, layer in module.named_modules()}
         taken: dict[str, int] = {}
         segments = []
         for number, piece in enumerate(pieces):
-            names = {name: sources[id(p)] for name, p in piece.named_parameters()}
-            for source in names.values():
+            own = {**dict(piece.named_parameters()), **dict(piece.named_buffers())}
+            names = {name: sources[id(tensor)] for name, tensor in own.items()}
+            for name, _ in piece.named_parameters():
+                source = names[name]
                 if taken.setdefault(source, number) != number:
                     raise ValueError(
                         f"slots must not part modules that share parameters, got {source!r} on "
                         f"both sides of {slots[taken[source]]!r}"
                     )
-            segments.append(Segment(piece, start, names, layers))
+            segments.append(Segment(piece, start, behaviour, names, layers))
         self.segments: Sequence[Segment] = segments
         images = all(h.dim() == 4 for h in at_slots)
         if blueprints is None and not images and not self.channels_last:
@@ -179,8 +185,9 @@ _make_once = cache(make_seed)  # what is built in is the same for all hosts
 def _seed(name: str, blueprint: Blueprint, slot: str, h: Tensor, channel_dim: int) -> Segment:
     """A blueprint's seed for a slot; it must take the features ``[1, …]``, and keep their shape."""
     built_in = blueprint in (*CONV_BLUEPRINTS.values(), *TEXT_BLUEPRINTS.values())
-    seed = (_make_once if built_in else make_seed)(blueprint, h.shape[channel_dim])
+    channels = h.shape[channel_dim]
     try:
+        seed = _make_once(blueprint, channels) if built_in else make_seed(blueprint, channels, h)
         same = (given := seed.features(h)).shape == h.shape
         shape = str(list(given.shape))
     except (RuntimeError, ValueError) as error:
@@ -191,15 +198,3 @@ def _seed(name: str, blueprint: Blueprint, slot: str, h: Tensor, channel_dim: in
             f"{list(h.shape)}, got {shape}"
         )
     return seed
-
-
-def _check_buffers(module: nn.Module, example: Tensor) -> None:
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with torch.no_grad():
-        module(example)
-    changed = [name for name, buffer in module.named_buffers() if not buffer.equal(before[name])]
-    if changed:
-        raise ValueError(
-            f"buffers must not change in training, since networks don't share them, got {changed}; "
-            "use group norm, or batch norm with track_running_stats=False"
-        )

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from envs.batched.instructions import Assembler, Buffer
-from envs.networks.cutting import trace
+from envs.networks.cutting import ByMode, trace
 from envs.networks.function_rules import FUNCTIONS
 from envs.networks.rules import LAYERS
 from envs.networks.steps import NoRule, Step, Value
@@ -32,14 +32,19 @@ def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
     Raises:
         NotCompiledError: if it can't be traced, or fails.
     """
+    if isinstance(module, ByMode):
+        raise NotCompiledError("its forward asks self.training")
     if not isinstance(module, fx.GraphModule):
         module = nn.Sequential(module)  # it may be a layer itself, which is a step then
     try:
-        traced = fx.GraphModule(module, trace(module))
+        modes = [fx.GraphModule(module, trace(module.train(mode))) for mode in (False, True)]
     except (fx.proxy.TraceError, TypeError) as error:
         raise NotCompiledError(f"it can't be traced: {error}") from None
+    traced = modes[1]
+    if modes[0].code != traced.code:
+        raise NotCompiledError("its forward asks self.training")
     try:
-        ShapeProp(traced).propagate(example)
+        ShapeProp(traced.eval()).propagate(example)
     except RuntimeError as error:
         raise NotCompiledError(f"it fails for an example: {error.__cause__ or error}") from None
     return traced

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import fx, nn
-from torch.fx.passes.split_module import split_module
+from torch import Tensor, fx, nn
 
 from envs.networks.rules import LAYERS
 
@@ -31,13 +30,35 @@ def trace(module: nn.Module, slots: Sequence[str] = ()) -> fx.Graph:
     return _Tracer(slots).trace(module)
 
 
-def split_at(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:
+class ByMode(nn.Module):
+    """A piece of a module whose ``forward`` asks ``self.training``."""
+
+    def __init__(self, in_training: fx.GraphModule, in_evaluation: fx.GraphModule) -> None:
+        super().__init__()
+        self.in_training, self.in_evaluation = in_training, in_evaluation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.in_training(x) if self.training else self.in_evaluation(x)
+
+
+def split_at(module: nn.Module, slots: Sequence[str]) -> list[nn.Module]:
     """Cut a module after some of its submodules into pieces, one after the other.
 
     Raises:
         ValueError: if the module can't be traced, lacks a submodule or runs it another number of
             times than once or in another order, or if something leads around a cut.
     """
+    pieces: list[nn.Module] = []
+    cuts = [_cut(module.train(mode), slots) for mode in (True, False)]
+    module.train()
+    for in_training, in_evaluation in zip(*cuts, strict=True):
+        differ = in_training.code != in_evaluation.code
+        pieces.append(ByMode(in_training, in_evaluation) if differ else in_training)
+    return pieces
+
+
+def _cut(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:
+    """The pieces of a module as it is, in training or in evaluation."""
     try:
         graph = trace(module, slots)
     except (fx.proxy.TraceError, TypeError) as error:
@@ -51,26 +72,29 @@ def split_at(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:
             f"{list(slots)}, of which run {runs}; there are "
             f"{[name for name, _ in module.named_modules() if name]}"
         )
-    part, number = {}, 0
-    for node in graph.nodes:
-        part[node] = number
-        number += node.op == "call_module" and node.target in slots
-    whole = split_module(fx.GraphModule(module, graph), module, lambda node: part[node])
     pieces: list[fx.GraphModule] = []
-    before = None
-    for node in whole.graph.nodes:
-        if node.op == "placeholder" and before is None:
-            before = node
-        elif node.op == "call_module":
-            if list(node.all_input_nodes) != [before]:
-                raise ValueError(
-                    f"nothing may lead around the slot after {slots[len(pieces) - 1]!r}, but later "
-                    "modules use more than its output"
-                )
-            piece = whole.get_submodule(node.target)
-            assert isinstance(piece, fx.GraphModule)
-            pieces.append(piece)
-            before = node
-    if len(pieces) == len(slots):
+    piece, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+
+    def of_piece(node: fx.Node) -> fx.Node:
+        """A step's copy in the piece; a parameter that an earlier one reads is read again."""
+        if node not in copied and node.op == "get_attr":
+            copied[node] = piece.node_copy(node)
+        if node not in copied:
+            raise ValueError(
+                f"nothing may lead around the slot after {slots[len(pieces) - 1]!r}, but a later "
+                f"step uses more than its output, {node.name!r}"
+            )
+        return copied[node]
+
+    for node in graph.nodes:
+        if node.op != "get_attr":
+            copied[node] = piece.node_copy(node, of_piece)
+        if node.op == "output" or (node.op == "call_module" and node.target in slots):
+            if node.op != "output":
+                piece.output(copied[node])
+            pieces.append(fx.GraphModule(module, piece))
+            piece = fx.Graph()
+            copied = {node: piece.placeholder("x")}
+    if not any(node.op not in ("placeholder", "output") for node in pieces[-1].graph.nodes):
         raise ValueError(f"something must come after the slot of {slots[-1]!r}, got nothing")
     return pieces

@@ -74,7 +74,8 @@ class Initialisation:
 
     Attributes:
         module: one that was made, in float32 as all are.
-        laws: of its parameters and buffers by name; None where there is one that can't be drawn
+        varies: names of the parameters and buffers that aren't always the same.
+        laws: of the parameters and buffers by name; None where there is one that can't be drawn
             but by the factory.
 
     Raises:
@@ -92,22 +93,22 @@ class Initialisation:
                 f"factory must make a torch.nn.Module, got {type(self.module).__name__}"
             )
         mine, same, other = (_tensors(m) for m in (self.module, self._make(0), self._make(1)))
-        self.laws: dict[str, Law] | None = {}
+        changed = [name for name, values in mine.items() if not _equal(values, same[name])]
+        if changed:
+            raise ValueError(
+                f"factory must draw from torch's random numbers alone, but {changed[0]!r} differs "
+                "between two modules made with the same torch.manual_seed"
+            )
+        self.varies = {name for name, values in mine.items() if not _equal(values, other[name])}
+        laws: dict[str, Law] = {}
         for name, values in mine.items():
-            if not _equal(values, same[name]):
-                raise ValueError(
-                    f"factory must draw from torch's random numbers alone, but {name!r} differs "
-                    "between two modules made with the same torch.manual_seed"
-                )
-            law = watch.laws.get(values.untyped_storage().data_ptr()) if _is_whole(values) else None
-            if _equal(values, other[name]):
-                self.laws[name] = Law(values)
-            elif law is not None:
-                centre, width, is_normal = law
-                self.laws[name] = Law(torch.full_like(values, centre), width, is_normal)
-            else:
-                self.laws = None
-                return
+            seen = watch.laws.get(values.untyped_storage().data_ptr())
+            if name not in self.varies:
+                laws[name] = Law(values)
+            elif seen is not None and _is_whole(values):
+                centre, width, is_normal = seen
+                laws[name] = Law(torch.full_like(values, centre), width, is_normal)
+        self.laws = laws if len(laws) == len(mine) else None
 
     def draw(self, names: Mapping[str, int], keys: Tensor, skip: int = 0) -> Tensor:
         """Some of the tensors of a fresh module, one after the other, for every key.

@@ -82,13 +82,19 @@ class CompiledPasses:
         notice.daemon = True
         notice.start()
         try:
-            self.train(params, buffers, work, examples, no_rows)
+            self.train(params, buffers, work, examples, no_rows, no_rows)
             self.validate(params, work, no_rows, places, ablate=False)
         finally:
             notice.cancel()
 
     def train(
-        self, params: Tensor, buffers: Tensor, work: Work, examples: Tensor, rows: Tensor
+        self,
+        params: Tensor,
+        buffers: Tensor,
+        work: Work,
+        examples: Tensor,
+        keys: Tensor,
+        rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`envs.populations.plain.PlainPasses.train`."""
         host_norm = params.new_zeros(len(params))
@@ -197,8 +203,9 @@ def assemble(networks: Networks, example: Tensor, positions: int) -> tuple[Netwo
     segments, outputs = [], []
     for i, segment in enumerate(host.segments):
         first, before, is_last = len(code.lines), h.buffer, i == len(host.segments) - 1
-        column, name = networks.segments[i].start, f"segment {i} of the host"
-        h = _emit(name, segment, code, h, features[i], column)
+        own, kept = networks.segments[i], networks.kept[i]
+        name = f"segment {i} of the host"
+        h = _emit(name, segment, code, h, features[i], own, kept)
         if h.last != (host.classes_last if is_last else host.channels_last):
             raise NotCompiledError(f"in {name}, channels and positions come in another order")
         if h.buffer.start == before.start and i < networks.num_slots:
@@ -224,7 +231,8 @@ def assemble(networks: Networks, example: Tensor, positions: int) -> tuple[Netwo
         code.line(Opcode.SHOW, out, seen.buffer, flag=s)
         shown = len(code.lines)
         gate = networks.gates[s]
-        openness = _emit("a gate", gate, code, seen, example, columns.start).buffer
+        own = networks.gate_columns(s)
+        openness = _emit("a gate", gate, code, seen, example, own, own).buffer
         steps = (first, shown, shown, len(code.lines))
         slots.append((out.start, seen.buffer.start, out.size, *steps, columns.start))
         place = code.place
@@ -233,8 +241,8 @@ def assemble(networks: Networks, example: Tensor, positions: int) -> tuple[Netwo
             code.place = place
             first = len(code.lines)
             name = f"blueprint {networks.blueprints[kind]!r}"
-            column = networks.seed_columns(s, kind).start
-            given = _emit(name, seed, code, seen, example, column)
+            own, kept = networks.seed_columns(s, kind), networks.kept_columns(s, kind)
+            given = _emit(name, seed, code, seen, example, own, kept)
             if given[1:] != seen[1:]:
                 raise NotCompiledError(f"in {name}, channels and positions come in another order")
             code.line(
@@ -268,9 +276,15 @@ def assemble(networks: Networks, example: Tensor, positions: int) -> tuple[Netwo
 
 
 def _emit(
-    name: str, part: Segment, code: Assembler, x: Value, example: Tensor, column: int
+    name: str,
+    part: Segment,
+    code: Assembler,
+    x: Value,
+    example: Tensor,
+    columns: slice,
+    kept: slice,
 ) -> Value:
     try:
-        return part.emit(code, x, example, column)
+        return part.emit(code, x, example, columns.start, kept.start)
     except NotCompiledError as error:
         raise NotCompiledError(f"in {name}, {error}") from None

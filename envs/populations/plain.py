@@ -7,14 +7,17 @@ slot, mixed in the same way, run through that seed together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from envs.batched.modes import Mode
 from envs.batched.optimizers import Optimizer
-from envs.batched.workers import run_chunks
+from envs.batched.randomness import fold
+from envs.batched.workers import one_thread, run_chunks
 from envs.networks.growing import blend
+from envs.networks.segments import Segment
 from envs.populations.base import most_ablated
 from envs.populations.data import Data
 from envs.populations.networks import Networks, Work
@@ -27,6 +30,38 @@ _DEVICE_BYTES = 2**29
 
 Group = tuple[int, Mode, Tensor]
 """Rows ``[m]`` that have the same seed (its index) in the same mode."""
+
+
+@dataclass
+class _Chunk:
+    """Some networks in a pass.
+
+    Attributes:
+        params: ``[n, columns]``, of which gradients are taken.
+        kept: the same numbers, of which what networks keep beside parameters changes in training.
+        work: of these rows.
+        training: rather than evaluation.
+        keys: int64 ``[n]``, of random numbers in training.
+    """
+
+    params: Tensor
+    kept: Tensor
+    work: Work
+    training: bool = False
+    keys: Tensor | None = None
+
+    def run(
+        self, part: Segment, columns: slice, kept: slice, x: Tensor, here: Tensor | None = None
+    ) -> Tensor:
+        """Features of all networks, or of those that are ``here``, after a segment of them."""
+        rows = slice(None) if here is None else here
+        beside, keys = self.kept[rows, kept], self.keys
+        if keys is not None:
+            keys = fold(keys if here is None else keys[here], columns.start)
+        given = part(self.params[rows, columns], x, beside, training=self.training, keys=keys)
+        if self.training and part.kept_size:
+            self.kept[rows, kept] = beside
+        return given
 
 
 class PlainPasses:
@@ -49,22 +84,24 @@ class PlainPasses:
 
     # -- forward ----------------------------------------------------------------------------
 
-    def _segment(self, i: int, params: Tensor, h: Tensor) -> Tensor:
-        """Features after a segment of rows with ``params [n, columns]``."""
-        return self.networks.host.segments[i](params[:, self.networks.segments[i]], h)
+    def _segment(self, i: int, chunk: _Chunk, h: Tensor) -> Tensor:
+        """Features after a segment of the host."""
+        networks = self.networks
+        return chunk.run(networks.host.segments[i], networks.segments[i], networks.kept[i], h)
 
-    def _slot(
-        self, slot: int, params: Tensor, h: Tensor, work: Work, groups: Sequence[Group]
-    ) -> Tensor:
-        """Features after a slot of the same rows, which are grouped by :func:`_groups`."""
+    def _slot(self, slot: int, chunk: _Chunk, h: Tensor, groups: Sequence[Group]) -> Tensor:
+        """Features after a slot of rows that are grouped by :func:`_groups`."""
+        networks = self.networks
         for kind, mode, here in groups:
-            seed, features = self.networks.seeds[slot][kind], h[here]
-            flat = params[here, self.networks.seed_columns(slot, kind)]
-            given = seed(flat, features.detach() if mode is Mode.INCUBATE else features)
-            weight = work.alpha[here, slot].view(-1, *[1] * (h.dim() - 1))
+            seed, features = networks.seeds[slot][kind], h[here]
+            columns, kept = networks.seed_columns(slot, kind), networks.kept_columns(slot, kind)
+            seen = features.detach() if mode is Mode.INCUBATE else features
+            given = chunk.run(seed, columns, kept, seen, here)
+            weight = chunk.work.alpha[here, slot].view(-1, *[1] * (h.dim() - 1))
             if mode is Mode.GATE:
-                flat = params[here, self.networks.gate_columns(slot)]
-                weight = weight * self.networks.gates[slot](flat, features)
+                gate = networks.gate_columns(slot)
+                openness = chunk.run(networks.gates[slot], gate, slice(0), features, here)
+                weight = weight * openness
             h = h.index_copy(0, here, blend(mode, features, given, weight))
         return h
 
@@ -84,7 +121,13 @@ class PlainPasses:
 
     @torch.enable_grad()  # collectors step environments without gradients
     def train(
-        self, params: Tensor, buffers: Tensor, work: Work, examples: Tensor, rows: Tensor
+        self,
+        params: Tensor,
+        buffers: Tensor,
+        work: Work,
+        examples: Tensor,
+        keys: Tensor,
+        rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Train rows for one epoch.
 
@@ -93,6 +136,7 @@ class PlainPasses:
             buffers: the optimizer's, floats ``[buffers, N, columns]``, changed in place.
             work: what the slots do.
             examples: int64 ``[N, batches, B]``.
+            keys: int64 ``[N]``, of the random numbers that networks draw.
             rows: int64 ``[n]``, without repetition; the others stay as they are.
 
         Returns:
@@ -102,9 +146,16 @@ class PlainPasses:
         matrices = [params, *buffers]
 
         def train(chunk: Tensor) -> None:
-            self._train_chunk(matrices, work, examples[chunk], chunk, norms)
+            own = _take(work, chunk)
+            self._train_chunk(matrices, own, examples[chunk], keys[chunk], chunk, norms)
 
-        run_chunks(train, self._chunks(rows, examples.shape[2]))
+        chunks = self._chunks(rows, examples.shape[2])
+        if self.networks.draws:  # from torch's generator, which threads share
+            with torch.random.fork_rng(devices=[]):
+                for chunk in chunks:
+                    one_thread(train)(chunk)
+        else:
+            run_chunks(train, chunks)
         return norms[:, 0], norms[:, 1:]
 
     def _train_chunk(
@@ -112,25 +163,30 @@ class PlainPasses:
         matrices: Sequence[Tensor],
         work: Work,
         examples: Tensor,
+        keys: Tensor,
         rows: Tensor,
         norms: Tensor,
     ) -> None:
+        networks = self.networks
         params, *buffers = (matrix[rows] for matrix in matrices)
-        params.requires_grad_()
-        work = _take(work, rows)
-        groups = [_groups(work, slot) for slot in range(self.networks.num_slots)]
-        host = slice(self.networks.host_size), torch.arange(len(rows), device=rows.device)
-        parts = [(0, *host, work.host_lr)]
-        for slot, columns in enumerate(self.networks.slots):
-            here = (work.kind[:, slot] >= 0).nonzero().squeeze(1)
-            if len(here):
+        chunk = _Chunk(params.requires_grad_(), matrices[0][rows], work, training=True)
+        groups = [_groups(work, slot) for slot in range(networks.num_slots)]
+        everything = torch.arange(len(rows), device=rows.device)
+        parts = [(0, slice(networks.host_size), everything, work.host_lr)]
+        beside = [(everything, columns) for columns in networks.kept]
+        for slot, of_slot in enumerate(groups):
+            for kind, _, here in of_slot:
+                stop = networks.seed_columns(slot, kind).stop
+                columns = slice(networks.slots[slot].start, stop)
                 parts.append((1 + slot, columns, here, work.seed_lr[here, slot]))
-        for chosen in examples.unbind(1):
+                beside.append((here, networks.kept_columns(slot, kind)))
+        for number, chosen in enumerate(examples.unbind(1)):
+            chunk.keys = fold(keys, number) if networks.draws else None
             h = self.data.train_inputs(chosen)
-            for i in range(len(self.networks.host.segments)):
-                h = self._segment(i, params, h)
-                if i < self.networks.num_slots:
-                    h = self._slot(i, params, h, work, groups[i])
+            for i in range(len(networks.host.segments)):
+                h = self._segment(i, chunk, h)
+                if i < networks.num_slots:
+                    h = self._slot(i, chunk, h, groups[i])
             loss = self.data.loss(self._outputs(h), self.data.train_targets(chosen)).sum()
             (gradient,) = torch.autograd.grad(loss, params)
             with torch.no_grad():
@@ -141,6 +197,9 @@ class PlainPasses:
                         matrix[here, columns] = changed
                     norm = torch.linalg.vector_norm(part[-1], dim=1)
                     norms[rows[here], i] += norm / examples.shape[1]
+        with torch.no_grad():
+            for here, columns in beside:
+                params[here, columns] = chunk.kept[here, columns]
         for matrix, changed in zip(matrices, (params.detach(), *buffers), strict=True):
             matrix[rows] = changed
 
@@ -169,12 +228,12 @@ class PlainPasses:
 
         def measure(h: Tensor, i: int, rows: Tensor, left_out: int) -> None:
             """Go on from segment ``i`` for rows without the seeds ``left_out`` (bits)."""
-            h = self._segment(i, params[rows], h)
+            chunk = _Chunk(params[rows], params[rows], _take(work, rows))
+            h = self._segment(i, chunk, h)
             if i < self.networks.num_slots:
-                own = _take(work, rows)
-                after = self._slot(i, params[rows], h, own, _groups(own, i))
+                after = self._slot(i, chunk, h, _groups(chunk.work, i))
                 measure(after, i + 1, rows, left_out)
-                here = (own.kind[:, i] >= 0).nonzero().squeeze(1)
+                here = (chunk.work.kind[:, i] >= 0).nonzero().squeeze(1)
                 if left_out.bit_count() < most and len(here):
                     measure(h[here], i + 1, rows[here], left_out | 1 << i)
                 return

@@ -126,29 +126,30 @@ class TrainedPopulation:
             inputs: what the slots do.
         """
         networks, own = self.networks, self.params[row].cpu()
-        pieces = [
-            segment.module(own[columns])
-            for segment, columns in zip(self.host.segments, networks.segments, strict=True)
-        ]
+        host = zip(self.host.segments, networks.segments, networks.kept, strict=True)
+        pieces = [segment.module(own[columns], own[kept]) for segment, columns, kept in host]
         network = GrowingNetwork(pieces)
         work = slot_work(inputs, training=True)
         for slot in range(self.num_slots):
             kind, mode = int(work.kind[row, slot]), Mode(int(work.mode[row, slot]))
             if kind >= 0:
-                seed = networks.seeds[slot][kind].module(own[networks.seed_columns(slot, kind)])
+                columns = networks.seed_columns(slot, kind), networks.kept_columns(slot, kind)
+                seed = networks.seeds[slot][kind].module(*(own[each] for each in columns))
                 gate = None
                 if mode is Mode.GATE:
-                    gate = networks.gates[slot].module(own[networks.gate_columns(slot)])
+                    columns = networks.gate_columns(slot), slice(0)
+                    gate = networks.gates[slot].module(*(own[each] for each in columns))
                 network.plant(slot, seed, mode, float(work.alpha[row, slot]), gate)
         return network.to(own.dtype).eval()
 
     # -- creation and removal ---------------------------------------------------------------
 
     def reset_hosts(self, rows: Tensor, keys: Tensor) -> None:
-        drawn = [s.draw(keys + i) for i, s in enumerate(self.host.segments)]
         for matrix in (self.params, *self.buffers):
             matrix[rows] = 0.0
-        self.params[rows, : self.host_size] = torch.cat(drawn, dim=1).to(self.params.dtype)
+        host = zip(self.host.segments, self.networks.segments, self.networks.kept, strict=True)
+        for i, (segment, columns, kept) in enumerate(host):
+            self._write(rows, (columns, kept), segment.draw(keys + i))
 
     def plant(self, where: Tensor, blueprint: Tensor, keys: Tensor) -> None:
         for slot in where.any(0).nonzero().squeeze(1).tolist():
@@ -159,12 +160,17 @@ class TrainedPopulation:
 
     def plant_at(self, rows: Tensor, slot: int, blueprint: int, keys: Tensor) -> None:
         """Put a fresh seed with fresh optimizer state at ``slot`` of ``rows [n]``."""
-        gate, seed = self.networks.gate_columns(slot), self.networks.seed_columns(slot, blueprint)
-        drawn = self.networks.seeds[slot][blueprint].draw(keys, skip=gate.stop - gate.start)
+        networks, gate = self.networks, self.networks.gate_columns(slot)
+        columns = networks.seed_columns(slot, blueprint), networks.kept_columns(slot, blueprint)
+        drawn = networks.seeds[slot][blueprint].draw(keys, skip=gate.stop - gate.start)
         self.params[rows, gate] = 0.0
-        self.params[rows, seed] = drawn.to(self.params.dtype)
+        self._write(rows, columns, drawn)
         for buffer in self.buffers:
             buffer[rows, self.networks.slots[slot]] = 0.0
+
+    def _write(self, rows: Tensor, columns: Sequence[slice], values: Sequence[Tensor]) -> None:
+        for where, each in zip(columns, values, strict=True):
+            self.params[rows, where] = each.to(self.params.dtype)
 
     def reset_gates(self, where: Tensor) -> None:
         for slot in where.any(0).nonzero().squeeze(1).tolist():
@@ -175,10 +181,14 @@ class TrainedPopulation:
     # -- passes -----------------------------------------------------------------------------
 
     def train_epoch(self, inputs: SlotInputs, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.train_on(inputs, self.data.draw(keys), rows)
+        return self.train_on(inputs, self.data.draw(keys), rows, keys)
 
     def train_on(
-        self, inputs: SlotInputs, examples: Tensor, rows: Tensor | None = None
+        self,
+        inputs: SlotInputs,
+        examples: Tensor,
+        rows: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Train rows for one epoch on minibatches that are given.
 
@@ -186,6 +196,7 @@ class TrainedPopulation:
             inputs: what the slots do.
             examples: int64 ``[N, batches, B]``: the training examples of every minibatch.
             rows: int64 ``[n]``, without repetition; default: all.
+            keys: int64 ``[N]``, of the random numbers that networks draw; default: 0.
 
         Returns:
             Gradient norms, means over the minibatches: of the hosts ``[N]`` and of the seeds
@@ -193,8 +204,10 @@ class TrainedPopulation:
         """
         if rows is None:
             rows = torch.arange(self.num_rows, device=self.device)
+        if keys is None:
+            keys = torch.zeros(self.num_rows, dtype=torch.int64, device=self.device)
         work = slot_work(inputs, training=True)
-        return self.passes.train(self.params, self.buffers, work, examples, rows)
+        return self.passes.train(self.params, self.buffers, work, examples, keys, rows)
 
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
         work = slot_work(inputs, training=False)

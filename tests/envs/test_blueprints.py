@@ -14,7 +14,7 @@ from envs.actions import BLUEPRINTS
 from envs.batched.randomness import fold
 from envs.networks.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS, WINDOW
 from envs.networks.layers import RelativeAttention
-from envs.networks.segments import Segment, make_seed
+from envs.networks.segments import Segment, make_seed, unflatten
 from tests.support.engines import assert_engines_agree
 from tests.support.layers import results, run_compiled, run_torch
 from tests.support.plain import load_flat, plain_seed
@@ -43,7 +43,7 @@ def features(text: bool, channels: int, length: int = LENGTH, seed: int = 0) -> 
 
 def initial(seed: Segment, key: int = 0) -> Tensor:
     """Fresh parameters of all rows."""
-    return seed.draw(fold(torch.arange(ROWS), key)).double()
+    return seed.draw(fold(torch.arange(ROWS), key))[0].double()
 
 
 def noisy(seed: Segment) -> Tensor:
@@ -87,7 +87,7 @@ def test_it_is_the_independent_module(text: bool, name: str, channels: int) -> N
 @every_seed
 def test_compiled_it_is_the_same(text: bool, name: str, channels: int) -> None:
     seed = seed_of(text, name, channels)
-    module = seed.module(noisy(seed)[0])
+    module = seed.module(noisy(seed)[0], torch.zeros(0))
     args = [features(text, channels)[0], *(p.detach() for p in module.parameters())]
     expected, actual = (
         results(run_torch(module), args),
@@ -129,7 +129,7 @@ def test_it_learns(text: bool, name: str, channels: int) -> None:
         optimizer.step()
     assert (losses[-1] < 0.6 * losses[0]).all()
     moved = (params.detach() - start).abs()
-    for tensor, change in seed.unflatten(moved).items():
+    for tensor, change in unflatten(moved, seed.shapes).items():
         assert change.max() > 1e-3, tensor
 
 

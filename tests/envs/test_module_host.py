@@ -322,12 +322,6 @@ REFUSED = {
     "led around": (Around, ["second"], "nothing may lead around the slot after 'second'"),
     "by values": (Branching, ["first"], "the module can't be cut at its slots: "),
     "shared": (Tied, ["second"], "share parameters, got 'second.weight' on both sides of 'second'"),
-    "batch norm": (
-        lambda: chain(nn.BatchNorm2d(4)),
-        ["0"],
-        r"buffers must not change .* got \['1.running_mean', '1.running_var', '1.num_batches",
-    ),
-    "dropout": (lambda: chain(nn.Dropout2d(0.1)), ["0"], "random numbers, got Dropout2d as '1'"),
     "at the end": (chain, ["2"], "something must come after the slot of '2', got nothing"),
     "no logits": (
         lambda: nn.Sequential(nn.Conv2d(1, 4, 1)),
@@ -362,7 +356,6 @@ def test_batch_norm_without_statistics_and_constant_buffers_are_welcome() -> Non
             r"'mine' .* \[1, 4, 8, 8\], got \[1, 5, 8, 8\]",
         ),
         (lambda channels: nn.Conv2d(7, 7, 1), "'mine' must give .* got an error: "),
-        (lambda channels: nn.Dropout(0.5), "layers must not draw random numbers, got Dropout"),
     ],
 )
 def test_modules_that_cannot_be_seeds_are_refused(factory, says: str) -> None:

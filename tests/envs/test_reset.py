@@ -9,6 +9,7 @@ import torch
 
 from envs import MorphogenesisEnv, make_task
 from envs.batched.randomness import Stream, fold
+from envs.networks.segments import unflatten
 from envs.observation import feature_columns
 from envs.tasks.base import Task
 
@@ -81,7 +82,7 @@ def test_the_varied_digits_are_told_apart_by_then() -> None:
     env = MorphogenesisEnv(warm("digits_varied", 10), num_envs=64, seed=1)
     accuracy = env.reset()["metrics", "val_accuracy"].squeeze(-1)
     segment = env.population.host.segments[0]
-    first = segment.unflatten(env.population.host_params[:, : segment.size])
+    first = unflatten(env.population.host_params[:, : segment.size], segment.shapes)
     coin = next(values for name, values in first.items() if name.endswith("coin"))[:, 0]
     assert accuracy[coin > 0].mean() > accuracy[coin <= 0].mean() + 10
 
