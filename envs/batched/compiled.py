@@ -44,8 +44,8 @@ class Network(NamedTuple):
         host_columns: parameters of the host, all in front of the seeds'.
         places: of the arena, numbers an example.
         attention: True if a line is ATTEND; None otherwise, and then that isn't compiled.
-        further: the same of layers that the hosts of this package don't have: pooling, stride 2
-            and activations but ReLU and sigmoid.
+        further: the same of layers that the hosts of this package don't have: pooling, stride 2,
+            batch norm and activations but ReLU and sigmoid.
     """
 
     lines: Array
@@ -213,7 +213,9 @@ def train_rows(
             for s in range(slots):
                 if kind[s] >= 0:
                     _clear(grads, network.slots[s, 1], network.seeds[s, kind[s], 2])
-            forward(lines, order, params, mode, alpha, arena, network.attention, network.further)
+            forward(
+                lines, order, params, mode, alpha, arena, network.attention, network.further, True
+            )  # fmt: skip
             _cross_entropy(logits, answers, grad_logits)
             backward(
                 lines,
@@ -312,7 +314,9 @@ def validate_rows(
                     for b in range(batch):
                         arena[network.slots[s, 0] + i, b] = arena[network.slots[s, 1] + i, b]
                 order = order[starts[s + 1] :]
-            forward(lines, order, params, mode, alpha, arena, network.attention, network.further)
+            forward(
+                lines, order, params, mode, alpha, arena, network.attention, network.further, False
+            )  # fmt: skip
             before = k
             correct[row, k] = _count_correct(logits, targets)
             if k == 0:

@@ -33,6 +33,7 @@ class Opcode(IntEnum):
     SPLIT = 14  # for stride 2
     MAX_POOL = 15
     AVERAGE_POOL = 16
+    BATCH_NORM = 17
 
 
 class Activation(IntEnum):
@@ -138,6 +139,7 @@ class Assembler:
         flag: int = 0,
         stride: int = 1,
         padding: int = 0,
+        statistics: int = 0,
     ) -> Buffer:
         """Write one line and return ``out``.
 
@@ -156,11 +158,13 @@ class Assembler:
             flag: CONV, DEPTHWISE: is there a bias; NORM: ReLU of it; EMBED: tokens; ATTEND: the
                 window, or 0; ACTIVATE: a factor; ADD: 1, or −1 to subtract.
             stride, padding: of convolutions and pooling; NORM: columns from the scale to the shift.
+            statistics: BATCH_NORM: first column of the running ones; ``size`` and ``flag`` are the
+                momentum's numerator and denominator, ``stride`` 1 for ReLU of it.
         """
         values = {
             Field.OPCODE: opcode,
             Field.X: x.start,
-            Field.OTHER: 0 if other is None else other.start,
+            Field.OTHER: statistics if other is None else other.start,
             Field.OUT: out.start,
             Field.SCRATCH: 0 if scratch is None else scratch.start,
             Field.PARAMETERS: parameters,

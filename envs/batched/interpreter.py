@@ -14,6 +14,7 @@ import numpy as np
 
 from envs.batched.activations import activate, activate_backward
 from envs.batched.attention import attend, attend_backward
+from envs.batched.batch_norm import batch_norm, batch_norm_backward
 from envs.batched.blending import blend, blend_backward
 from envs.batched.instructions import DRAWN, Field, Opcode
 from envs.batched.modes import Mode
@@ -33,6 +34,7 @@ _INPUTS, _OUTPUTS, _HEIGHT, _WIDTH, _SIZE, _FLAG = map(int, list(Field)[6:12])
 _STRIDE, _PADDING, _OUT_HEIGHT, _OUT_WIDTH = map(int, list(Field)[12:])
 _CONV, _DEPTHWISE, _NORM, _NORM_POOL, _STEM, _AVERAGE = map(int, list(Opcode)[:6])
 _ACTIVATE, _ADD, _SCALE, _MIX, _SHOW, _BLEND, _EMBED, _ATTEND = map(int, list(Opcode)[6:14])
+_BATCH_NORM = int(Opcode.BATCH_NORM)
 _INCUBATE = int(Mode.INCUBATE)
 
 
@@ -61,17 +63,19 @@ def forward(
     arena: Array,
     attention: bool | None,
     further: bool | None,
+    training: bool,
 ) -> None:
     """Run lines.
 
     Args:
         lines: int64 ``[lines, fields]``.
         order: int64, numbers of the lines that run.
-        params: of the network, flat.
+        params: of the network, flat; what it keeps beside them changes in training.
         mode: int64 ``[S]``, a :class:`~envs.batched.modes.Mode` for each slot.
         alpha: floats ``[S]``.
         arena: ``[places, B]``, features of B examples, read and written.
         attention, further: see :class:`envs.batched.compiled.Network`.
+        training: rather than evaluation.
     """
     batch, flat = arena.shape[1], arena.ravel()
     zero = arena.dtype.type(0)
@@ -173,6 +177,8 @@ def forward(
                 flag, batch, _columns(flat, line[_OUT], outputs * pixels, pixels, batch),
                 flat[line[_SCRATCH] * batch :],
             )  # fmt: skip
+        elif opcode == _BATCH_NORM:
+            batch_norm(further, line, params, x, out, arena[line[_SCRATCH] :], training)
         else:
             pool(further, line, x, out, arena[line[_SCRATCH] :], False)
 
@@ -319,5 +325,8 @@ def backward(
                 flat[scratch:], flat_grads[scratch:],
                 _columns(flat_grads, line[_X], rows, pixels, batch), grad_own,
             )  # fmt: skip
+        elif opcode == _BATCH_NORM:
+            kept = arena[line[_SCRATCH] :]
+            batch_norm_backward(further, line, params, x, kept, grad, grad_x, grad_own)
         else:
             pool(further, line, grad_x, grad, arena[line[_SCRATCH] :], True)

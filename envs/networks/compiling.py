@@ -37,14 +37,14 @@ def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
     if not isinstance(module, fx.GraphModule):
         module = nn.Sequential(module)  # it may be a layer itself, which is a step then
     try:
-        modes = [fx.GraphModule(module, trace(module.train(mode))) for mode in (False, True)]
+        modes = [fx.GraphModule(module, trace(module.train(mode))) for mode in (True, False)]
     except (fx.proxy.TraceError, TypeError) as error:
         raise NotCompiledError(f"it can't be traced: {error}") from None
-    traced = modes[1]
+    traced = modes[1]  # and all of the module is in evaluation again
     if modes[0].code != traced.code:
         raise NotCompiledError("its forward asks self.training")
     try:
-        ShapeProp(traced.eval()).propagate(example)
+        ShapeProp(traced).propagate(example)
     except RuntimeError as error:
         raise NotCompiledError(f"it fails for an example: {error.__cause__ or error}") from None
     return traced
@@ -61,7 +61,7 @@ def compile_module(
 
     Args:
         module: from :func:`trace_shapes`.
-        columns: first column of each parameter, by ``id``.
+        columns: first column of each parameter and buffer that a network has for itself, by ``id``.
         code: where instructions are written.
         x: the input's features.
         names: of the layers for messages, by ``id``; default: their names in ``module``.
@@ -72,8 +72,11 @@ def compile_module(
     Raises:
         NotCompiledError: if a step has no rule; the message names it.
     """
-    own = module.named_parameters(remove_duplicate=False)
-    by_name = {name: columns[id(parameter)] for name, parameter in own}
+    own = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    by_name = {name: columns[id(tensor)] for name, tensor in own if id(tensor) in columns}
     values: dict[fx.Node, Value] = {}
     split: dict[Buffer, Buffer] = {}
     for node in module.graph.nodes:

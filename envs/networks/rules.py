@@ -191,6 +191,28 @@ def _layer_norm(step: Step, layer: nn.LayerNorm, x: Value) -> Value:
     return _norm(step, x, step.parameters(layer), pixels, step.relu_after())
 
 
+def _batch_norm(step: Step, layer: nn.BatchNorm2d, x: Value) -> Value:
+    if not layer.affine or not layer.track_running_stats or layer.eps != NORM_EPSILON or x.last:
+        raise NoRule("a learned scale and shift, running statistics and eps=1e-5 are needed")
+    if layer.momentum is None:
+        raise NoRule("momentum must be a number")
+    over, under = float(layer.momentum).as_integer_ratio()
+    relu, out = step.relu_after(), step.like(x)
+    if relu:
+        step.values[relu] = out
+    return step.line(
+        Opcode.BATCH_NORM,
+        x,
+        out,
+        scratch=step.code.buffer(2 * x.buffer.channels),
+        parameters=step.parameters(layer),
+        statistics=step.buffers(layer),
+        size=over,
+        flag=under,
+        stride=int(relu is not None),
+    )
+
+
 def _mix(step: Step, layer: Mix, x: Value, y: Value) -> Value:
     if x[1:] != y[1:] or x.last != (len(layer.shape) == 1):
         raise NoRule("two features of the same shape are needed")
@@ -270,6 +292,8 @@ LAYERS: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Embedding: _embedding,
     nn.GroupNorm: _group_norm,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
     nn.LayerNorm: _layer_norm,
     nn.ReLU: _activation(Activation.RELU),
     nn.Sigmoid: _activation(Activation.SIGMOID),

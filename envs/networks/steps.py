@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,13 +59,22 @@ class Step:
 
     def parameters(self, module: nn.Module) -> int:
         """First column of a layer's parameters, which must lie behind each other."""
+        return self._behind(module, [name for name, _ in module.named_parameters()])
+
+    def buffers(self, module: nn.Module) -> int:
+        """The same of its buffers."""
+        return self._behind(module, [name for name, _ in module.named_buffers()])
+
+    def _behind(self, module: nn.Module, names: Sequence[str]) -> int:
         start = place = None
-        for name, parameter in module.named_parameters():
-            column = self.columns[f"{self.node.target}.{name}"]
+        for name in names:
+            column = self.columns.get(f"{self.node.target}.{name}")
+            if column is None:
+                raise NoRule(f"its {name} never changes, and is the same in all networks")
             if place not in (None, column):
-                raise NoRule("its parameters are shared with other layers one by one")
+                raise NoRule(f"its {name} is shared with other layers, or doesn't learn")
             start = column if start is None else start
-            place = column + parameter.numel()
+            place = column + operator.attrgetter(name)(module).numel()
         return start or 0
 
     def line(self, opcode: Opcode, x: Value, out: Value, **fields: Any) -> Value:

@@ -126,6 +126,31 @@ class Products(nn.Module):
         return x - self.value(x) * torch.tanh(self.gate(x))
 
 
+class Normed(nn.Module):
+    """A residual block with batch norm; ReLU follows one, and not the other."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels, momentum=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class NormedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.layer1, self.layer2 = Normed(6), Normed(6)
+        self.norm, self.fc = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer2(self.layer1(self.stem(x)))
+        return self.fc(self.norm(x.mean((2, 3))))
+
+
 class Patches(nn.Module):
     """A kernel of even size, without padding, and a map of an odd size."""
 
@@ -175,13 +200,15 @@ class Case:
             Case(lambda act=act: Wide(act), ["pool", "layer1"], {"products": Products}, size=33)
             for act in (nn.ReLU, nn.SiLU, nn.GELU, nn.Tanh, partial(nn.GELU, approximate="tanh"))
         ),
+        Case(NormedNet, ["stem", "layer1"], {"normed": Normed, **OWN_SEEDS}),
+        Case(NormedNet, ["layer1", "layer2"], {"normed": Normed}, optimizer=AdamW()),
         Case(Patches, ["embed", "conv"], {"products": Products}, size=18),
         Case(Flat, ["first", "second"], {"mlp": lambda c: nn.Linear(c, c)}, size=4),
     ],
     ids=[
         *("residual", "built-in seeds", "adam"),
         *("relu", "silu", "gelu", "tanh", "gelu by tanh"),
-        *("patches", "flat"),
+        *("batch norm", "batch norm by adam", "patches", "flat"),
     ],
 )
 def test_images(case: Case) -> None:

@@ -17,8 +17,10 @@ from envs.batched.optimizers import SGD, AdamW, Optimizer
 from envs.batched.randomness import fold
 from envs.networks.growing import Blend, GrowingNetwork
 from envs.populations import SlotInputs
+from envs.populations.compiled import CompiledPasses
 from envs.populations.data import LabelledData
 from envs.populations.trained import TrainedPopulation
+from tests.support.populations import use_plain_passes
 
 CPU = torch.device("cpu")
 IMAGES = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -109,10 +111,13 @@ def trained_by_hand(network: GrowingNetwork, examples: Tensor, optimizer: Optimi
     network.eval()
 
 
+@pytest.mark.parametrize("plain", [False, True], ids=["compiled", "plain"])
 @pytest.mark.parametrize("optimizer", [SGD(), AdamW()])
-def test_batch_norm_trains_as_in_a_plain_loop(optimizer: Optimizer) -> None:
+def test_batch_norm_trains_as_in_a_plain_loop(optimizer: Optimizer, plain: bool) -> None:
     """Parameters, statistics and the validation, for each mode of a seed with batch norm too."""
     made = population(Net, optimizer=optimizer)
+    assert isinstance(made.passes, CompiledPasses)
+    made = use_plain_passes(made) if plain else made
     inputs, rows = growth(made), torch.arange(ROWS)
     networks = [made.network(row, inputs) for row in range(ROWS)]
     examples = made.data.draw(fold(rows, 3))
