@@ -8,10 +8,10 @@ has to be measured: all sets of seeds left out). The plain loop takes the same n
 (``env.network``), the same number of minibatches of the same size, the same validation, with one
 more validation for every set of seeds that is left out. Both run by turns in one process; medians
 are shown. "Limit" is the share of an arithmetic limit that the environment reaches: the plain
-loop's multiply-adds over what large matrix products reach on all cores. The task ``module`` is
-``digits`` with its host as an ordinary module, in a ModuleHost. Every case has a process of its
-own, so that the memory shown, the peak less that before the environment was made, is the
-environment's.
+loop's multiply-adds over what large matrix products reach on all cores. The tasks ``module``
+and ``residual`` are ``digits`` with hosts of one's own, in a ModuleHost: the same host, and a
+residual network with batch norm. Every case has a process of its own, so that the memory shown, the
+peak less that before the environment was made, is the environment's.
 Results go to benchmarks/results/throughput.json and throughput.png, those of another task or device
 to files that are named after it.
 """
@@ -54,7 +54,7 @@ MOST_PLAIN_ROWS = 32
 """The plain loop's time a row doesn't depend on their number."""
 
 
-TASKS = ("digits", "digits_full", "pydoc", "module")
+TASKS = ("digits", "digits_full", "pydoc", "module", "residual")
 
 
 def digits_host() -> nn.Module:
@@ -66,12 +66,38 @@ def digits_host() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 
-def module_task() -> ArrayTask:
-    """The task ``digits`` with the same host as an ordinary module."""
+class Block(nn.Module):
+    """A block of a residual network, with batch norm."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        stride = outputs // inputs
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+        down = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+        self.down = nn.Sequential(*down) if stride > 1 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.down(x))
+
+
+def residual_host() -> nn.Module:
+    stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)
+    return nn.Sequential(stem, Block(8, 16), Block(16, 32), *head)
+
+
+MODULES = {"module": digits_host, "residual": residual_host}
+"""Tasks whose data are those of ``digits``, by what makes the host."""
+
+
+def module_task(name: str) -> ArrayTask:
     task = make_task("digits")
     assert isinstance(task, ArrayTask)
-    host = ModuleHost(digits_host, ["0", "1", "2"], task.train.inputs[:1])
-    return replace(task, name="module", host=host)
+    host = ModuleHost(MODULES[name], ["0", "1", "2"], task.train.inputs[:1])
+    return replace(task, name=name, host=host)
 
 
 def waiting(env: MorphogenesisEnv) -> dict[str, torch.Tensor]:
@@ -215,7 +241,7 @@ def measure(
 ) -> dict[str, object]:
     """Medians over ``repeats`` turns of the environment and the plain loop."""
     device = torch.device(device_name)
-    asked: str | ArrayTask = module_task() if task_name == "module" else task_name
+    asked: str | ArrayTask = module_task(task_name) if task_name in MODULES else task_name
     # Loaded with the first environment, but not its memory: data, kernels and their libraries.
     small = MorphogenesisEnv(asked, num_envs=1, device=device)
     small.reset()

@@ -254,7 +254,6 @@ class MorphogenesisEnv(EnvBase):
             raise TypeError(f"reset must have no other arguments, got {sorted(kwargs)}")
         mask = marked_rows(tensordict, "_reset", self._rows)
         rows = mask.nonzero().squeeze(1)
-
         fresh = self._fresh()
         fresh.episode = self.state.episode + 1
         fresh.key = fold(torch.full_like(self._rows, self._seed), self._rows, fresh.episode)
@@ -380,8 +379,11 @@ class MorphogenesisEnv(EnvBase):
 
     def network(self, row: int) -> GrowingNetwork:
         """Copy a row's network as it is now; ValueError without it, TypeError for formulas."""
-        check_integer("row", row, least=0, most=self.num_envs - 1, what="last row")
         return self.population.network(row, self.slot_inputs(self.state.slots))
+
+    def load_network(self, row: int, network: GrowingNetwork) -> None:
+        """Copy the weights of a network into a row that has grown the same; errors as above."""
+        self.population.load_network(row, network, self.slot_inputs(self.state.slots))
 
     def observe(self) -> TensorDict:
         """Show the state that holds now: observation, masks, metrics, reward terms and ends.

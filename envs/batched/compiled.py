@@ -45,7 +45,7 @@ class Network(NamedTuple):
         places: of the arena, numbers an example.
         attention: True if a line is ATTEND; None otherwise, and then that isn't compiled.
         further: the same of layers that the hosts of this package don't have: pooling, stride 2,
-            batch norm and activations but ReLU and sigmoid.
+            batch norm, parameters on their own and activations but ReLU and sigmoid.
     """
 
     lines: Array

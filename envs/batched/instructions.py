@@ -34,6 +34,7 @@ class Opcode(IntEnum):
     MAX_POOL = 15
     AVERAGE_POOL = 16
     BATCH_NORM = 17
+    WEIGH = 18  # parameters times features, or added to them
 
 
 class Activation(IntEnum):
@@ -156,8 +157,10 @@ class Assembler:
                 ACTIVATE: an :class:`Activation`; SCALE: pixels that a
                 factor is for.
             flag: CONV, DEPTHWISE: is there a bias; NORM: ReLU of it; EMBED: tokens; ATTEND: the
-                window, or 0; ACTIVATE: a factor; ADD: 1, or −1 to subtract.
+                window, or 0; ACTIVATE: a factor; ADD: 1, or −1 to subtract; WEIGH: 0 to multiply, 1
+                to add, −1 to subtract.
             stride, padding: of convolutions and pooling; NORM: columns from the scale to the shift.
+                WEIGH: numbers from one channel's parameter to the next's, and from one pixel's.
             statistics: BATCH_NORM: first column of the running ones; ``size`` and ``flag`` are the
                 momentum's numerator and denominator, ``stride`` 1 for ReLU of it.
         """

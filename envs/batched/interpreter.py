@@ -28,13 +28,14 @@ from envs.batched.norms import (
 )
 from envs.batched.pooling import pool
 from envs.batched.products import Array, add_dots, add_products, entry_kernel, kernel, runs
+from envs.batched.weighing import weigh, weigh_backward
 
 _OPCODE, _X, _OTHER, _OUT, _SCRATCH, _PARAMETERS = map(int, list(Field)[:6])
 _INPUTS, _OUTPUTS, _HEIGHT, _WIDTH, _SIZE, _FLAG = map(int, list(Field)[6:12])
 _STRIDE, _PADDING, _OUT_HEIGHT, _OUT_WIDTH = map(int, list(Field)[12:])
 _CONV, _DEPTHWISE, _NORM, _NORM_POOL, _STEM, _AVERAGE = map(int, list(Opcode)[:6])
 _ACTIVATE, _ADD, _SCALE, _MIX, _SHOW, _BLEND, _EMBED, _ATTEND = map(int, list(Opcode)[6:14])
-_BATCH_NORM = int(Opcode.BATCH_NORM)
+_BATCH_NORM, _WEIGH = int(Opcode.BATCH_NORM), int(Opcode.WEIGH)
 _INCUBATE = int(Mode.INCUBATE)
 
 
@@ -179,6 +180,8 @@ def forward(
             )  # fmt: skip
         elif opcode == _BATCH_NORM:
             batch_norm(further, line, params, x, out, arena[line[_SCRATCH] :], training)
+        elif opcode == _WEIGH:
+            weigh(further, line, own, x, out)
         else:
             pool(further, line, x, out, arena[line[_SCRATCH] :], False)
 
@@ -328,5 +331,7 @@ def backward(
         elif opcode == _BATCH_NORM:
             kept = arena[line[_SCRATCH] :]
             batch_norm_backward(further, line, params, x, kept, grad, grad_x, grad_own)
+        elif opcode == _WEIGH:
+            weigh_backward(further, line, own, x, grad, grad_x, grad_own)
         else:
             pool(further, line, grad_x, grad, arena[line[_SCRATCH] :], True)

@@ -31,11 +31,11 @@ def module_seed(factory: Callable[[int], nn.Module]) -> Callable[[int], nn.Modul
 class ModuleHost:
     """A network of one's own, with a slot after each of some of its submodules.
 
-    The module is cut there by :mod:`torch.fx`, so nothing else may lead around a slot, and its
-    ``forward`` may not depend on the values of its input. Every network is initialised as the
-    module itself does it, in float32, and has all that changes or is drawn for itself: statistics
-    of batch norm, random buffers, the masks of dropout. Parameters that don't require gradients
-    never change.
+    The module is cut there by :mod:`torch.fx`, so nothing else may lead around a slot, and neither
+    its ``forward`` nor that of a part with a slot inside may depend on the values of its input.
+    Every network is initialised as the module itself does it, in float32, and has all that changes
+    or is drawn for itself: statistics of batch norm, random buffers, the masks of dropout.
+    Parameters that don't require gradients never change.
 
     On CPUs it runs as fast as the hosts of this package where each of its layers and functions has
     a compiled form (:mod:`envs.networks.rules`); a line in the log names the first that has none,

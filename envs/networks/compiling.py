@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from inspect import signature
+from math import prod
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from envs.batched.instructions import Assembler, Buffer
-from envs.networks.cutting import ByMode, trace
-from envs.networks.function_rules import FUNCTIONS
+from envs.networks.cutting import UNTRACEABLE, ByMode, trace
+from envs.networks.function_rules import FUNCTIONS, WEIGHING, only_reshapes
 from envs.networks.rules import LAYERS
-from envs.networks.steps import NoRule, Step, Value
+from envs.networks.steps import NoRule, Step, Value, Weight
 
 
 class NotCompiledError(Exception):
@@ -38,7 +39,7 @@ def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
         module = nn.Sequential(module)  # it may be a layer itself, which is a step then
     try:
         modes = [fx.GraphModule(module, trace(module.train(mode))) for mode in (True, False)]
-    except (fx.proxy.TraceError, TypeError) as error:
+    except UNTRACEABLE as error:
         raise NotCompiledError(f"it can't be traced: {error}") from None
     traced = modes[1]  # and all of the module is in evaluation again
     if modes[0].code != traced.code:
@@ -78,6 +79,7 @@ def compile_module(
     ]
     by_name = {name: columns[id(tensor)] for name, tensor in own if id(tensor) in columns}
     values: dict[fx.Node, Value] = {}
+    weights: dict[fx.Node, Weight] = {}
     split: dict[Buffer, Buffer] = {}
     for node in module.graph.nodes:
         if node.op == "output":
@@ -85,11 +87,16 @@ def compile_module(
             if not isinstance(result, fx.Node) or result not in values:
                 raise NotCompiledError("the output: no compiled form of several values")
             return values[result]
-        if node in values or node.op == "get_attr":  # a rule before has taken it with it
+        if node in values:  # a rule before has taken it with it
+            continue
+        weight = _weight(node, by_name, weights)
+        if weight or node.op == "get_attr":
+            weights |= {node: weight} if weight else {}
             continue
         layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         try:
-            values[node] = _compile_step(module, layer, node, values, split, by_name, code, x)
+            step = Step(module, code, node, _shape(node)[1:], by_name, values, split)
+            values[node] = _compile_step(step, layer, weights, x)
         except NoRule as reason:
             name = (names or {}).get(id(layer), node.name if layer is None else node.target)
             form = _name_of(layer if layer is not None else node.target)
@@ -99,49 +106,56 @@ def compile_module(
 
 
 def _compile_step(
-    module: fx.GraphModule,
-    layer: nn.Module | None,
-    node: fx.Node,
-    values: dict[fx.Node, Value],
-    split: dict[Buffer, Buffer],
-    columns: Mapping[str, int],
-    code: Assembler,
-    x: Value,
+    step: Step, layer: nn.Module | None, weights: Mapping[fx.Node, Weight], x: Value
 ) -> Value:
-    meta = node.meta.get("tensor_meta")
-    if meta is None or not isinstance(getattr(meta, "shape", None), torch.Size):
-        raise NoRule("its result is no tensor")
-    shape = tuple(meta.shape[1:])
+    node = step.node
     if node.op == "placeholder":
-        return x._replace(shape=shape)
-    step = Step(module, code, node, shape, columns, values, split)
-    args: Any = _with_values(node.args, values)
-    options: Any = _with_values(node.kwargs, values)
+        return x._replace(shape=step.shape)
     rule: Callable[..., Value] | None
+    args: Any
     if layer is None:
-        rule = FUNCTIONS.get(node.target)
+        rule, args = FUNCTIONS.get(node.target), node.args
     else:
-        rule, args = LAYERS.get(type(layer)), (layer, *args)
+        rule, args = LAYERS.get(type(layer)), (layer, *node.args)
         if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
             raise NoRule("it has hooks")
     if rule is None:
         raise NoRule
+
+    def known(node: fx.Node) -> Any:
+        if node in weights and rule in WEIGHING:
+            return weights[node]
+        if node not in step.values:
+            raise NoRule(f"it reads {node.target} by itself")
+        return step.values[node]
+
+    given: Any = fx.node.map_arg(args, known)
+    options: Any = fx.node.map_arg(node.kwargs, known)
     try:
-        signature(rule).bind(step, *args, **options)
+        signature(rule).bind(step, *given, **options)
     except TypeError:
         raise NoRule(f"its arguments are {(*node.args, *node.kwargs)}") from None
-    return rule(step, *args, **options)
+    return rule(step, *given, **options)
 
 
-def _with_values(arguments: Any, values: Mapping[fx.Node, Value]) -> Any:
-    """Arguments of a call with values in place of the steps that gave them."""
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    meta = node.meta.get("tensor_meta")
+    if meta is None or not isinstance(getattr(meta, "shape", None), torch.Size):
+        raise NoRule("its result is no tensor")
+    return tuple(meta.shape)
 
-    def value(node: fx.Node) -> Any:
-        if node not in values:
-            raise NoRule(f"it reads {node.target} by itself")
-        return values[node]
 
-    return fx.node.map_arg(arguments, value)
+def _weight(
+    node: fx.Node, columns: Mapping[str, int], weights: Mapping[fx.Node, Weight]
+) -> Weight | None:
+    """A parameter, or one in another shape, that a later step reads by itself."""
+    if node.op == "get_attr" and node.target in columns:
+        return Weight(columns[str(node.target)], _shape(node))
+    first = node.args[0] if node.args else None
+    if isinstance(first, fx.Node) and first in weights and only_reshapes(node):
+        old, shape = weights[first], _shape(node)
+        return Weight(old.column, shape) if prod(shape) == prod(old.shape) else None
+    return None
 
 
 def _name_of(what: Any) -> str:

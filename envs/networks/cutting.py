@@ -8,26 +8,51 @@ from torch import Tensor, fx, nn
 
 from envs.networks.rules import LAYERS
 
+UNTRACEABLE = (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError)
+"""Errors of :mod:`torch.fx` for a module whose steps depend on the values of its input."""
+
 
 class _Tracer(fx.Tracer):
-    """Goes into all modules but those of torch, those with a rule, and those before a slot."""
+    """Goes into all modules but those of torch, those with a rule, and those before a slot.
 
-    def __init__(self, slots: Sequence[str]) -> None:
+    Args:
+        slots: names of the latter.
+        whole: modules that can't be traced are steps, too.
+    """
+
+    def __init__(self, slots: Sequence[str], whole: bool = False) -> None:
         super().__init__()
-        self.slots = slots
+        self.slots, self.whole = slots, whole
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = module_qualified_name in self.slots or type(m) in LAYERS
-        return whole or super().is_leaf_module(m, module_qualified_name)
+        if module_qualified_name in self.slots or type(m) in LAYERS:
+            return True
+        has_slot = any(slot.startswith(f"{module_qualified_name}.") for slot in self.slots)
+        if self.whole and not has_slot and not _is_traceable(m):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+def _is_traceable(module: nn.Module) -> bool:
+    try:
+        _Tracer(()).trace(module)
+    except UNTRACEABLE:
+        return False
+    return True
 
 
 def trace(module: nn.Module, slots: Sequence[str] = ()) -> fx.Graph:
-    """The graph of a module, in which layers of torch or with a rule are steps, and ``slots`` too.
+    """The graph of a module; layers of torch or with a rule are steps of it, and ``slots`` too.
+
+    Parts that can't be traced, as they depend on values of their input, are steps as a whole.
 
     Raises:
-        TraceError: from :mod:`torch.fx`; or TypeError.
+        UNTRACEABLE: if the module itself can't be traced.
     """
-    return _Tracer(slots).trace(module)
+    try:
+        return _Tracer(slots).trace(module)
+    except UNTRACEABLE:
+        return _Tracer(slots, whole=True).trace(module)
 
 
 class ByMode(nn.Module):
@@ -61,7 +86,7 @@ def _cut(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:
     """The pieces of a module as it is, in training or in evaluation."""
     try:
         graph = trace(module, slots)
-    except (fx.proxy.TraceError, TypeError) as error:
+    except UNTRACEABLE as error:
         raise ValueError(f"the module can't be cut at its slots: {error}") from None
     runs = [
         node.target for node in graph.nodes if node.op == "call_module" and node.target in slots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from envs.batched.instructions import Activation, Buffer, Opcode
-from envs.networks.steps import RELUS, NoRule, Step, Value, only_user
+from envs.networks.steps import RELUS, NoRule, Step, Value, Weight, only_user
 
 Rule = Callable[..., Value]
 
@@ -88,6 +89,10 @@ def _index(step: Step, x: Value, index: Any) -> Value:
 
 
 def _add(step: Step, x: Any, y: Any, sign: int = 1) -> Value:
+    if isinstance(x, Weight) and sign == 1:
+        x, y = y, x
+    if isinstance(x, Value) and isinstance(y, Weight):
+        return _weigh(step, x, y, sign)
     if not (isinstance(x, Value) and isinstance(y, Value)) or x[1:] != y[1:]:
         raise NoRule("two features of the same shape are needed")
     return step.line(Opcode.ADD, x, step.like(x), other=y.buffer, flag=sign)
@@ -103,7 +108,11 @@ def _add_in_place(step: Step, x: Any, y: Any) -> Value:
 
 
 def _multiply(step: Step, x: Any, y: Any) -> Value:
-    """Features by others, or by a factor for each channel."""
+    """Features by others, by a factor for each channel, or by parameters."""
+    if isinstance(x, Weight):
+        x, y = y, x
+    if isinstance(x, Value) and isinstance(y, Weight):
+        return _weigh(step, x, y, 0)
     if isinstance(x, Value) and isinstance(y, Value):
         if x.shape == (*y.shape[:1], 1, 1):
             x, y = y, x
@@ -113,6 +122,36 @@ def _multiply(step: Step, x: Any, y: Any) -> Value:
             pixels = x.buffer.height * x.buffer.width
             return step.line(Opcode.SCALE, x, step.like(x), other=y.buffer, size=pixels)
     raise NoRule("other features, or a factor for each channel, [B, C, 1, 1], are needed")
+
+
+def _weigh(step: Step, x: Value, weight: Weight, sign: int) -> Value:
+    """Features by parameters, or with these added: one, or one a channel, a pixel or a number."""
+    shape = weight.shape
+    while len(shape) > len(x.shape) and shape[0] == 1:
+        shape = shape[1:]
+    shape = (1,) * (len(x.shape) - len(shape)) + shape
+    channel = len(x.shape) - 1 if x.last else 0
+    channels, pixels = x.shape[channel], prod(x.shape) // x.shape[channel]
+    around = shape[:channel] + shape[channel + 1 :]
+    of_pixels = around == x.shape[:channel] + x.shape[channel + 1 :] and pixels > 1
+    of_channels = shape[channel] == channels and channels > 1
+    if len(shape) != len(x.shape) or not (
+        (of_channels or shape[channel] == 1) and (of_pixels or prod(around) == 1)
+    ):
+        raise NoRule("a parameter must have one number, or one for each channel, pixel, or both")
+    by_channel, by_pixel = (1, channels if of_channels else 1) if x.last else (pixels, 1)
+    if not of_pixels:
+        by_channel, by_pixel = 1, 0
+    by_channel = by_channel if of_channels else 0
+    return step.line(
+        Opcode.WEIGH,
+        x,
+        step.like(x),
+        parameters=weight.column,
+        flag=sign,
+        stride=by_channel,
+        padding=by_pixel,
+    )
 
 
 FUNCTIONS: dict[Any, Rule] = {
@@ -132,3 +171,14 @@ FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys((operator.mul, torch.mul, "mul"), _multiply),
 }
 """By function, or by the name of a tensor's method."""
+
+WEIGHING = frozenset((_add, _add_in_place, _subtract, _multiply))
+"""Rules that take parameters, and not features alone."""
+
+
+def only_reshapes(node: fx.Node) -> bool:
+    """Does a step show numbers of its input in another shape, and in the same order?"""
+    if node.target is operator.getitem:
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        return all(i is None or i is Ellipsis or isinstance(i, slice | int) for i in index)
+    return node.target in ("view", "reshape", "unsqueeze", torch.reshape, torch.unsqueeze)

@@ -174,6 +174,33 @@ class Segment:
                 module.set_submodule(name, layer.chosen())
         return module
 
+    def read(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """The inverse of :meth:`module`: parameters ``[1, size]``, and what is kept beside them.
+
+        Raises:
+            ValueError: if the module lacks one, or has it in another shape.
+        """
+        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        for name, layer in self._template.named_modules():
+            kernel = named.get(f"{name}.weight")
+            if isinstance(layer, DrawnConv) and kernel is not None:
+                is_large = kernel.shape[-1] == 3
+                used, other = ("large", "small") if is_large else ("small", "large")
+                named[f"{name}.coin"] = torch.tensor([1.0 if is_large else -1.0])
+                named[f"{name}.{used}.weight"] = kernel
+                named[f"{name}.{other}.weight"] = torch.zeros(self.shapes[f"{name}.{other}.weight"])
+        flat = []
+        for shapes in (self.shapes, self.kept_shapes):
+            for name, shape in shapes.items():
+                if name not in named or named[name].shape != shape:
+                    got = list(named[name].shape) if name in named else f"only {sorted(named)}"
+                    raise ValueError(
+                        f"network must have {name!r} of shape {list(shape)}, got {got}"
+                    )
+            values = [named[name].detach().float().cpu().flatten() for name in shapes]
+            flat.append(torch.cat([torch.zeros(0), *values])[None])
+        return flat[0], flat[1]
+
     def emit(
         self, code: Assembler, x: Value, example: Tensor, column: int, kept_column: int
     ) -> Value:

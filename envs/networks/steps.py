@@ -31,6 +31,18 @@ class Value(NamedTuple):
     last: bool = False
 
 
+class Weight(NamedTuple):
+    """A parameter that a step reads by itself.
+
+    Attributes:
+        column: its first.
+        shape: as the step sees it.
+    """
+
+    column: int
+    shape: tuple[int, ...]
+
+
 class NoRule(Exception):
     """A step has no compiled form; the message says why, or nothing where it has none at all."""
 

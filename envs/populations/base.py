@@ -182,7 +182,22 @@ class Population(Protocol):
         """One row's network as an ordinary module, with copies of its weights.
 
         Raises:
-            TypeError: where there are no networks, or none that are made of modules.
+            ValueError: for a row that there isn't.
+            TypeError: where there are no networks.
+        """
+        ...
+
+    def load_network(self, row: int, network: GrowingNetwork, inputs: SlotInputs) -> None:
+        """Copy a network's weights into a row; the optimizer's memory of it begins anew.
+
+        Args:
+            row: its number.
+            network: with seeds of the same kind in the same slots as the row has.
+            inputs: what the slots do.
+
+        Raises:
+            ValueError: for another network, or a row that there isn't; nothing changes then.
+            TypeError: where there are no networks.
         """
         ...
 

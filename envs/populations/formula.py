@@ -157,6 +157,9 @@ class FormulaPopulation:
             "the task must train networks for one to be taken out; its rows are formulas"
         )
 
+    def load_network(self, row: int, network: GrowingNetwork, inputs: SlotInputs) -> None:
+        raise TypeError("the task must train networks for one to be put in; its rows are formulas")
+
     def count_seed_params(self, blueprint: Tensor, algorithm: Tensor) -> Tensor:
         """Parameters of the seed in every slot, its gate included: float32 ``[N, S]``."""
         gated = (algorithm == Algorithm.GATE) & (blueprint >= 0)

@@ -20,9 +20,10 @@ from envs.actions import Algorithm
 from envs.batched.modes import Mode
 from envs.batched.optimizers import Optimizer
 from envs.batched.workers import keep_freed_memory
+from envs.checks import check_integer
 from envs.hosts import ModuleHost
 from envs.networks.compiling import NotCompiledError
-from envs.networks.growing import GrowingNetwork
+from envs.networks.growing import Blend, GrowingNetwork
 from envs.populations.base import SlotInputs, Validation, ablations
 from envs.populations.data import Data
 from envs.populations.networks import Networks, slot_work
@@ -124,7 +125,11 @@ class TrainedPopulation:
         Args:
             row: its number.
             inputs: what the slots do.
+
+        Raises:
+            ValueError: for a row that there isn't.
         """
+        check_integer("row", row, least=0, most=self.num_rows - 1, what="last row")
         networks, own = self.networks, self.params[row].cpu()
         host = zip(self.host.segments, networks.segments, networks.kept, strict=True)
         pieces = [segment.module(own[columns], own[kept]) for segment, columns, kept in host]
@@ -141,6 +146,31 @@ class TrainedPopulation:
                     gate = networks.gates[slot].module(*(own[each] for each in columns))
                 network.plant(slot, seed, mode, float(work.alpha[row, slot]), gate)
         return network.to(own.dtype).eval()
+
+    def load_network(self, row: int, network: GrowingNetwork, inputs: SlotInputs) -> None:
+        check_integer("row", row, least=0, most=self.num_rows - 1, what="last row")
+        networks, segments = self.networks, self.host.segments
+        if len(network.pieces) != len(segments):
+            raise ValueError(
+                f"network must have {len(segments)} pieces, as the host has, got "
+                f"{len(network.pieces)}"
+            )
+        parts = [*zip(segments, network.pieces, networks.segments, networks.kept, strict=True)]
+        kinds = slot_work(inputs, training=True).kind[row].tolist()
+        for slot, (kind, blend) in enumerate(zip(kinds, network.slots, strict=False)):
+            if isinstance(blend, Blend) != (kind >= 0):
+                wanted = self.blueprints[kind] if kind >= 0 else "nothing"
+                raise ValueError(f"network must have {wanted} in slot {slot}, as row {row} has")
+            if isinstance(blend, Blend):
+                own = networks.seed_columns(slot, kind), networks.kept_columns(slot, kind)
+                parts.append((networks.seeds[slot][kind], blend.seed, *own))
+                if blend.gate is not None:
+                    gate = networks.gate_columns(slot)
+                    parts.append((networks.gates[slot], blend.gate, gate, slice(0)))
+        read = [(columns, segment.read(module)) for segment, module, *columns in parts]
+        for columns, values in read:
+            self._write(torch.tensor([row], device=self.device), columns, values)
+        self.buffers[:, row] = 0.0
 
     # -- creation and removal ---------------------------------------------------------------
 

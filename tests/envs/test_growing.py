@@ -146,6 +146,56 @@ def test_it_is_saved_copied_and_exported(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(inputs[:3]), logits[:3])
 
 
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_network_is_taken_out_and_put_in_again(name: str) -> None:
+    """Into the same row of another population, in which the same has grown."""
+    made, growth, inputs, _ = grown(HOSTS[name]())
+    other, *_ = grown(HOSTS[name]())
+    other.params += 0.3
+    for row in range(ROWS):
+        other.load_network(row, made.network(row, growth), growth)
+        with torch.no_grad():
+            given = other.network(row, growth)(inputs)
+            assert given.equal(made.network(row, growth)(inputs))
+    assert (other.buffers == 0).all()
+
+
+def test_another_network_is_refused_and_changes_nothing() -> None:
+    made, growth, *_ = grown(own_host())
+    empty = int((growth.blueprint[:, 0] < 0).nonzero()[0])
+    full = int((growth.blueprint[:, 0] >= 0).nonzero()[0])
+    before = made.params.clone()
+    kind = made.blueprints[int(growth.blueprint[full, 0])]
+    for row, network, says in (
+        (empty, made.network(full, growth), f"must have nothing in slot 0, as row {empty} has"),
+        (full, made.network(empty, growth), f"must have {kind} in slot 0, as row {full} has"),
+        (0, GrowingNetwork([nn.Linear(2, 2)]), "must have 3 pieces, as the host has, got 1"),
+        (ROWS, made.network(0, growth), "row must be an integer from 0 to 13"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            made.load_network(row, network, growth)
+    network = made.network(full, growth)
+    network.pieces[2] = nn.Sequential(nn.Flatten(), nn.Linear(96, 5))
+    with pytest.raises(ValueError, match=r"network must have '.*' of shape \[4, 96\], got"):
+        made.load_network(full, network, growth)
+    assert made.params.equal(before)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_it_is_an_onnx_model(name: str) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    made, growth, inputs, _ = grown(HOSTS[name]())
+    row = int((growth.blueprint >= 0).sum(1).argmax())
+    network = made.network(row, growth).freeze().eval()
+    batch = {0: torch.export.Dim("examples", min=1)}
+    program = torch.onnx.export(network, (inputs,), dynamo=True, dynamic_shapes=(batch,))
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    names = [each.name for each in session.get_inputs()]
+    (given,) = session.run(None, dict(zip(names, [inputs[:7].numpy()], strict=True)))
+    torch.testing.assert_close(torch.from_numpy(given), network(inputs[:7]), rtol=1e-4, atol=1e-5)
+
+
 def test_an_environment_gives_its_networks_as_they_are() -> None:
     env = MorphogenesisEnv("digits", num_envs=2, max_epochs=6, batches_per_epoch=2, seed=0)
     state = env.reset()
@@ -160,6 +210,13 @@ def test_an_environment_gives_its_networks_as_they_are() -> None:
         assert isinstance(network.slots[0], Blend)
         correct = (network(validation.inputs).argmax(1) == validation.targets).double().mean()
         assert 100 * correct == pytest.approx(float(state["metrics", "val_accuracy"][row]))
+    network = env.network(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    env.load_network(0, network)
+    assert all((p == 0).all() for p in env.network(0).parameters())
+    assert any((p != 0).any() for p in env.network(1).parameters())
     with pytest.raises(ValueError, match="row must be an integer from 0 to 1, the last row, got 2"):
         env.network(2)
 
@@ -169,6 +226,8 @@ def test_worlds_without_networks_say_so() -> None:
     env.reset()
     with pytest.raises(TypeError, match="its rows are formulas"):
         env.network(0)
+    with pytest.raises(TypeError, match="its rows are formulas"):
+        env.load_network(0, GrowingNetwork([nn.Linear(2, 2)]))
 
 
 def test_slots_take_modules_only() -> None:

@@ -35,6 +35,23 @@ class Scaled(nn.Module):
         return x * (2 * torch.sigmoid(self.linear(x.mean((2, 3)))))[:, :, None, None]
 
 
+class Weighed(nn.Module):
+    """Parameters times features, and added to them, in whatever shape."""
+
+    def __init__(self, *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList(torch.ones(shape) for shape in shapes)
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.channel = nn.Parameter(torch.zeros(IN))
+        self.images = len(shapes[0]) != 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, scale in enumerate(self.scales):
+            x = x + scale if i % 2 else scale * x
+        channel = self.channel[:, None, None] if self.images else self.channel.view(1, 1, -1)
+        return x * channel - self.shift
+
+
 def norm(*after: nn.Module) -> nn.Module:
     return nn.Sequential(nn.GroupNorm(1, IN), *after)
 
@@ -70,6 +87,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual of a residual": (lambda: Residual(Residual(conv(IN, IN, 1))), IMAGES),
     "mixed norm": (lambda: MixedNorm(nn.GroupNorm(1, IN), IN), IMAGES),
     "mixed layer norm": (lambda: MixedNorm(nn.LayerNorm(IN), IN, channels_last=True), TEXT),
+    "weighed": (lambda: Weighed((IN, 1, 1), (1, IN, 1, 1), (4, 6), (IN, 4, 6), (1,)), IMAGES),
+    "weighed text": (lambda: Weighed((9, IN), (1, 9, 1), (1, 9, IN), (IN,), (1, 1)), TEXT),
     "attention": (lambda: CausalAttention(8), (40, 8)),
     "attention in a window": (lambda: CausalAttention(12, window=4), (9, 12)),
 }

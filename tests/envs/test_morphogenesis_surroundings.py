@@ -21,7 +21,7 @@ from torchrl.envs import SerialEnv, check_env_specs
 from benchmarks.invariants import differences
 from envs import ArrayTask, ModuleHost, MorphogenesisEnv, RewardConfig, module_seed
 from envs.actions import BLUEPRINTS, Op
-from examples.own_network import network
+from examples.own_network import ResNet
 from tests.support.environments import act, random_states, small_env
 from tests.support.populations import matrices
 
@@ -56,10 +56,10 @@ def test_a_network_of_ones_own_pickles_with_its_factory():
     task = ArrayTask(
         name="own",
         host=ModuleHost(
-            network,
+            ResNet,
             ["stem"],
             torch.zeros(1, 1, 8, 8),
-            blueprints={"conv": module_seed(partial(nn.Conv2d, 8, kernel_size=1))},
+            blueprints={"conv": module_seed(partial(nn.Conv2d, 16, kernel_size=1))},
         ),
         train=(torch.rand(40, 1, 8, 8), torch.arange(40) % 10),
         validation=20,

@@ -1,5 +1,7 @@
 """Ordinary modules, compiled by rules: they do what PyTorch does, and learn what it learns."""
 
+# longer than 400 lines: a catalogue of networks, each beside what is asked of it
+
 from __future__ import annotations
 
 import logging
@@ -151,6 +153,35 @@ class NormedNet(nn.Module):
         return self.fc(self.norm(x.mean((2, 3))))
 
 
+class LayerScale(nn.Module):
+    """A ConvNeXt-like block, with parameters that its forward reads itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.gamma = nn.Parameter(0.1 * torch.ones(channels))
+        self.shifts = nn.ParameterList([torch.zeros(1, channels, 1, 1), torch.zeros(1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.conv(x + self.shifts[0]))
+        return x + self.gamma.view(-1, 1, 1) * h - self.shifts[1]
+
+
+class Scales(nn.Module):
+    """Parameters of the host itself, right behind a slot, and in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3, stride=2, padding=1)
+        self.position = nn.Parameter(torch.zeros(1, 6, 4, 4))
+        self.block, self.fc = LayerScale(6), nn.Linear(6, 3)
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(self.stem(x) + self.position)
+        return self.fc(x.mean((2, 3))) * self.temperature
+
+
 class Patches(nn.Module):
     """A kernel of even size, without padding, and a map of an odd size."""
 
@@ -202,13 +233,14 @@ class Case:
         ),
         Case(NormedNet, ["stem", "layer1"], {"normed": Normed, **OWN_SEEDS}),
         Case(NormedNet, ["layer1", "layer2"], {"normed": Normed}, optimizer=AdamW()),
+        Case(Scales, ["stem", "block"], {"scaled": LayerScale}, optimizer=AdamW()),
         Case(Patches, ["embed", "conv"], {"products": Products}, size=18),
         Case(Flat, ["first", "second"], {"mlp": lambda c: nn.Linear(c, c)}, size=4),
     ],
     ids=[
         *("residual", "built-in seeds", "adam"),
         *("relu", "silu", "gelu", "tanh", "gelu by tanh"),
-        *("batch norm", "batch norm by adam", "patches", "flat"),
+        *("batch norm", "batch norm by adam", "parameters", "patches", "flat"),
     ],
 )
 def test_images(case: Case) -> None:

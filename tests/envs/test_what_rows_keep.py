@@ -153,6 +153,15 @@ class Noise(nn.Module):
         return x + 0.1 * torch.randn_like(x) if self.training else x
 
 
+class StochasticDepth(nn.Module):
+    """Whole examples left out, in a forward that can't be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * (torch.rand(x.shape[0], 1, 1, 1) > 0.2)
+
+
 class Attending(nn.Module):
     """Attention between pixels, with dropout inside."""
 
@@ -172,6 +181,7 @@ RANDOM = {
     "channels": lambda: nn.Dropout2d(0.3),
     "noise": Noise,
     "rrelu": nn.RReLU,
+    "depth": StochasticDepth,
     "attention": Attending,
 }
 

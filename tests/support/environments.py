@@ -97,9 +97,9 @@ def watch_training(env: MorphogenesisEnv) -> list[tuple[SlotInputs, torch.Tensor
     """A list that grows by what every epoch of training is given from now on."""
     given, train = [], env.population.train_on
 
-    def watched(growth: SlotInputs, indices: torch.Tensor, rows: torch.Tensor) -> tuple:
+    def watched(growth: SlotInputs, indices: torch.Tensor, *others: torch.Tensor) -> tuple:
         given.append((growth, indices))
-        return train(growth, indices, rows)
+        return train(growth, indices, *others)
 
     env.population.train_on = watched
     return given
