@@ -6,14 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
-import torch
 from torch import Tensor, nn
 
 from envs.checks import check_choice
 from envs.networks.behaviour import observe
 from envs.networks.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS, Blueprint
 from envs.networks.cutting import split_at
-from envs.networks.drawing import Initialisation, ModuleFactory
+from envs.networks.drawing import Initialisation, ModuleFactory, tensors_of
 from envs.networks.growing import Gate
 from envs.networks.segments import Segment, make_seed
 
@@ -81,15 +80,10 @@ class ModuleHost:
         topology: str | None = None,
         channel_dim: int | None = None,
     ) -> None:
-        start = Initialisation(factory)
         example = example.float() if example.is_floating_point() else example
-        module = start.module
-        behaviour = observe(module, example)
-        pieces = split_at(module, slots)
-        with torch.no_grad():
-            features = [example]
-            for piece in pieces:
-                features.append(piece.eval()(features[-1]))
+        self._shape, self._dtype = example.shape[1:], example.dtype
+        self.segments: Sequence[Segment] = _segments(factory, slots, example)
+        features = self.features(example)
         at_slots, logits = features[1:-1], features[-1]
         if channel_dim is not None:
             check_choice("channel_dim", channel_dim, (1, -1))
@@ -110,23 +104,6 @@ class ModuleHost:
                 f"[B, classes, T] or [B, T, classes], got {list(logits.shape)} for an example"
             )
         self.num_classes = logits.shape[2 if self.classes_last else 1]
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        sources = {id(tensor): name for name, tensor in tensors.items()}
-        layers = {id(layer): name for name, layer in module.named_modules()}
-        taken: dict[str, int] = {}
-        segments = []
-        for number, piece in enumerate(pieces):
-            own = {**dict(piece.named_parameters()), **dict(piece.named_buffers())}
-            names = {name: sources[id(tensor)] for name, tensor in own.items()}
-            for name, _ in piece.named_parameters():
-                source = names[name]
-                if taken.setdefault(source, number) != number:
-                    raise ValueError(
-                        f"slots must not part modules that share parameters, got {source!r} on "
-                        f"both sides of {slots[taken[source]]!r}"
-                    )
-            segments.append(Segment(piece, start, behaviour, names, layers))
-        self.segments: Sequence[Segment] = segments
         images = all(h.dim() == 4 for h in at_slots)
         if blueprints is None and not images and not self.channels_last:
             raise ValueError(
@@ -149,9 +126,7 @@ class ModuleHost:
             }
             for slot, h in zip(slots, at_slots, strict=True)
         ]
-        of_positions = example.dim() == 3 and example.is_floating_point()
-        self.inputs_last = self.channels_last and of_positions
-        self._shape, self._dtype = example.shape[1:], example.dtype
+        self.inputs_last = self.channels_last and example.dim() == 3 and example.is_floating_point()
 
     def features(self, example: Tensor) -> list[Tensor]:
         """A prepared input ``[1, …]``, what each segment makes of it, and last the logits."""
@@ -177,6 +152,27 @@ class ModuleHost:
                 f"of shape {list(inputs.shape)}"
             )
         return inputs
+
+
+def _segments(factory: ModuleFactory, slots: Sequence[str], example: Tensor) -> list[Segment]:
+    """The pieces of a module that is cut after ``slots``."""
+    start = Initialisation(factory)
+    behaviour = observe(start.module, example)
+    sources = {id(tensor): name for name, tensor in tensors_of(start.module).items()}
+    layers = {id(layer): name for name, layer in start.module.named_modules()}
+    taken: dict[str, int] = {}
+    segments = []
+    for number, piece in enumerate(split_at(start.module, slots)):
+        names = {name: sources[id(tensor)] for name, tensor in tensors_of(piece).items()}
+        for name, _ in piece.named_parameters():
+            source = names[name]
+            if taken.setdefault(source, number) != number:
+                raise ValueError(
+                    f"slots must not part modules that share parameters, got {source!r} on both "
+                    f"sides of {slots[taken[source]]!r}"
+                )
+        segments.append(Segment(piece, start, behaviour, names, layers))
+    return segments
 
 
 _make_once = cache(make_seed)  # what is built in is the same for all hosts

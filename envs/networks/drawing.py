@@ -92,7 +92,7 @@ class Initialisation:
             raise TypeError(
                 f"factory must make a torch.nn.Module, got {type(self.module).__name__}"
             )
-        mine, same, other = (_tensors(m) for m in (self.module, self._make(0), self._make(1)))
+        mine, same, other = (tensors_of(m) for m in (self.module, self._make(0), self._make(1)))
         changed = [name for name, values in mine.items() if not _equal(values, same[name])]
         if changed:
             raise ValueError(
@@ -104,10 +104,10 @@ class Initialisation:
         for name, values in mine.items():
             seen = watch.laws.get(values.untyped_storage().data_ptr())
             if name not in self.varies:
-                laws[name] = Law(values)
+                laws[name] = Law(values.detach())
             elif seen is not None and _is_whole(values):
                 centre, width, is_normal = seen
-                laws[name] = Law(torch.full_like(values, centre), width, is_normal)
+                laws[name] = Law(torch.full_like(values.detach(), centre), width, is_normal)
         self.laws = laws if len(laws) == len(mine) else None
 
     def draw(self, names: Mapping[str, int], keys: Tensor, skip: int = 0) -> Tensor:
@@ -140,8 +140,8 @@ class Initialisation:
     def _draw_by_factory(self, names: Mapping[str, int], keys: Tensor) -> Tensor:
         rows = []
         for seed in keys.tolist():
-            made = _tensors(self._make(seed & _SEEDS))
-            rows.append(torch.cat([made[name].flatten().float() for name in names]))
+            made = tensors_of(self._make(seed & _SEEDS))
+            rows.append(torch.cat([made[name].detach().flatten().float() for name in names]))
         return torch.stack(rows).to(keys.device)
 
     def _make(self, seed: int) -> nn.Module:
@@ -156,10 +156,9 @@ class Initialisation:
             torch.set_default_dtype(dtype)
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters and buffers, by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _is_whole(tensor: Tensor) -> bool:

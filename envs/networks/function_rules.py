@@ -139,10 +139,8 @@ def _weigh(step: Step, x: Value, weight: Weight, sign: int) -> Value:
         (of_channels or shape[channel] == 1) and (of_pixels or prod(around) == 1)
     ):
         raise NoRule("a parameter must have one number, or one for each channel, pixel, or both")
-    by_channel, by_pixel = (1, channels if of_channels else 1) if x.last else (pixels, 1)
-    if not of_pixels:
-        by_channel, by_pixel = 1, 0
-    by_channel = by_channel if of_channels else 0
+    by_channel = (1 if x.last or not of_pixels else pixels) if of_channels else 0
+    by_pixel = (channels if x.last and of_channels else 1) if of_pixels else 0
     return step.line(
         Opcode.WEIGH,
         x,

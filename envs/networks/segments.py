@@ -15,7 +15,7 @@ from torch.func import functional_call, vmap
 from envs.batched.instructions import Assembler
 from envs.networks.behaviour import Behaviour, observe
 from envs.networks.compiling import NotCompiledError, compile_module, trace_shapes
-from envs.networks.drawing import Initialisation
+from envs.networks.drawing import Initialisation, tensors_of
 from envs.networks.layers import DrawnConv
 from envs.networks.steps import Value
 
@@ -52,7 +52,7 @@ class Segment:
         names: Mapping[int, str] | None = None,
     ) -> None:
         own = dict(module.named_parameters())
-        there = sources or {name: name for name in (*own, *dict(module.named_buffers()))}
+        there = sources or {name: name for name in tensors_of(module)}
         kept: dict[str, Tensor] = {
             n: p for n, p in own.items() if not p.requires_grad and there[n] in start.varies
         }
@@ -164,7 +164,7 @@ class Segment:
     def module(self, flat: Tensor, kept: Tensor) -> nn.Module:
         """The module of one network, of its dtype, with copies of its parameters and buffers."""
         module = copy.deepcopy(self._template).to(flat.dtype)
-        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        own = tensors_of(module)
         named = unflatten(flat[None], self.shapes) | unflatten(kept[None], self.kept_shapes)
         with torch.no_grad():
             for name, values in named.items():
@@ -180,7 +180,7 @@ class Segment:
         Raises:
             ValueError: if the module lacks one, or has it in another shape.
         """
-        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        named = tensors_of(module)
         for name, layer in self._template.named_modules():
             kernel = named.get(f"{name}.weight")
             if isinstance(layer, DrawnConv) and kernel is not None:
@@ -220,7 +220,7 @@ class Segment:
         kind = (*example.shape, example.dtype)
         if kind not in self._graphs:
             self._graphs[kind] = trace_shapes(self._template, example)
-        own = {**dict(self._template.named_parameters()), **dict(self._template.named_buffers())}
+        own = tensors_of(self._template)
         columns: dict[int, int] = {}
         for shapes, start in ((self.shapes, column), (self.kept_shapes, kept_column)):
             starts = accumulate((shape.numel() for shape in shapes.values()), initial=start)

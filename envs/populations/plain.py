@@ -228,7 +228,8 @@ class PlainPasses:
 
         def measure(h: Tensor, i: int, rows: Tensor, left_out: int) -> None:
             """Go on from segment ``i`` for rows without the seeds ``left_out`` (bits)."""
-            chunk = _Chunk(params[rows], params[rows], _take(work, rows))
+            own = params[rows]  # in evaluation nothing is written
+            chunk = _Chunk(own, own, _take(work, rows))
             h = self._segment(i, chunk, h)
             if i < self.networks.num_slots:
                 after = self._slot(i, chunk, h, _groups(chunk.work, i))
