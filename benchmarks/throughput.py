@@ -46,7 +46,7 @@ from envs import ArrayTask, ModuleHost, MorphogenesisEnv, make_task
 from envs.actions import HEADS, Op, Style
 from envs.batched.optimizers import SGD, AdamW
 from envs.networks.growing import Blend, GrowingNetwork
-from envs.tasks.arrays import Examples
+from envs.tasks.examples import Examples
 
 RESULTS = Path(__file__).parent / "results"
 _SPEEDS = ("env_steps_per_second", "plain_steps_per_second")

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.batched.attention import exponentials
 from envs.batched.interpreter import backward, forward
+from envs.batched.losses import Criterion, loss_of, score
 from envs.batched.modes import Mode
 from envs.batched.products import Array, cached_kernel, kernel
 from envs.batched.steps import step
@@ -37,9 +37,9 @@ class Network(NamedTuple):
             last line of the gate, first column of the seed's parameters.
         seeds: int64 ``[S, K, 4]`` by kind: first and last line, last place that the seed uses,
             number of columns.
-        inputs, outputs: place of the examples and of the logits.
-        classes: number of logits of a position.
-        positions: answers of an example, 1 if it has a class as a whole.
+        inputs, outputs: place of the examples and of the outputs.
+        classes: numbers that an answer has.
+        answers: of an example, 1 if it has a class as a whole.
         host_places: places of the host's own features, all in front of the seeds'.
         host_columns: parameters of the host, all in front of the seeds'.
         places: of the arena, numbers an example.
@@ -55,7 +55,7 @@ class Network(NamedTuple):
     inputs: int
     outputs: int
     classes: int
-    positions: int
+    answers: int
     host_places: int
     host_columns: int
     places: int
@@ -122,42 +122,16 @@ def _clear(arena: Array, first: int, last: int) -> None:
 
 
 @kernel
-def _cross_entropy(logits: Array, targets: Array, grad: Array) -> float:
-    """Mean loss in nats of logits ``[classes, B]``; ``grad`` is set to its gradient."""
-    classes, batch = logits.shape
-    most, mass = logits[0].copy(), np.zeros(batch, logits.dtype)
-    for c in range(1, classes):
-        for b in range(batch):
-            most[b] = logits[c, b] if logits[c, b] > most[b] else most[b]
-    for c in range(classes):
-        share = grad[c]
-        for b in range(batch):
-            share[b] = logits[c, b] - most[b]
-        exponentials(share)
-        for b in range(batch):
-            mass[b] += share[b]
-    total = 0.0
-    for b in range(batch):
-        total += np.log(mass[b]) + most[b] - logits[targets[b], b]
-        mass[b] = 1 / (mass[b] * batch)
-    for c in range(classes):
-        for b in range(batch):
-            grad[c, b] *= mass[b]
-    for b in range(batch):
-        grad[targets[b], b] -= logits.dtype.type(1) / batch
-    return total / batch
-
-
-@kernel
-def _logits(network: Network, arena: Array) -> Array:
-    """A view of the logits, ``[classes, positions · B]``."""
-    first, columns = network.outputs * arena.shape[1], network.positions * arena.shape[1]
+def _outputs(network: Network, arena: Array) -> Array:
+    """A view of the outputs, ``[classes, answers · B]``."""
+    first, columns = network.outputs * arena.shape[1], network.answers * arena.shape[1]
     return arena.ravel()[first : first + network.classes * columns].reshape(-1, columns)
 
 
 @cached_kernel
 def train_rows(
     network: Network,
+    criterion: Criterion,
     rows: Rows,
     chosen: Array,
     inputs: Array,
@@ -176,10 +150,11 @@ def train_rows(
 
     Args:
         network: the programs.
+        criterion: the loss, and the score of an answer.
         rows: of all rows.
         chosen: int64 ``[n]``, those that train.
         inputs: floats ``[M, features]``, all training examples.
-        targets: int64 ``[M, positions]``, their classes.
+        targets: floats ``[M, answers]``; see :func:`~envs.batched.losses.loss_of`.
         examples: int64 ``[N, batches, B]``, the minibatches.
         buffers: floats ``[buffers, N, columns]``.
         host_lr, seed_lr: learning rates ``[N]`` and ``[N, S]``.
@@ -193,8 +168,8 @@ def train_rows(
     grad_params = np.empty(rows.params.shape[1], inputs.dtype)
     lines = network.lines
     room, starts = np.empty(len(lines), np.int64), np.empty(slots + 1, np.int64)
-    logits, grad_logits = _logits(network, arena), _logits(network, grads)
-    answers, nothing = np.empty(logits.shape[1], np.int64), np.zeros(slots, np.bool_)
+    outputs, grad_outputs = _outputs(network, arena), _outputs(network, grads)
+    wanted, nothing = np.empty(outputs.shape[1], targets.dtype), np.zeros(slots, np.bool_)
     for row in chosen:
         params, kind = rows.params[row], rows.kind[row]
         mode, alpha = rows.mode[row], rows.alpha[row]
@@ -204,8 +179,8 @@ def train_rows(
         for number in range(batches):
             for b in range(batch):
                 example = examples[row, number, b]
-                for position in range(network.positions):
-                    answers[position * batch + b] = targets[example, position]
+                for answer in range(network.answers):
+                    wanted[answer * batch + b] = targets[example, answer]
                 for f in range(inputs.shape[1]):
                     arena[network.inputs + f, b] = inputs[example, f]
             grad_params[:] = 0
@@ -216,7 +191,7 @@ def train_rows(
             forward(
                 lines, order, params, mode, alpha, arena, network.attention, network.further, True
             )  # fmt: skip
-            _cross_entropy(logits, answers, grad_logits)
+            loss_of(criterion, outputs, wanted, grad_outputs)
             backward(
                 lines,
                 order,
@@ -241,56 +216,43 @@ def train_rows(
                     seed_norm[row, s] += norm / batches
 
 
-@kernel
-def _count_correct(logits: Array, targets: Array) -> int:
-    """Examples whose largest logit is the target's; NaN counts as the largest, as in torch."""
-    classes, batch = logits.shape
-    most, best, correct = logits[0].copy(), np.zeros(batch, np.int32), 0
-    for c in range(1, classes):
-        for b in range(batch):  # without branches, so that it is vectorised
-            larger = (most[b] == most[b]) & (not logits[c, b] <= most[b])
-            most[b] = logits[c, b] if larger else most[b]
-            best[b] = c if larger else best[b]
-    for b in range(batch):
-        correct += best[b] == targets[b]
-    return correct
-
-
 @cached_kernel
 def validate_rows(
     network: Network,
+    criterion: Criterion,
     rows: Rows,
     chosen: Array,
     inputs: Array,
     targets: Array,
     sets: Array,
     loss: Array,
-    correct: Array,
+    scores: Array,
     sources: int = SOURCES,
 ) -> None:
-    """Loss and right answers of some rows, and right answers with sets of seeds left out.
+    """Loss and scores of some rows, and scores with sets of seeds left out.
 
     A set is left out only if all its slots are mixed. Two sets in a row share the features up to
     the first slot in which they differ: these are not computed again.
 
     Args:
         network: the programs.
+        criterion: the loss, and the score of an answer.
         rows: of all rows.
         chosen: int64 ``[n]``, those that are validated.
         inputs: floats ``[features, B]``.
-        targets: int64 ``[positions · B]``.
+        targets: floats ``[answers · B]``.
         sets: bool ``[K, S]``, in increasing order with slot 0 as the highest digit; first the
             one that leaves out nothing.
         loss: ``[N]``, written.
-        correct: int64 ``[N, K]``, written.
+        scores: ``[N, K, 2]``, sums of the answers' scores and of their squares, written.
     """
     batch = inputs.shape[1]
     slots = len(network.slots)
     arena = np.empty((network.places, batch), inputs.dtype)
     lines = network.lines
     room, starts = np.empty(len(lines), np.int64), np.empty(slots + 1, np.int64)
-    logits = _logits(network, arena)
-    scratch = np.empty_like(logits)
+    outputs = _outputs(network, arena)
+    scratch = np.empty_like(outputs)
     for f in range(len(inputs)):
         for b in range(batch):
             arena[network.inputs + f, b] = inputs[f, b]
@@ -318,6 +280,6 @@ def validate_rows(
                 lines, order, params, mode, alpha, arena, network.attention, network.further, False
             )  # fmt: skip
             before = k
-            correct[row, k] = _count_correct(logits, targets)
+            scores[row, k] = score(criterion, outputs, targets)
             if k == 0:
-                loss[row] = _cross_entropy(logits, targets, scratch)
+                loss[row] = loss_of(criterion, outputs, targets, scratch)

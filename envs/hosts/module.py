@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
+import torch
 from torch import Tensor, nn
 
 from envs.checks import check_choice
@@ -42,7 +43,8 @@ class ModuleHost:
 
     Args:
         factory: makes the module; it takes examples ``[B, …]`` and gives logits ``[B, classes]``,
-            or, for a class at each of T positions, ``[B, classes, T]`` or ``[B, T, classes]``.
+            or, for a class at each of T positions, ``[B, classes, T]`` or ``[B, T, classes]``, at
+            each pixel ``[B, classes, H, W]``. Other losses take numbers in the same places.
         slots: names of the submodules after which a seed can be planted, in the order in which
             they run, such as ``"layer1"``.
         example: an input ``[1, …]`` of the module.
@@ -60,8 +62,8 @@ class ModuleHost:
         TypeError: if ``factory`` doesn't make a module.
         ValueError: for slots that the module lacks, or around which something leads; random
             numbers from somewhere else than torch's generator, or in evaluation; buffers that are
-            replaced; features for which there are no default blueprints; a seed that changes the
-            features' shape.
+            replaced; no blueprints, or features for which there are no default ones; a seed that
+            changes the features' shape.
 
     Examples:
         >>> def network():
@@ -98,6 +100,8 @@ class ModuleHost:
             self.classes_last = False
         elif logits.dim() == 3 and example.shape[1] in logits.shape[1:]:
             self.classes_last = logits.shape[1] == example.shape[1]
+        elif logits.dim() > 3:
+            self.classes_last = False
         else:
             raise ValueError(
                 "the module must give logits [B, classes], or for each of T positions of its input "
@@ -110,6 +114,8 @@ class ModuleHost:
                 "blueprints must be given, since the default ones need features [B, C, H, W] or "
                 f"[B, T, C] at every slot, got shapes {[list(h.shape) for h in at_slots]}"
             )
+        if blueprints is not None and not blueprints:
+            raise ValueError("blueprints must have at least one, got none")
         kind = "convolutional" if images else "transformer"
         self.topology = topology or (kind if blueprints is None else "module")
         defaults: Mapping[str, Blueprint] = CONV_BLUEPRINTS if images else TEXT_BLUEPRINTS
@@ -139,24 +145,39 @@ class ModuleHost:
         """Examples with their channels first, ``[M, C, …]``; ``[M, C, 1, T]`` of ``[M, T, C]``."""
         return inputs.movedim(-1, 1).unsqueeze(2) if self.inputs_last else inputs
 
+    def channels_of_outputs_first(self, outputs: Tensor) -> Tensor:
+        """Outputs, or targets ``[M, …]`` shaped like them, with their channels first."""
+        return outputs.movedim(-1, 1) if self.classes_last and outputs.dim() == 3 else outputs
+
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Take examples ``[M, …]`` as they are.
+        """Examples ``[M, …]`` as the module takes them.
+
+        Bytes are divided by 255 where it takes floats. Images come with their channels first, but
+        may have them last where only that fits, or none where there is one.
 
         Raises:
             ValueError: for inputs of another shape, or whole numbers instead of floats.
         """
-        same_kind = inputs.is_floating_point() == self._dtype.is_floating_point
-        if inputs.shape[1:] != self._shape or not same_kind:
+        shape, wanted = tuple(inputs.shape[1:]), tuple(self._shape)
+        takes_floats = self._dtype.is_floating_point
+        prepared = inputs.float() / 255 if takes_floats and inputs.dtype == torch.uint8 else inputs
+        if shape != wanted and len(wanted) == 3:
+            if (*shape[2:], *shape[:2]) == wanted:
+                prepared = prepared.movedim(-1, 1)
+            elif (1, *shape) == wanted:
+                prepared = prepared[:, None]
+        if tuple(prepared.shape[1:]) != wanted or prepared.is_floating_point() != takes_floats:
+            kind = "floats, or bytes from 0 to 255" if takes_floats else "whole numbers"
             raise ValueError(
-                f"inputs must be {self._dtype} of shape {['M', *self._shape]}, got {inputs.dtype} "
-                f"of shape {list(inputs.shape)}"
+                f"inputs must be {kind}, of shape {['M', *wanted]}, got {inputs.dtype} of shape "
+                f"{list(inputs.shape)}; inputs.float() makes floats, inputs.long() whole numbers"
             )
-        return inputs
+        return prepared
 
 
 def _segments(factory: ModuleFactory, slots: Sequence[str], example: Tensor) -> list[Segment]:
     """The pieces of a module that is cut after ``slots``."""
-    start = Initialisation(factory)
+    start = Initialisation(factory, example)
     behaviour = observe(start.module, example)
     sources = {id(tensor): name for name, tensor in tensors_of(start.module).items()}
     layers = {id(layer): name for name, layer in start.module.named_modules()}

@@ -45,7 +45,7 @@ def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
     if modes[0].code != traced.code:
         raise NotCompiledError("its forward asks self.training")
     try:
-        ShapeProp(traced).propagate(example)
+        ShapeProp(traced).propagate(torch.cat([example, example]))
     except RuntimeError as error:
         raise NotCompiledError(f"it fails for an example: {error.__cause__ or error}") from None
     return traced

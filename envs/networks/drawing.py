@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from envs.batched.randomness import normal, uniform
@@ -71,6 +72,7 @@ class Initialisation:
 
     Args:
         factory: makes the module; random only by torch's own generator.
+        example: an input ``[1, …]``, from which lazy modules take their shape.
 
     Attributes:
         module: one that was made, in float32 as all are.
@@ -80,18 +82,15 @@ class Initialisation:
 
     Raises:
         TypeError: if the factory makes something else.
-        ValueError: if it isn't the same again with torch's generator in the same state.
+        ValueError: if it isn't the same again with torch's generator in the same state, or has no
+            numbers, as on the meta device.
     """
 
-    def __init__(self, factory: ModuleFactory) -> None:
-        self._factory = factory
+    def __init__(self, factory: ModuleFactory, example: Tensor | None = None) -> None:
+        self._factory, self._example = factory, example
         watch = _Watch()
         with watch:
             self.module = self._make(0)
-        if not isinstance(self.module, nn.Module):
-            raise TypeError(
-                f"factory must make a torch.nn.Module, got {type(self.module).__name__}"
-            )
         mine, same, other = (tensors_of(m) for m in (self.module, self._make(0), self._make(1)))
         changed = [name for name, values in mine.items() if not _equal(values, same[name])]
         if changed:
@@ -150,7 +149,20 @@ class Initialisation:
             torch.set_default_dtype(torch.float32)
             torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at all devices
             module = self._factory()
-            return module.float() if isinstance(module, nn.Module) else module
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"factory must make a torch.nn.Module, got {type(module).__name__}")
+            module = module.float()
+            if self._example is not None and any(map(is_lazy, tensors_of(module).values())):
+                with torch.no_grad():  # some layers want more than one example
+                    module.eval()(torch.cat([self._example, self._example]))
+                module.train()
+            for name, tensor in tensors_of(module).items():
+                if tensor.is_meta or is_lazy(tensor):
+                    raise ValueError(
+                        f"factory must make a module with its numbers, got none for {name!r}; "
+                        "leave out the meta device, or modules that nothing runs"
+                    )
+            return module
         finally:
             torch.set_rng_state(state)
             torch.set_default_dtype(dtype)

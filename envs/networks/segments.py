@@ -158,8 +158,8 @@ class Segment:
 
     def features(self, x: Tensor) -> Tensor:
         """Outputs of the module that was given, in evaluation, such as to see their shape."""
-        with torch.no_grad():
-            return self._template.eval()(x.clone())
+        with torch.no_grad():  # some layers want more than one example
+            return self._template.eval()(torch.cat([x, x]))[: len(x)]
 
     def module(self, flat: Tensor, kept: Tensor) -> nn.Module:
         """The module of one network, of its dtype, with copies of its parameters and buffers."""
@@ -258,7 +258,7 @@ def make_seed(
         TypeError: if the blueprint doesn't make a module.
         ValueError: see :func:`~envs.networks.behaviour.observe`.
     """
-    start = Initialisation(partial(blueprint, channels))
+    start = Initialisation(partial(blueprint, channels), features)
     behaviour = Behaviour() if features is None else observe(start.module, features)
     layers = {id(layer): name or "the seed" for name, layer in start.module.named_modules()}
     return Segment(start.module, start, behaviour, names=layers)

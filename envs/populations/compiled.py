@@ -10,18 +10,20 @@ from threading import Timer
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.batched.compiled import Network, Rows, train_rows, validate_rows
 from envs.batched.instructions import Assembler, Field, Opcode
+from envs.batched.losses import Criterion, Loss
 from envs.batched.optimizers import SGD, AdamW, Optimizer
 from envs.batched.workers import run_chunks
 from envs.networks.compiling import NotCompiledError
 from envs.networks.segments import Segment
 from envs.networks.steps import Value
 from envs.populations.base import ablations
-from envs.populations.data import Data, LabelledData
+from envs.populations.data import LabelledData
 from envs.populations.networks import Networks, Work
+from envs.populations.objectives import Classes, Labels, Numbers, Objective
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -42,25 +44,27 @@ class CompiledPasses:
         optimizer: how parameters follow their gradients.
 
     Raises:
-        NotCompiledError: if a layer or the optimizer has no compiled form, or the data have no
-            class for each example, or for each position.
+        NotCompiledError: if a layer, the loss or the optimizer has no compiled form.
     """
 
-    def __init__(self, networks: Networks, data: Data, optimizer: Optimizer) -> None:
-        if not isinstance(data, LabelledData) or data.targets.dim() > 2:
-            raise NotCompiledError("targets are not classes of examples or of their positions")
+    def __init__(self, networks: Networks, data: LabelledData, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, SGD | AdamW):
             raise NotCompiledError(f"{type(optimizer).__name__} is neither SGD nor AdamW")
         self.networks, self.data, self.optimizer = networks, data, optimizer
         self._numbers = np.array(optimizer.numbers)
-        positions = data.targets[:1].numel()
-        self.network, extremes = assemble(networks, data.inputs[:1], positions)
+        objective, wanted = data.objective, data.validation_targets()
+        self._targets = _flat_targets(objective, data.targets)
+        answers = self._targets.shape[1]  # of an example
+        classes = networks.host.num_classes if isinstance(objective, Classes) else 1
+        self.criterion = _make_criterion(objective, wanted, classes)
+        self.network, extremes = assemble(networks, data.inputs[:1], classes, answers)
         prepare = window_extremes if extremes else networks.host.channels_first
         self._inputs = prepare(data.inputs).flatten(1)
-        self._targets = data.targets.view(len(data.targets), -1)
         self._validation_inputs = prepare(data.validation_inputs()).flatten(1).T
-        self._answers = data.validation_targets().view(-1, positions).T
-        self._at_once = max(_LEAST, _PIECE // positions)
+        self._answers = _flat_targets(objective, wanted).T
+        self._at_once = max(_LEAST, _PIECE // answers)
+        mass = objective.mass(wanted).reshape(len(wanted), -1).sum(1)
+        self._mass = np.array([[part.sum()] for part in mass.split(self._at_once)])
         slots, left_out = torch.arange(networks.num_slots), ablations(networks.num_slots)
         digits = left_out[:, None] >> slots & 1
         order = (digits << slots.flip(0)).sum(1).argsort()  # that of envs.batched.compiled
@@ -99,7 +103,7 @@ class CompiledPasses:
         """See :meth:`envs.populations.plain.PlainPasses.train`."""
         host_norm = params.new_zeros(len(params))
         seed_norm = params.new_zeros(len(params), self.networks.num_slots)
-        inputs, targets = self._inputs.to(params.dtype).numpy(), self._targets.numpy()
+        inputs, targets = (x.to(params.dtype).numpy() for x in (self._inputs, self._targets))
         minibatches = examples.contiguous().numpy()
         host_lr, seed_lr = (rate.to(params.dtype).numpy() for rate in (work.host_lr, work.seed_lr))
         state = _rows(params, work)
@@ -107,6 +111,7 @@ class CompiledPasses:
         def train(chunk: np.ndarray) -> None:
             train_rows(
                 self.network,
+                self.criterion,
                 state,
                 chunk,
                 inputs,
@@ -131,33 +136,62 @@ class CompiledPasses:
         number = len(self._left_out) if ablate else 1
         left_out, sets = self._left_out[:number], self._sets[:number]
         state = _rows(params, work)
-        inputs, at_once = self._validation_inputs.to(params.dtype), self._at_once
+        at_once = self._at_once
+        inputs, answers = (x.to(params.dtype) for x in (self._validation_inputs, self._answers))
         pieces = [
-            (x.contiguous().numpy(), answers.flatten().numpy())
-            for x, answers in zip(
-                inputs.split(at_once, 1), self._answers.split(at_once, 1), strict=True
-            )
+            (x.contiguous().numpy(), wanted.flatten().numpy())
+            for x, wanted in zip(inputs.split(at_once, 1), answers.split(at_once, 1), strict=True)
         ]
         loss = np.zeros((len(pieces), len(params)))
-        correct = np.zeros((len(pieces), len(params), number), np.int64)
+        scores = np.zeros((len(pieces), len(params), number, 2))
 
         def measure(share: tuple[int, np.ndarray]) -> None:
-            piece, chunk = share
-            validate_rows(
-                self.network, state, chunk, *pieces[piece], sets, loss[piece], correct[piece]
-            )
+            i, chunk = share
+            measured = loss[i], scores[i]
+            validate_rows(self.network, self.criterion, state, chunk, *pieces[i], sets, *measured)
 
         run_chunks(measure, product(range(len(pieces)), _shares(rows)))
-        sizes = np.array([[len(answers)] for _, answers in pieces])
-        mean_loss = torch.from_numpy((loss * sizes).sum(0) / self._answers.numel())
-        counted = params.new_zeros(len(params), int(places.max()) + 1)
-        counted[:, places[left_out]] = torch.from_numpy(correct.sum(0)).to(params.dtype)
-        return mean_loss.to(params.dtype), counted
+        mean_loss = torch.from_numpy((loss * self._mass).sum(0) / self._mass.sum())
+        summed = params.new_zeros(2, len(params), int(places.max()) + 1)
+        in_order = torch.from_numpy(scores.sum(0)).movedim(-1, 0)
+        summed[:, :, places[left_out]] = in_order.to(params.dtype)
+        return mean_loss.to(params.dtype), summed
 
 
 def _rows(params: Tensor, work: Work) -> Rows:
     alpha = work.alpha.to(params.dtype)
     return Rows(params.numpy(), work.kind.numpy(), work.mode.numpy(), alpha.numpy())
+
+
+def _flat_targets(objective: Objective, targets: Tensor) -> Tensor:
+    """Targets of each answer ``[M, answers]``; a class that isn't asked for is −1."""
+    if isinstance(objective, Classes):
+        targets = torch.where(targets == objective.module.ignore_index, -1, targets)
+    return targets.reshape(len(targets), -1).float()
+
+
+def _make_criterion(objective: Objective, wanted: Tensor, classes: int) -> Criterion:
+    """The compiled form of an objective, with the targets of the validation.
+
+    Raises:
+        NotCompiledError: if it has none.
+    """
+    loss = objective.module
+    weights, spread = torch.ones(classes), 1.0
+    if isinstance(objective, Classes):
+        kind = Loss.CROSS_ENTROPY
+        weights = weights if loss.weight is None else loss.weight
+    elif isinstance(objective, Labels) and loss.weight is None:
+        kind, weights = Loss.LOGISTIC, torch.ones(wanted.shape[1:])
+        if loss.pos_weight is not None:
+            weights = weights * loss.pos_weight
+    elif isinstance(objective, Numbers) and isinstance(loss, nn.MSELoss):
+        kind, spread = Loss.SQUARED, objective.spread(wanted).item()
+    else:
+        options = " with weight" if isinstance(objective, Labels) else ""
+        raise NotCompiledError(f"no compiled form of nn.{type(loss).__name__}{options}")
+    smoothing = float(getattr(loss, "label_smoothing", 0.0))
+    return Criterion(int(kind), weights.flatten().double().numpy(), smoothing, spread)
 
 
 def _shares(rows: Tensor) -> list[np.ndarray]:
@@ -182,20 +216,22 @@ def window_extremes(images: Tensor) -> Tensor:
     return torch.cat([largest, smallest, mean, variance], dim=1)
 
 
-def assemble(networks: Networks, example: Tensor, positions: int) -> tuple[Network, bool]:
+def assemble(
+    networks: Networks, example: Tensor, classes: int, answers: int
+) -> tuple[Network, bool]:
     """Write the instructions of all networks.
 
     Args:
         networks: hosts and seeds.
         example: an input ``[1, …]``.
-        positions: answers of an example.
+        classes: numbers that an answer has.
+        answers: of an example.
 
     Returns:
         The instructions; and do they take the :func:`window_extremes` of the examples?
 
     Raises:
-        NotCompiledError: if a layer has no compiled form, or the outputs aren't a logit of each
-            class for each answer.
+        NotCompiledError: if a layer has no compiled form, or the outputs aren't so many.
     """
     host, features = networks.host, networks.host.features(example)
     code = Assembler(*(*host.channels_first(example).shape[1:], 1, 1)[:3])
@@ -216,10 +252,10 @@ def assemble(networks: Networks, example: Tensor, positions: int) -> tuple[Netwo
             h = h._replace(buffer=replace(h.buffer, start=copied.start))
         segments.append((first, len(code.lines)))
         outputs.append(h)
-    if h.buffer.size != host.num_classes * positions:
+    if h.buffer.size != classes * answers:
         raise NotCompiledError(
-            f"the host gives {h.buffer.size} outputs an example, not {host.num_classes} for each "
-            f"of {positions} positions"
+            f"the host gives {h.buffer.size} outputs an example, not {classes} for each of "
+            f"{answers} answers"
         )
     host_places, places = code.place, code.place
     slots, seeds = [], []
@@ -264,8 +300,8 @@ def assemble(networks: Networks, example: Tensor, positions: int) -> tuple[Netwo
         np.array(seeds).reshape(len(slots), -1, 4),
         code.inputs.start,
         h.buffer.start,
-        host.num_classes,
-        positions,
+        classes,
+        answers,
         host_places,
         networks.host_size,
         places,

@@ -19,7 +19,7 @@ from envs.batched.workers import one_thread, run_chunks
 from envs.networks.growing import blend
 from envs.networks.segments import Segment
 from envs.populations.base import most_ablated
-from envs.populations.data import Data
+from envs.populations.data import LabelledData
 from envs.populations.networks import Networks, Work
 
 _CHUNK_BYTES = {"cpu": 2**21}
@@ -73,7 +73,7 @@ class PlainPasses:
         optimizer: how parameters follow their gradients.
     """
 
-    def __init__(self, networks: Networks, data: Data, optimizer: Optimizer) -> None:
+    def __init__(self, networks: Networks, data: LabelledData, optimizer: Optimizer) -> None:
         self.networks, self.data, self.optimizer = networks, data, optimizer
         inputs = data.validation_inputs()
         example = torch.zeros(1, *inputs.shape[1:], dtype=inputs.dtype)
@@ -106,7 +106,7 @@ class PlainPasses:
         return h
 
     def _outputs(self, h: Tensor) -> Tensor:
-        """Logits ``[n, B, classes, …]`` of what the last segment gives."""
+        """Outputs with channels first, ``[n, B, C, …]``, of what the last segment gives."""
         return h.movedim(-1, 2) if self.networks.host.classes_last else h
 
     def _chunks(self, rows: Tensor, batch: int) -> Sequence[Tensor]:
@@ -187,7 +187,8 @@ class PlainPasses:
                 h = self._segment(i, chunk, h)
                 if i < networks.num_slots:
                     h = self._slot(i, chunk, h, groups[i])
-            loss = self.data.loss(self._outputs(h), self.data.train_targets(chosen)).sum()
+            targets = self.data.train_targets(chosen)
+            loss = self.data.objective.loss(self._outputs(h), targets).sum()
             (gradient,) = torch.autograd.grad(loss, params)
             with torch.no_grad():
                 for i, columns, here, rate in parts:
@@ -219,12 +220,13 @@ class PlainPasses:
             ablate: leave out seeds, all sets that :func:`~envs.populations.base.ablations` lists.
 
         Returns:
-            Mean loss ``[N]`` and number of right answers ``[N, K]``, 0 where nothing is measured.
+            Mean loss ``[N]``, and sums of the answers' scores and of their squares, ``[2, N, K]``,
+            0 where nothing is measured.
         """
         most = most_ablated(self.networks.num_slots) if ablate else 0
         loss = params.new_zeros(len(params))
-        correct = params.new_zeros(len(params), int(places.max()) + 1)
-        targets = self.data.validation_targets()
+        scores = params.new_zeros(2, len(params), int(places.max()) + 1)
+        targets, objective = self.data.validation_targets(), self.data.objective
 
         def measure(h: Tensor, i: int, rows: Tensor, left_out: int) -> None:
             """Go on from segment ``i`` for rows without the seeds ``left_out`` (bits)."""
@@ -242,16 +244,16 @@ class PlainPasses:
                 measure(h, i + 1, rows, left_out)
                 return
             outputs, answers = self._outputs(h), targets.expand(len(h), *targets.shape)
-            correct[rows, places[left_out]] = self.data.correct(outputs, answers)
+            scores[:, rows, places[left_out]] = torch.stack(objective.score(outputs, answers))
             if left_out == 0:
-                loss[rows] = self.data.loss(outputs, answers)
+                loss[rows] = objective.loss(outputs, answers)
 
         def run(chunk: Tensor) -> None:
             x = self.data.validation_inputs()
             measure(x.expand(len(chunk), *x.shape), 0, chunk, 0)
 
         run_chunks(run, self._chunks(rows, self.data.validation_size))
-        return loss, correct
+        return loss, scores
 
 
 def _take(work: Work, rows: Tensor) -> Work:

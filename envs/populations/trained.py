@@ -25,7 +25,7 @@ from envs.hosts import ModuleHost
 from envs.networks.compiling import NotCompiledError
 from envs.networks.growing import Blend, GrowingNetwork
 from envs.populations.base import SlotInputs, Validation, ablations
-from envs.populations.data import Data
+from envs.populations.data import LabelledData
 from envs.populations.networks import Networks, slot_work
 from envs.populations.plain import PlainPasses
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 
 _LOGGER = logging.getLogger(__name__)
+
+_MOST_VARIANCE = 50.0**2
+"""Of a score from 0 to 100, in points²."""
 
 
 class TrainedPopulation:
@@ -57,7 +60,7 @@ class TrainedPopulation:
     def __init__(
         self,
         host: ModuleHost,
-        data: Data,
+        data: LabelledData,
         optimizer: Optimizer,
         num_rows: int,
         num_slots: int,
@@ -241,20 +244,24 @@ class TrainedPopulation:
 
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
         work = slot_work(inputs, training=False)
-        loss, correct = self.passes.validate(self.params, work, rows, self._places, ablate=ablate)
+        loss, scores = self.passes.validate(self.params, work, rows, self._places, ablate=ablate)
         ablated = (work.kind[rows] >= 0) & ablate
         # Leaving out a slot that gives nothing is leaving out the others of the set.
         mixed = (ablated << torch.arange(self.num_slots, device=self.device)).sum(1, keepdim=True)
-        answered = correct[rows].gather(1, self._places[self._ablations & mixed])
-        lost = answered[:, :1] - answered
-        answers = self.data.validation_targets().numel()
-        accuracy = answered[:, 0] * 100 / answers
-        variance = answered * (answers - answered) * (100**2 / answers**3)  # of a binomial's share
+        places = self._places[self._ablations & mixed]
+        total, square = (each[rows].gather(1, places) for each in scores)
+        answers = self.data.count_answers()
+        spread = (square.double() * answers - total.double().square()).to(total.dtype)
+        variance = spread * (100**2 / answers**3)  # of a mean of so many answers
+        variance = variance.nan_to_num(nan=_MOST_VARIANCE).clamp(0, _MOST_VARIANCE)
+        total = total.nan_to_num(nan=0.0).clamp(0, answers)
+        lost = total[:, :1] - total
+        accuracy = total[:, 0] * 100 / answers
         return Validation(loss[rows], accuracy, lost * 100 / answers, variance, ablated)
 
 
 def make_passes(
-    networks: Networks, data: Data, optimizer: Optimizer, device: torch.device
+    networks: Networks, data: LabelledData, optimizer: Optimizer, device: torch.device
 ) -> CompiledPasses | PlainPasses:
     """Compiled passes on CPUs where all layers, the data and the optimizer allow it."""
     if device.type == "cpu":

@@ -10,7 +10,8 @@ import torch
 
 from envs.checks import check_integer
 from envs.hosts import ConvHost
-from envs.tasks.arrays import ArrayTask, Examples, hold_out
+from envs.tasks.arrays import ArrayTask
+from envs.tasks.examples import Examples, hold_out
 
 FOLDER_VARIABLE = "CIFAR10"
 """Environment variable that names the folder, where nothing else does."""

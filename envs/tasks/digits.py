@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 from envs.actions import Op
 from envs.hosts import ConvHost
 from envs.reward import RewardConfig
-from envs.tasks.arrays import ArrayTask, Examples, hold_out
+from envs.tasks.arrays import ArrayTask
+from envs.tasks.examples import Examples, hold_out
 
 VALIDATION_SIZE = 500
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from envs.batched.optimizers import AdamW
 from envs.hosts import TextHost
-from envs.tasks.arrays import ArrayTask, Examples, hold_out
+from envs.tasks.arrays import ArrayTask
+from envs.tasks.examples import Examples, hold_out
 
 CHARACTERS = ascii_lowercase + "0 \n" + "-\"_.*,=():|'>+][;<~{}/\\#%!^@" + "’”“‘"
 """Characters by token; all others are the token after them."""

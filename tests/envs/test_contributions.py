@@ -123,9 +123,9 @@ def test_five_of_500_images_are_exactly_one_point():
     for right in range(5, 501):
         logits[0, :, 1] = 1.0
         logits[0, :right, 1] = -1.0
-        whole = population.data.correct(logits, targets)
+        whole, _ = population.data.objective.score(logits, targets)
         logits[0, right - 5 : right, 1] = 1.0
-        lost = whole - population.data.correct(logits, targets)
+        lost = whole - population.data.objective.score(logits, targets)[0]
         assert (lost * 100 / 500).item() == 1.0
 
 
@@ -138,13 +138,14 @@ def test_a_contribution_of_one_point_passes_gate_five():
         state = act(env, state, **heads)
     use_plain_passes(env.population)
     shares = []
-    correct = env.population.data.correct
+    score = env.population.data.objective.score
 
-    def answers(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def answers(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # The seed is there in the first pass of an epoch, and left out in the second.
-        return torch.full_like(correct(outputs, targets), shares.pop())
+        right = torch.full_like(score(outputs, targets)[0], shares.pop())
+        return right, right
 
-    env.population.data.correct = answers
+    env.population.data.objective.score = answers
     for right in (57, 123, 301, 499):
         shares[:] = [right - 5, right]
         state = act(env, state)

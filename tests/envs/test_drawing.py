@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from envs import ModuleHost
 from envs.batched.randomness import fold
 from envs.networks.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS
 from envs.networks.drawing import Initialisation
@@ -153,3 +154,41 @@ def test_only_torchs_random_numbers_are_allowed() -> None:
 def test_a_factory_makes_a_module() -> None:
     with pytest.raises(TypeError, match=r"factory must make a torch.nn.Module, got int"):
         Initialisation(lambda: 3)
+
+
+def test_lazy_modules_are_those_that_they_become() -> None:
+    def lazy() -> nn.Module:
+        layers = nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten()
+        return nn.Sequential(*layers, nn.LazyLinear(10))
+
+    def eager() -> nn.Module:
+        layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(144, 10))
+
+    seeds = {
+        "lazy": lambda channels: nn.LazyConv2d(channels, 3, padding=1),
+        "eager": lambda channels: nn.Conv2d(channels, channels, 3, padding=1),
+    }
+    keys = fold(torch.arange(3), 1)
+    rows = []
+    for factory in (lazy, eager):
+        host = ModuleHost(factory, ["1"], torch.zeros(1, 1, 8, 8), seeds)
+        drawn = [segment.draw(keys) for segment in (*host.segments, *host.seeds[0].values())]
+        rows.append([values for pair in drawn for values in pair])
+    for mine, theirs in zip(*rows, strict=True):
+        assert mine.equal(theirs)
+    assert rows[0][-2].equal(rows[0][-4])
+
+
+def unused() -> nn.Module:
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(256, 10))
+    network[0].spare = nn.LazyLinear(3)
+    return network
+
+
+@pytest.mark.parametrize(
+    "factory", [unused, lambda: nn.Linear(4, 4).to("meta")], ids=["lazy", "meta"]
+)
+def test_modules_without_numbers_are_refused(factory: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ValueError, match="factory must make a module with its numbers, got none"):
+        Initialisation(factory, torch.zeros(1, 1, 8, 8))

@@ -324,7 +324,7 @@ REFUSED = {
     "shared": (Tied, ["second"], "share parameters, got 'second.weight' on both sides of 'second'"),
     "at the end": (chain, ["2"], "something must come after the slot of '2', got nothing"),
     "no logits": (
-        lambda: nn.Sequential(nn.Conv2d(1, 4, 1)),
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(0)),
         [],
         r"must give logits \[B, classes\], or",
     ),
@@ -370,5 +370,5 @@ def test_a_factory_makes_a_module() -> None:
 
 @pytest.mark.parametrize("inputs", [torch.zeros(2, 1, 8, 9), torch.zeros(2, 1, 8, 8).long()])
 def test_inputs_of_another_kind_are_named(inputs: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"inputs must be torch.float32 of shape \['M', 1, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"inputs must be floats, .* shape \['M', 1, 8, 8\]"):
         conv_host().prepare(inputs)

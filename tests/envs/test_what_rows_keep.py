@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -340,3 +341,17 @@ def test_modules_of_other_precisions_run_in_float32(dtype: torch.dtype) -> None:
     train(made)
     assert made.params.isfinite().all()
     assert {p.dtype for p in made.network(0, growth(made)).parameters()} == {torch.float32}
+
+
+def test_batch_norm_without_statistics_needs_no_more_than_its_batch() -> None:
+    """Such as would fail for one example."""
+
+    def factory() -> nn.Module:
+        stem = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 6))
+        body = nn.BatchNorm1d(6, track_running_stats=False)
+        return nn.Sequential(OrderedDict(stem=stem, body=body, head=nn.Linear(6, 3)))
+
+    made = population(factory, {"linear": lambda channels: nn.Linear(channels, channels)})
+    train(made)
+    seen = made.validate(growth(made), torch.arange(ROWS), ablate=True)
+    assert seen.loss.isfinite().all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs import ModuleHost
 from envs.actions import Algorithm, Stage
@@ -28,12 +28,19 @@ def population(
     inputs: Tensor,
     targets: Tensor | None = None,
     optimizer: Optimizer | None = None,
+    loss: nn.Module | None = None,
 ) -> TrainedPopulation:
     if targets is None:
         targets = torch.arange(len(inputs)) % host.num_classes
     examples = inputs, targets
     data = LabelledData(
-        examples, examples, host.prepare, batches_per_epoch=2, minibatch_size=8, device=CPU
+        examples,
+        examples,
+        host.prepare,
+        batches_per_epoch=2,
+        minibatch_size=8,
+        device=CPU,
+        loss=loss,
     )
     made = TrainedPopulation(host, data, optimizer or SGD(), ROWS, len(host.slot_channels), CPU)
     made.params, made.buffers = made.params.double(), made.buffers.double()
