@@ -10,8 +10,9 @@ more validation for every set of seeds that is left out. Both run by turns in on
 are shown. "Limit" is the share of an arithmetic limit that the environment reaches: the plain
 loop's multiply-adds over what large matrix products reach on all cores. The tasks ``module``
 and ``residual`` are ``digits`` with hosts of one's own, in a ModuleHost: the same host, and a
-residual network with batch norm. Every case has a process of its own, so that the memory shown, the
-peak less that before the environment was made, is the environment's.
+residual network with batch norm; ``gpt`` is ``pydoc`` with a two-layer transformer. Every case has
+a process of its own, so that the memory shown, the peak less that before the environment was made,
+is the environment's.
 Results go to benchmarks/results/throughput.json and throughput.png, those of another task or device
 to files that are named after it.
 """
@@ -25,7 +26,6 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,7 +42,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from envs import ArrayTask, ModuleHost, MorphogenesisEnv, make_task
+from benchmarks.own_networks import MODULES, module_task
+from envs import ArrayTask, MorphogenesisEnv
 from envs.actions import HEADS, Op, Style
 from envs.batched.optimizers import SGD, AdamW
 from envs.networks.growing import Blend, GrowingNetwork
@@ -54,50 +55,7 @@ MOST_PLAIN_ROWS = 32
 """The plain loop's time a row doesn't depend on their number."""
 
 
-TASKS = ("digits", "digits_full", "pydoc", "module", "residual")
-
-
-def digits_host() -> nn.Module:
-    """The host of ``digits`` as an ordinary module."""
-    layers: list[nn.Module] = []
-    for inputs, outputs, pool in ((1, 8, True), (8, 16, True), (16, 32, False)):
-        block = [nn.Conv2d(inputs, outputs, 1, bias=False), nn.GroupNorm(1, outputs), nn.ReLU()]
-        layers.append(nn.Sequential(*block, *[nn.MaxPool2d(2)] * pool))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
-
-
-class Block(nn.Module):
-    """A block of a residual network, with batch norm."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        stride = outputs // inputs
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-        down = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-        self.down = nn.Sequential(*down) if stride > 1 else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + self.down(x))
-
-
-def residual_host() -> nn.Module:
-    stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)
-    return nn.Sequential(stem, Block(8, 16), Block(16, 32), *head)
-
-
-MODULES = {"module": digits_host, "residual": residual_host}
-"""Tasks whose data are those of ``digits``, by what makes the host."""
-
-
-def module_task(name: str) -> ArrayTask:
-    task = make_task("digits")
-    assert isinstance(task, ArrayTask)
-    host = ModuleHost(MODULES[name], ["0", "1", "2"], task.train.inputs[:1])
-    return replace(task, name=name, host=host)
+TASKS = ("digits", "digits_full", "pydoc", "module", "residual", "gpt")
 
 
 def waiting(env: MorphogenesisEnv) -> dict[str, torch.Tensor]:

@@ -14,8 +14,8 @@ _HALF, _SCALE, _CUBE = math.sqrt(0.5), math.sqrt(2 / math.pi), 0.044715
 
 
 @kernel
-def activate(further: bool | None, x: Array, out: Array, kind: int, times: int) -> None:
-    """out = times · f(x) for features ``[rows, B]``; only SIGMOID has ``times`` other than 1.
+def activate(further: bool | None, x: Array, out: Array, kind: int) -> None:
+    """out = f(x) for features ``[rows, B]``.
 
     NaN passes. ``further`` is None where all are RELU or SIGMOID: no others are compiled.
     """
@@ -27,7 +27,7 @@ def activate(further: bool | None, x: Array, out: Array, kind: int, times: int) 
     elif kind == _SIGMOID:
         for m in range(rows):
             for b in range(batch):
-                out[m, b] = times / (1 + np.exp(-x[m, b]))
+                out[m, b] = 1 / (1 + np.exp(-x[m, b]))
     elif further is not None:
         for m in range(rows):
             for b in range(batch):
@@ -44,7 +44,7 @@ def activate(further: bool | None, x: Array, out: Array, kind: int, times: int) 
 
 @kernel
 def activate_backward(
-    further: bool | None, grad: Array, x: Array, kind: int, times: int, grad_x: Array
+    further: bool | None, grad: Array, x: Array, kind: int, grad_x: Array
 ) -> None:
     """Gradients of :func:`activate`, added to ``grad_x``."""
     rows, batch = x.shape
@@ -57,7 +57,7 @@ def activate_backward(
         for m in range(rows):
             for b in range(batch):
                 share = 1 / (1 + np.exp(-x[m, b]))
-                grad_x[m, b] += grad[m, b] * times * share * (1 - share)
+                grad_x[m, b] += grad[m, b] * share * (1 - share)
     elif further is not None:
         for m in range(rows):
             for b in range(batch):

@@ -1,8 +1,9 @@
-"""Causal self-attention of one small network on CPUs, compiled by Numba.
+"""Self-attention of one small network on CPUs, compiled by Numba.
 
 Features are ``[C, T·B]``, the B examples of a position beside each other. So the positions that lie
 d before others are the same columns, d·B further left: everything is loops over neighbouring
-numbers, and nothing is computed for positions that aren't seen.
+numbers, and nothing is computed for positions that aren't seen. Positions after one are at negative
+distances; they are seen if attention is full, not causal.
 """
 
 from __future__ import annotations
@@ -45,17 +46,21 @@ def attend(
     distance: Array,
     heads: int,
     window: int,
+    learned: bool,
+    full: bool,
     batch: int,
     out: Array,
     weights: Array,
 ) -> None:
-    """Work of :class:`~envs.batched.sequences.CausalAttention` between its projections.
+    """Attention between its projections (:class:`~envs.networks.layers.RelativeAttention`).
 
     Args:
         wanted: None where no program has attention: then nothing of this is compiled.
         x: queries, keys and values, ``[3·C, T·B]``.
         distance: flat ``[heads, distances]``, the learned terms of the scores.
         window: positions that one sees, itself included; 0 for all.
+        learned: add these terms.
+        full: see all positions, not only those before.
         batch: B.
         out: ``[C, T·B]``, written.
         weights: flat ``[heads, distances that are seen, T·B]``, written.
@@ -64,6 +69,7 @@ def attend(
         return
     size, columns = len(out) // heads, x.shape[1]
     seen = _seen(window, columns // batch)
+    lowest = 1 - seen if full else 0
     distances = window if window > 0 else MOST_DISTANCES
     number = x.dtype.type
     scale, zero = number(1 / np.sqrt(size)), number(0)
@@ -72,22 +78,24 @@ def attend(
         queries, keys, values = _parts(x, h * size)
         most[:] = -np.inf
         mass[:] = 0
-        for d in range(seen):
-            weight = _row(weights, h * seen + d, columns, d * batch)
-            first = number(FIRST_BIAS) if window > 0 and d == h + 1 else zero
-            bias = distance[h * distances + min(d, distances - 1)] + first
+        for d in range(lowest, seen):
+            own, other, weight = _pairs(weights, h * (seen - lowest), d, lowest, columns, batch)
+            bias = zero
+            if learned:
+                first = number(FIRST_BIAS) if window > 0 and d == h + 1 else zero
+                bias = distance[h * distances + min(d, distances - 1)] + first
             weight[:] = 0
             for c in range(size):
-                query, key = queries[c, d * batch :], keys[c]
+                query, key = queries[c, own:], keys[c, other:]
                 for i in range(len(weight)):
                     weight[i] += query[i] * key[i]
-            largest = most[d * batch :]
+            largest = most[own:]
             for i in range(len(weight)):
                 weight[i] = weight[i] * scale + bias
                 largest[i] = weight[i] if weight[i] > largest[i] else largest[i]
-        for d in range(seen):
-            weight = _row(weights, h * seen + d, columns, d * batch)
-            largest, total = most[d * batch :], mass[d * batch :]
+        for d in range(lowest, seen):
+            own, _, weight = _pairs(weights, h * (seen - lowest), d, lowest, columns, batch)
+            largest, total = most[own:], mass[own:]
             for i in range(len(weight)):
                 weight[i] -= largest[i]
             exponentials(weight)
@@ -95,12 +103,13 @@ def attend(
                 total[i] += weight[i]
         for c in range(size):
             out[h * size + c] = 0
-        for d in range(seen):
-            weight, total = _row(weights, h * seen + d, columns, d * batch), mass[d * batch :]
+        for d in range(lowest, seen):
+            own, other, weight = _pairs(weights, h * (seen - lowest), d, lowest, columns, batch)
+            total = mass[own:]
             for i in range(len(weight)):
                 weight[i] /= total[i]
             for c in range(size):
-                value, given = values[c], out[h * size + c, d * batch :]
+                value, given = values[c, other:], out[h * size + c, own:]
                 for i in range(len(weight)):
                     given[i] += weight[i] * value[i]
 
@@ -112,6 +121,8 @@ def attend_backward(
     x: Array,
     heads: int,
     window: int,
+    learned: bool,
+    full: bool,
     batch: int,
     weights: Array,
     grad_weights: Array,
@@ -126,6 +137,7 @@ def attend_backward(
         return
     size, columns = len(grad) // heads, x.shape[1]
     seen = _seen(window, columns // batch)
+    lowest = 1 - seen if full else 0
     distances = window if window > 0 else MOST_DISTANCES
     number = x.dtype.type
     scale, zero = number(1 / np.sqrt(size)), number(0)
@@ -134,30 +146,33 @@ def attend_backward(
         queries, keys, values = _parts(x, h * size)
         to_queries, to_keys, to_values = _parts(grad_x, h * size)
         dot[:] = 0
-        for d in range(seen):
-            weight = _row(weights, h * seen + d, columns, d * batch)
-            to_weight = _row(grad_weights, h * seen + d, columns, d * batch)
+        first = h * (seen - lowest)
+        for d in range(lowest, seen):
+            own, other, weight = _pairs(weights, first, d, lowest, columns, batch)
+            _, _, to_weight = _pairs(grad_weights, first, d, lowest, columns, batch)
             to_weight[:] = 0
             for c in range(size):
-                given, value, to_value = grad[h * size + c, d * batch :], values[c], to_values[c]
+                given, value = grad[h * size + c, own:], values[c, other:]
+                to_value = to_values[c, other:]
                 for i in range(len(weight)):
                     to_weight[i] += given[i] * value[i]
                     to_value[i] += weight[i] * given[i]
-            product = dot[d * batch :]
+            product = dot[own:]
             for i in range(len(weight)):
                 product[i] += weight[i] * to_weight[i]
-        for d in range(seen):
-            weight = _row(weights, h * seen + d, columns, d * batch)
-            to_score = _row(grad_weights, h * seen + d, columns, d * batch)
-            total, product = zero, dot[d * batch :]
+        for d in range(lowest, seen):
+            own, other, weight = _pairs(weights, first, d, lowest, columns, batch)
+            _, _, to_score = _pairs(grad_weights, first, d, lowest, columns, batch)
+            total, product = zero, dot[own:]
             for i in range(len(weight)):
                 to_score[i] = weight[i] * (to_score[i] - product[i])
                 total += to_score[i]
                 to_score[i] *= scale
-            grad_distance[h * distances + min(d, distances - 1)] += total
+            if learned:
+                grad_distance[h * distances + min(d, distances - 1)] += total
             for c in range(size):
-                query, key = queries[c, d * batch :], keys[c]
-                to_query, to_key = to_queries[c, d * batch :], to_keys[c]
+                query, key = queries[c, own:], keys[c, other:]
+                to_query, to_key = to_queries[c, own:], to_keys[c, other:]
                 for i in range(len(weight)):
                     to_query[i] += to_score[i] * key[i]
                     to_key[i] += to_score[i] * query[i]
@@ -177,6 +192,15 @@ def _seen(window: int, length: int) -> int:
 
 
 @kernel
-def _row(flat: Array, number: int, columns: int, first: int) -> Array:
-    """Columns of a row from ``first`` on: of the positions that have others so far before them."""
-    return flat[number * columns + first : (number + 1) * columns]
+def _pairs(
+    flat: Array, first: int, d: int, lowest: int, columns: int, batch: int
+) -> tuple[int, int, Array]:
+    """Pairs of positions at a distance, that which sees d behind that which is seen.
+
+    Returns:
+        First column of those that see, and of those that are seen, and the pairs' weights, a part
+        of the row of this distance among those from row ``first`` on.
+    """
+    own, other = max(d, 0) * batch, max(-d, 0) * batch
+    start = (first + d - lowest) * columns
+    return own, other, flat[start + own : start + columns - other]

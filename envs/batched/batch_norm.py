@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.batched.instructions import NORM_EPSILON, Field
+from envs.batched.instructions import Field
 from envs.batched.products import Array, kernel
 
 _CHANNELS, _HEIGHT, _WIDTH = int(Field.INPUTS), int(Field.HEIGHT), int(Field.WIDTH)
 _PARAMETERS, _STATISTICS = int(Field.PARAMETERS), int(Field.OTHER)
-_OVER, _UNDER, _RELU = int(Field.SIZE), int(Field.FLAG), int(Field.STRIDE)
+_RELU = int(Field.FLAG)
 
 
 @kernel
 def batch_norm(
     wanted: bool | None,
     line: Array,
+    epsilon: float,
+    momentum: float,
     params: Array,
     x: Array,
     out: Array,
@@ -30,6 +32,8 @@ def batch_norm(
     Args:
         wanted: None where there is none, so that it isn't compiled.
         line: the instruction.
+        epsilon: added to the variance.
+        momentum: share of a minibatch in the running statistics.
         params: of the network; in training the running statistics change: mean and variance of
             each channel, then the number of minibatches.
         x: features, all that it reads.
@@ -53,11 +57,11 @@ def batch_norm(
                     for b in range(batch):
                         variance += (x[m, b] - mean) * (x[m, b] - mean)
                 variance /= count
-                share = number(line[_OVER] / line[_UNDER])
+                share = number(momentum)
                 unbiased = variance * count / max(count - 1, 1)
                 running[c] += share * (mean - running[c])
                 running[channels + c] += share * (unbiased - running[channels + c])
-            rstd = number(1 / np.sqrt(variance + NORM_EPSILON))
+            rstd = number(1 / np.sqrt(variance + epsilon))
             kept[c, 0], kept[channels + c, 0] = mean, rstd
             gain, offset = own[c], own[channels + c]
             for m in range(c * pixels, (c + 1) * pixels):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +31,13 @@ class Opcode(IntEnum):
     BLEND = 11  # and changes them by what it gives, in its mode
     EMBED = 12
     ATTEND = 13
-    SPLIT = 14  # for stride 2
-    MAX_POOL = 15
-    AVERAGE_POOL = 16
-    BATCH_NORM = 17
-    WEIGH = 18  # parameters times features, or added to them
+    ALTER = 14  # features times a number, and another one added
+    SPLIT = 15  # for stride 2
+    MAX_POOL = 16
+    AVERAGE_POOL = 17
+    BATCH_NORM = 18
+    WEIGH = 19  # parameters times features, or added to them
+    RMS_NORM = 20
 
 
 class Activation(IntEnum):
@@ -67,15 +70,14 @@ class Field(IntEnum):
     PADDING = 13
     OUT_HEIGHT = 14  # of what is written
     OUT_WIDTH = 15
+    REAL = 16  # numbers that aren't whole, as the bits of a float64
+    SECOND_REAL = 17
 
 
 DRAWN = 0
 """Size of a kernel that each network decides: its first parameter is above 0 for 3×3; then come a
 1×1 and a 3×3 kernel."""
 
-
-NORM_EPSILON = 1e-5
-"""Added to the variance by NORM, NORM_POOL and STEM, as in torch."""
 
 MOST_DISTANCES = 32
 """Distances between positions that ATTEND tells apart without a window; those beyond are one."""
@@ -141,6 +143,7 @@ class Assembler:
         stride: int = 1,
         padding: int = 0,
         statistics: int = 0,
+        reals: tuple[float, float] = (0.0, 0.0),
     ) -> Buffer:
         """Write one line and return ``out``.
 
@@ -157,14 +160,17 @@ class Assembler:
                 ACTIVATE: an :class:`Activation`; SCALE: pixels that a
                 factor is for.
             flag: CONV, DEPTHWISE: is there a bias; NORM: ReLU of it; EMBED: tokens; ATTEND: the
-                window, or 0; ACTIVATE: a factor; ADD: 1, or −1 to subtract; WEIGH: 0 to multiply, 1
+                window, or 0; ADD: 1, or −1 to subtract; WEIGH: 0 to multiply, 1
                 to add, −1 to subtract.
             stride, padding: of convolutions and pooling; NORM: columns from the scale to the shift.
-                WEIGH: numbers from one channel's parameter to the next's, and from one pixel's.
-            statistics: BATCH_NORM: first column of the running ones; ``size`` and ``flag`` are the
-                momentum's numerator and denominator, ``stride`` 1 for ReLU of it.
+                ATTEND: 1 for learned terms of the scores, else 0; 1 for full attention, 0 for
+                causal. WEIGH: numbers from one channel's parameter to the next one's, and from
+                one pixel's.
+            statistics: BATCH_NORM: first column of the running ones; ``flag`` is 1 for ReLU of it.
+            reals: norms: ε, added to the variance; BATCH_NORM: and the momentum; ALTER: a factor
+                and a term.
         """
-        values = {
+        values: dict[Field, Any] = {
             Field.OPCODE: opcode,
             Field.X: x.start,
             Field.OTHER: statistics if other is None else other.start,
@@ -181,6 +187,8 @@ class Assembler:
             Field.PADDING: padding,
             Field.OUT_HEIGHT: out.height,
             Field.OUT_WIDTH: out.width,
+            Field.REAL: np.float64(reals[0]).view(np.int64),
+            Field.SECOND_REAL: np.float64(reals[1]).view(np.int64),
         }
         self.lines.append([int(values[field]) for field in Field])
         return out

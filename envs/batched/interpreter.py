@@ -28,14 +28,16 @@ from envs.batched.norms import (
 )
 from envs.batched.pooling import pool
 from envs.batched.products import Array, add_dots, add_products, entry_kernel, kernel, runs
+from envs.batched.rms_norm import rms_norm, rms_norm_backward
 from envs.batched.weighing import weigh, weigh_backward
 
 _OPCODE, _X, _OTHER, _OUT, _SCRATCH, _PARAMETERS = map(int, list(Field)[:6])
 _INPUTS, _OUTPUTS, _HEIGHT, _WIDTH, _SIZE, _FLAG = map(int, list(Field)[6:12])
-_STRIDE, _PADDING, _OUT_HEIGHT, _OUT_WIDTH = map(int, list(Field)[12:])
+_STRIDE, _PADDING, _OUT_HEIGHT, _OUT_WIDTH, _REAL, _SECOND = map(int, list(Field)[12:])
 _CONV, _DEPTHWISE, _NORM, _NORM_POOL, _STEM, _AVERAGE = map(int, list(Opcode)[:6])
 _ACTIVATE, _ADD, _SCALE, _MIX, _SHOW, _BLEND, _EMBED, _ATTEND = map(int, list(Opcode)[6:14])
-_BATCH_NORM, _WEIGH = int(Opcode.BATCH_NORM), int(Opcode.WEIGH)
+_ALTER, _BATCH_NORM = int(Opcode.ALTER), int(Opcode.BATCH_NORM)
+_WEIGH, _RMS_NORM = int(Opcode.WEIGH), int(Opcode.RMS_NORM)
 _INCUBATE = int(Mode.INCUBATE)
 
 
@@ -79,9 +81,9 @@ def forward(
         training: rather than evaluation.
     """
     batch, flat = arena.shape[1], arena.ravel()
-    zero = arena.dtype.type(0)
+    zero, reals = arena.dtype.type(0), lines.view(np.float64)
     for number in order:
-        line = lines[number]
+        line, real, second = lines[number], reals[number, _REAL], reals[number, _SECOND]
         opcode, flag = line[_OPCODE], line[_FLAG]
         channels, outputs = line[_INPUTS], line[_OUTPUTS]
         pixels, stride = line[_HEIGHT] * line[_WIDTH], line[_STRIDE]
@@ -124,16 +126,16 @@ def forward(
         elif opcode == _NORM:
             norm_forward(
                 _columns(flat, line[_X], rows, apart, batch), own, channels, stride, flag != 0,
-                _columns(flat, line[_OUT], rows, apart, batch),
+                real, _columns(flat, line[_OUT], rows, apart, batch),
                 _columns(flat, line[_SCRATCH], apart, apart, batch)[0],
                 _columns(flat, line[_SCRATCH] + apart, apart, apart, batch)[0],
             )  # fmt: skip
         elif opcode == _NORM_POOL:
             pooled = out[: rows // 4]
-            pool_forward(x, own, channels, line[_WIDTH], pooled, kept, mean, rstd)
+            pool_forward(x, own, channels, line[_WIDTH], real, pooled, kept, mean, rstd)
         elif opcode == _STEM:
             windows = outputs * (rows // 2 - 1)
-            stem_forward(x, own, outputs, out[:windows], mean, rstd)
+            stem_forward(x, own, outputs, real, out[:windows], mean, rstd)
         elif opcode == _AVERAGE:
             for c in range(channels):
                 for b in range(batch):
@@ -144,7 +146,7 @@ def forward(
                 for b in range(batch):
                     out[c, b] /= pixels
         elif opcode == _ACTIVATE:
-            activate(further, x, out, apart, flag)
+            activate(further, x, out, apart)
         elif opcode == _ADD:
             for m in range(rows):
                 for b in range(batch):
@@ -158,6 +160,11 @@ def forward(
                 mix = arena.dtype.type(np.tanh(own[m // pixels]))
                 for b in range(batch):
                     out[m, b] = x[m, b] + mix * (other[m, b] - x[m, b])
+        elif opcode == _ALTER:
+            factor, term = arena.dtype.type(real), arena.dtype.type(second)
+            for m in range(rows):
+                for b in range(batch):
+                    out[m, b] = factor * x[m, b] + term
         elif opcode == _SHOW:
             for m in range(rows):
                 for b in range(batch):
@@ -175,13 +182,22 @@ def forward(
         elif opcode == _ATTEND:
             attend(
                 attention, _columns(flat, line[_X], rows, pixels, batch), own, line[_SIZE],
-                flag, batch, _columns(flat, line[_OUT], outputs * pixels, pixels, batch),
+                flag, stride != 0, line[_PADDING] != 0, batch,
+                _columns(flat, line[_OUT], outputs * pixels, pixels, batch),
                 flat[line[_SCRATCH] * batch :],
             )  # fmt: skip
         elif opcode == _BATCH_NORM:
-            batch_norm(further, line, params, x, out, arena[line[_SCRATCH] :], training)
+            batch_norm(
+                further, line, real, second, params, x, out, arena[line[_SCRATCH] :], training
+            )
         elif opcode == _WEIGH:
             weigh(further, line, own, x, out)
+        elif opcode == _RMS_NORM:
+            rms_norm(
+                further, _columns(flat, line[_X], rows, pixels, batch), own, real,
+                _columns(flat, line[_OUT], rows, pixels, batch),
+                _columns(flat, line[_SCRATCH], pixels, pixels, batch)[0],
+            )  # fmt: skip
         else:
             pool(further, line, x, out, arena[line[_SCRATCH] :], False)
 
@@ -209,9 +225,9 @@ def backward(
         grad_params: gradients with respect to ``params``, added.
     """
     batch, flat, flat_grads = arena.shape[1], arena.ravel(), grads.ravel()
-    zero = arena.dtype.type(0)
+    zero, reals = arena.dtype.type(0), lines.view(np.float64)
     for number in order[::-1]:
-        line = lines[number]
+        line, real = lines[number], reals[number, _REAL]
         opcode, flag = line[_OPCODE], line[_FLAG]
         channels, outputs = line[_INPUTS], line[_OUTPUTS]
         pixels, stride = line[_HEIGHT] * line[_WIDTH], line[_STRIDE]
@@ -283,7 +299,12 @@ def backward(
                 for b in range(batch):
                     grad_x[m, b] += grad[m // pixels, b] / pixels
         elif opcode == _ACTIVATE:
-            activate_backward(further, grad, x, apart, flag, grad_x)
+            activate_backward(further, grad, x, apart, grad_x)
+        elif opcode == _ALTER:
+            factor = arena.dtype.type(real)
+            for m in range(rows):
+                for b in range(batch):
+                    grad_x[m, b] += factor * grad[m, b]
         elif opcode == _ADD:
             for m in range(rows):
                 for b in range(batch):
@@ -324,7 +345,8 @@ def backward(
             scratch = line[_SCRATCH] * batch
             attend_backward(
                 attention, _columns(flat_grads, line[_OUT], outputs * pixels, pixels, batch),
-                _columns(flat, line[_X], rows, pixels, batch), line[_SIZE], flag, batch,
+                _columns(flat, line[_X], rows, pixels, batch), line[_SIZE], flag,
+                line[_STRIDE] != 0, line[_PADDING] != 0, batch,
                 flat[scratch:], flat_grads[scratch:],
                 _columns(flat_grads, line[_X], rows, pixels, batch), grad_own,
             )  # fmt: skip
@@ -333,5 +355,12 @@ def backward(
             batch_norm_backward(further, line, params, x, kept, grad, grad_x, grad_own)
         elif opcode == _WEIGH:
             weigh_backward(further, line, own, x, grad, grad_x, grad_own)
+        elif opcode == _RMS_NORM:
+            rms_norm_backward(
+                further, _columns(flat_grads, line[_OUT], rows, pixels, batch),
+                _columns(flat, line[_X], rows, pixels, batch), own,
+                _columns(flat, line[_SCRATCH], pixels, pixels, batch)[0],
+                _columns(flat_grads, line[_X], rows, pixels, batch), grad_own,
+            )  # fmt: skip
         else:
             pool(further, line, grad_x, grad, arena[line[_SCRATCH] :], True)

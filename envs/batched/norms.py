@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.batched.instructions import NORM_EPSILON
 from envs.batched.products import Array, kernel
 
 
 @kernel
-def statistics(x: Array, mean: Array, rstd: Array) -> None:
+def statistics(x: Array, epsilon: float, mean: Array, rstd: Array) -> None:
     """Mean and 1/σ over channels and pixels: ``[C·P, B]`` to ``[B]`` each."""
     count, batch = x.shape
     mean[:] = 0
@@ -30,7 +29,7 @@ def statistics(x: Array, mean: Array, rstd: Array) -> None:
             centred = x[m, b] - mean[b]
             rstd[b] += centred * centred
     for b in range(batch):
-        rstd[b] = 1 / np.sqrt(rstd[b] / count + x.dtype.type(NORM_EPSILON))
+        rstd[b] = 1 / np.sqrt(rstd[b] / count + x.dtype.type(epsilon))
 
 
 @kernel
@@ -40,6 +39,7 @@ def norm_forward(
     channels: int,
     shift: int,
     relu: bool,
+    epsilon: float,
     out: Array,
     mean: Array,
     rstd: Array,
@@ -51,7 +51,7 @@ def norm_forward(
     """
     rows, batch = x.shape
     pixels = rows // channels
-    statistics(x, mean, rstd)
+    statistics(x, epsilon, mean, rstd)
     for c in range(channels):
         gain, offset = params[c], params[shift + c]
         for m in range(c * pixels, (c + 1) * pixels):
@@ -113,6 +113,7 @@ def pool_forward(
     params: Array,
     channels: int,
     width: int,
+    epsilon: float,
     out: Array,
     chosen: Array,
     mean: Array,
@@ -124,7 +125,7 @@ def pool_forward(
     """
     rows, batch = out.shape
     pixels, half = rows // channels, width // 2
-    statistics(x, mean, rstd)
+    statistics(x, epsilon, mean, rstd)
     for m in range(rows):
         c, p = m // pixels, m % pixels
         gain, offset = params[c], params[channels + c]
@@ -175,7 +176,7 @@ def _moments(values: Array) -> tuple[float, float, float]:
 
 @kernel
 def stem_forward(
-    x: Array, params: Array, channels: int, out: Array, mean: Array, rstd: Array
+    x: Array, params: Array, channels: int, epsilon: float, out: Array, mean: Array, rstd: Array
 ) -> None:
     """1×1 convolution of one channel, norm, 2×2 max pooling and ReLU, in closed form.
 
@@ -193,7 +194,7 @@ def stem_forward(
     for b in range(batch):
         mean[b] = weight_mean * average[b]
         spread = weight_square * variance[b] + weight_variance * average[b] * average[b]
-        rstd[b] = 1 / np.sqrt(spread + x.dtype.type(NORM_EPSILON))
+        rstd[b] = 1 / np.sqrt(spread + x.dtype.type(epsilon))
     for c in range(channels):
         tap, gain, offset = weight[c], params[channels + c], params[2 * channels + c]
         start = 0 if tap * gain >= 0 else windows

@@ -9,26 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from inspect import signature
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from envs.batched.instructions import Assembler, Buffer
-from envs.networks.cutting import UNTRACEABLE, ByMode, trace
-from envs.networks.function_rules import FUNCTIONS, WEIGHING, only_reshapes
-from envs.networks.rules import LAYERS
-from envs.networks.steps import NoRule, Step, Value, Weight
+from envs.networks.cutting import UNTRACEABLE, ByMode, trace, why_untraceable
+from envs.networks.function_rules import FUNCTIONS, SIZES, look_at
+from envs.networks.rules import LAYERS, TAKE_ANY_ORDER, TAKE_CONSTANTS
+from envs.networks.steps import NoRule, Step, Weight
+from envs.networks.views import EXAMPLES, LOOKS, Value, View, contiguous
+
+_OF_NETWORK = (Value, View, Weight, list)
+"""Kinds of what depends on examples or parameters."""
 
 
 class NotCompiledError(Exception):
     """Something has no compiled form; the message says what."""
 
 
+class _Run(fx.Interpreter):
+    """Notes what each step gives."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        n.meta["given"] = super().run_node(n)
+        return n.meta["given"]
+
+
 def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
-    """The graph of a module with one input, and the shape of what each step gives for an example.
+    """The graph of a module with one input, and what each step gives for examples alike.
 
     Raises:
         NotCompiledError: if it can't be traced, or fails.
@@ -45,7 +55,8 @@ def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
     if modes[0].code != traced.code:
         raise NotCompiledError("its forward asks self.training")
     try:
-        ShapeProp(traced).propagate(torch.cat([example, example]))
+        with torch.no_grad():
+            _Run(traced).run(torch.cat([example] * EXAMPLES))
     except RuntimeError as error:
         raise NotCompiledError(f"it fails for an example: {error.__cause__ or error}") from None
     return traced
@@ -78,25 +89,17 @@ def compile_module(
         *module.named_buffers(remove_duplicate=False),
     ]
     by_name = {name: columns[id(tensor)] for name, tensor in own if id(tensor) in columns}
-    values: dict[fx.Node, Value] = {}
-    weights: dict[fx.Node, Weight] = {}
+    values: dict[fx.Node, Any] = {}
     split: dict[Buffer, Buffer] = {}
     for node in module.graph.nodes:
-        if node.op == "output":
-            (result,) = node.args
-            if not isinstance(result, fx.Node) or result not in values:
-                raise NotCompiledError("the output: no compiled form of several values")
-            return values[result]
         if node in values:  # a rule before has taken it with it
             continue
-        weight = _weight(node, by_name, weights)
-        if weight or node.op == "get_attr":
-            weights |= {node: weight} if weight else {}
-            continue
         layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        step = Step(module, code, node, by_name, values, split)
+        if node.op == "output":
+            return _output(values, node.args[0])
         try:
-            step = Step(module, code, node, _shape(node)[1:], by_name, values, split)
-            values[node] = _compile_step(step, layer, weights, x)
+            values[node] = _compile_step(step, layer, x)
         except NoRule as reason:
             name = (names or {}).get(id(layer), node.name if layer is None else node.target)
             form = _name_of(layer if layer is not None else node.target)
@@ -105,57 +108,54 @@ def compile_module(
     raise AssertionError("a graph has an output")
 
 
-def _compile_step(
-    step: Step, layer: nn.Module | None, weights: Mapping[fx.Node, Weight], x: Value
-) -> Value:
+def _output(values: Mapping[fx.Node, Any], given: Any) -> Value:
+    out = values[given] if isinstance(given, fx.Node) else given
+    if not isinstance(out, Value):
+        raise NotCompiledError("the output: no compiled form of several values, or another order")
+    return out
+
+
+def _compile_step(step: Step, layer: nn.Module | None, x: Value) -> Any:
+    """The result of a step: features, a parameter, a list of them, or a constant."""
     node = step.node
     if node.op == "placeholder":
         return x._replace(shape=step.shape)
-    rule: Callable[..., Value] | None
+    if node.op == "get_attr":
+        if node.target not in step.columns:
+            return node.meta["given"]
+        shape = tuple(node.meta["given"].shape)
+        return Weight(View(step.columns[str(node.target)], shape, contiguous(shape)))
     args: Any
+    options: Any
+    args, options = fx.node.map_arg((node.args, node.kwargs), step.values.__getitem__)
+    seen = [step.values[other] for other in node.all_input_nodes]
+    known = not any(isinstance(each, _OF_NETWORK) for each in seen)
+    if layer is None and (known or node.target in SIZES):
+        return node.meta["given"]
+    if layer is None and node.target in LOOKS:
+        return look_at(node.target, *args, **options)
+    rule: Callable[..., Any] | None
     if layer is None:
-        rule, args = FUNCTIONS.get(node.target), node.args
+        rule = FUNCTIONS.get(node.target)
     else:
-        rule, args = LAYERS.get(type(layer)), (layer, *node.args)
+        rule, args = LAYERS.get(type(layer)), (layer, *args)
         if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
             raise NoRule("it has hooks")
     if rule is None:
-        raise NoRule
-
-    def known(node: fx.Node) -> Any:
-        if node in weights and rule in WEIGHING:
-            return weights[node]
-        if node not in step.values:
-            raise NoRule(f"it reads {node.target} by itself")
-        return step.values[node]
-
-    given: Any = fx.node.map_arg(args, known)
-    options: Any = fx.node.map_arg(node.kwargs, known)
+        reason = "" if layer is None else why_untraceable(layer)
+        raise NoRule(f"it can't be traced: {reason}" if reason else "")
     try:
-        signature(rule).bind(step, *given, **options)
+        signature(rule).bind(step, *args, **options)
     except TypeError:
         raise NoRule(f"its arguments are {(*node.args, *node.kwargs)}") from None
-    return rule(step, *given, **options)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    meta = node.meta.get("tensor_meta")
-    if meta is None or not isinstance(getattr(meta, "shape", None), torch.Size):
-        raise NoRule("its result is no tensor")
-    return tuple(meta.shape)
-
-
-def _weight(
-    node: fx.Node, columns: Mapping[str, int], weights: Mapping[fx.Node, Weight]
-) -> Weight | None:
-    """A parameter, or one in another shape, that a later step reads by itself."""
-    if node.op == "get_attr" and node.target in columns:
-        return Weight(columns[str(node.target)], _shape(node))
-    first = node.args[0] if node.args else None
-    if isinstance(first, fx.Node) and first in weights and only_reshapes(node):
-        old, shape = weights[first], _shape(node)
-        return Weight(old.column, shape) if prod(shape) == prod(old.shape) else None
-    return None
+    for other, value in zip(node.all_input_nodes, seen, strict=True):
+        if isinstance(value, View) and rule not in TAKE_ANY_ORDER:
+            raise NoRule("channels and positions come in another order")
+        if isinstance(value, int | float):
+            raise NoRule("it reads a size of its input")
+        if isinstance(value, Weight | Tensor) and rule not in TAKE_CONSTANTS:
+            raise NoRule(f"it reads {other.target} by itself")
+    return rule(step, *args, **options)
 
 
 def _name_of(what: Any) -> str:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, fx, nn
 
 from envs.networks.rules import LAYERS
 
 UNTRACEABLE = (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError)
 """Errors of :mod:`torch.fx` for a module whose steps depend on the values of its input."""
+
+
+_OF_SIZES = (torch.arange, torch.zeros, torch.ones, torch.full)
+"""Functions that may be called with sizes of the input, which :mod:`torch.fx` refuses otherwise."""
 
 
 class _Tracer(fx.Tracer):
@@ -21,24 +26,26 @@ class _Tracer(fx.Tracer):
     """
 
     def __init__(self, slots: Sequence[str], whole: bool = False) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=_OF_SIZES)
+        self._autowrap_search.append(torch)  # where a forward finds them
         self.slots, self.whole = slots, whole
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.slots or type(m) in LAYERS:
             return True
         has_slot = any(slot.startswith(f"{module_qualified_name}.") for slot in self.slots)
-        if self.whole and not has_slot and not _is_traceable(m):
+        if self.whole and not has_slot and why_untraceable(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
 
-def _is_traceable(module: nn.Module) -> bool:
+def why_untraceable(module: nn.Module) -> str:
+    """Why :mod:`torch.fx` can't trace a module, nothing if it can."""
     try:
         _Tracer(()).trace(module)
-    except UNTRACEABLE:
-        return False
-    return True
+    except UNTRACEABLE as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def trace(module: nn.Module, slots: Sequence[str] = ()) -> fx.Graph:
@@ -50,9 +57,13 @@ def trace(module: nn.Module, slots: Sequence[str] = ()) -> fx.Graph:
         UNTRACEABLE: if the module itself can't be traced.
     """
     try:
-        return _Tracer(slots).trace(module)
+        graph = _Tracer(slots).trace(module)
     except UNTRACEABLE:
-        return _Tracer(slots, whole=True).trace(module)
+        graph = _Tracer(slots, whole=True).trace(module)
+    for node in graph.nodes:
+        if node.target in _OF_SIZES:  # or code would be made that wraps a name with a dot
+            node.meta.pop("is_wrapped", None)
+    return graph
 
 
 class ByMode(nn.Module):

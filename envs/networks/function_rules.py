@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from math import prod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,19 +12,25 @@ import torch.nn.functional as F
 from torch import fx
 
 from envs.batched.instructions import Activation, Buffer, Opcode
-from envs.networks.steps import RELUS, NoRule, Step, Value, Weight, only_user
+from envs.networks.steps import RELUS, NoRule, Step, Weight
+from envs.networks.views import (
+    APART,
+    EXAMPLES,
+    LOOKS,
+    Value,
+    View,
+    is_like,
+    look,
+    value_of,
+    view_of,
+)
 
-Rule = Callable[..., Value]
+Rule = Callable[..., Any]
 
 
 def activate(step: Step, kind: Activation, x: Value, inplace: bool = False) -> Value:
     _check_in_place(step, inplace)
-    out, times, after = step.like(x), 1, only_user(step.node)
-    if kind is Activation.SIGMOID and after and after.target is operator.mul:
-        other = next((a for a in after.args if a is not step.node), None)
-        if isinstance(other, int):
-            times, step.values[after] = other, out
-    return step.line(Opcode.ACTIVATE, x, out, size=kind, flag=times)
+    return step.line(Opcode.ACTIVATE, x, step.like(x), size=kind)
 
 
 def _function(kind: Activation) -> Rule:
@@ -41,8 +47,31 @@ def gelu_of(step: Step, x: Value, approximate: str = "none") -> Value:
 def _check_in_place(step: Step, inplace: bool = True) -> None:
     """Refuse a change of features that a later step reads too: it would see the changed ones."""
     first = step.node.args[0]
-    if inplace and isinstance(first, fx.Node) and len(first.users) > 1:
-        raise NoRule("it changes features that other layers read")
+    while inplace and isinstance(first, fx.Node):
+        if len(first.users) > 1:
+            raise NoRule("it changes features that other layers read")
+        first = first.args[0] if first.target in LOOKS else None
+
+
+def _same(step: Step, x: Any) -> Any:
+    return x
+
+
+def look_at(function: Any, x: Any, *args: Any, **options: Any) -> Any:
+    """Features or a parameter in another shape, or parts of them, in a list where they are many."""
+    if isinstance(x, list):  # of which one is taken
+        return x[args[0]]
+    last = isinstance(x, Value) and x.last
+    is_weight = isinstance(x, Weight)
+    view = x.view if is_weight else view_of(x) if isinstance(x, Value) else x
+    found = look(function, view, *args, **options)
+    if found is None:
+        raise NoRule("numbers would have to move")
+
+    def kind(view: View) -> Any:
+        return Weight(view) if is_weight else value_of(view, last) or view
+
+    return kind(found) if isinstance(found, View) else [kind(each) for each in found]
 
 
 def average(step: Step, x: Value) -> Value:
@@ -52,43 +81,80 @@ def average(step: Step, x: Value) -> Value:
 
 def _mean(step: Step, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     dims = {d % (1 + len(x.shape)) for d in ((dim,) if isinstance(dim, int) else dim or ())}
-    positions = {1} if x.last else {2, 3}
+    positions = {1, 2} if len(x.shape) == 3 else {1}
+    positions = positions if x.last else {2, 3}
     if dims != positions or len(x.shape) != 1 + len(positions):
         raise NoRule("the average of all pixels or positions is needed")
     return average(step, x)
 
 
-def flatten(step: Step, x: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
-    if start_dim != 1 or end_dim not in (-1, len(x.shape)):
-        raise NoRule("all dimensions but that of the examples are needed, start_dim=1")
-    if x.last and x.buffer.width > 1:
-        raise NoRule("channels come last")
-    return Value(Buffer(x.buffer.start, x.buffer.size), step.shape)
+def norm(step: Step, x: Value, pixels: int, scale: int, shift: int, epsilon: float) -> Value:
+    """Normalise each of so many pixels by itself, with ReLU if that comes next.
+
+    Args:
+        step: the step.
+        x: features.
+        pixels: of all channels; 1 for all pixels together.
+        scale, shift: first column of each.
+        epsilon: added to the variance.
+    """
+    out, relu = step.like(x), step.relu_after()
+    if relu:
+        step.values[relu] = out
+    return step.line(
+        Opcode.NORM,
+        x,
+        out,
+        scratch=step.code.buffer(2, 1, pixels),
+        parameters=scale,
+        size=pixels,
+        flag=int(relu is not None),
+        stride=shift - scale,
+        reals=(epsilon, 0.0),
+    )
 
 
-def _transpose(step: Step, x: Value, first: int, second: int) -> Value:
-    if len(x.shape) != 2 or {first % 3, second % 3} != {1, 2}:
-        raise NoRule("channels and positions of [B, T, C] are needed")
-    return Value(x.buffer, step.shape, not x.last)
+def _scale_of(x: Value, shape: Sequence[int], *weights: Any) -> int:
+    """Pixels to be normalised each by itself, with parameters for each channel."""
+    channels = x.buffer.channels
+    if tuple(shape) != (channels,) or not (x.last or len(x.shape) == 1):
+        raise NoRule("it must be over the channels of [B, C] or [B, T, C]")
+    if any(not isinstance(w, Weight) or w.view[1:] != ((channels,), (1,)) for w in weights):
+        raise NoRule("a learned number for each channel is needed")
+    return x.buffer.height * x.buffer.width
 
 
-def _permute(step: Step, x: Value, *dims: Any) -> Value:
-    order = dims[0] if len(dims) == 1 else dims
-    if len(x.shape) != 2 or [d % 3 for d in order] != [0, 2, 1]:
-        raise NoRule("channels and positions of [B, T, C] are needed, and nothing else")
-    return Value(x.buffer, step.shape, not x.last)
+def layer_norm(
+    step: Step, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Value:
+    pixels = _scale_of(x, shape, weight, bias)
+    return norm(step, x, pixels, weight.view.start, bias.view.start, eps)
 
 
-def _index(step: Step, x: Value, index: Any) -> Value:
-    """``x[:, :, None]`` and the like, which only add dimensions of one behind the examples."""
-    each = index if isinstance(index, tuple) else (index,)
-    only_adds = all(i is None or i is Ellipsis or i == slice(None) for i in each)
-    if not only_adds or each[0] is None or x.last:
-        raise NoRule("only None, ... and : are possible, and None not first")
-    return Value(x.buffer, step.shape)
+def rms_norm(step: Step, x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Value:
+    pixels = _scale_of(x, shape, weight)
+    return step.line(
+        Opcode.RMS_NORM,
+        x,
+        step.like(x),
+        scratch=step.code.buffer(1, 1, pixels),
+        parameters=weight.view.start,
+        reals=(torch.finfo(torch.float32).eps if eps is None else eps, 0.0),
+    )
+
+
+def _alter(step: Step, x: Any, factor: float, term: float) -> Value:
+    """Features times a number, and another one added."""
+    if not isinstance(x, Value):
+        raise NoRule("a number and features are needed")
+    return step.line(Opcode.ALTER, x, step.like(x), reals=(factor, term))
 
 
 def _add(step: Step, x: Any, y: Any, sign: int = 1) -> Value:
+    if isinstance(y, int | float):
+        return _alter(step, x, 1.0, sign * y)
+    if isinstance(x, int | float):
+        return _alter(step, y, sign, x)
     if isinstance(x, Weight) and sign == 1:
         x, y = y, x
     if isinstance(x, Value) and isinstance(y, Weight):
@@ -102,15 +168,22 @@ def _subtract(step: Step, x: Any, y: Any) -> Value:
     return _add(step, x, y, -1)
 
 
-def _add_in_place(step: Step, x: Any, y: Any) -> Value:
-    _check_in_place(step)
-    return _add(step, x, y)
+def _negate(step: Step, x: Any) -> Value:
+    return _alter(step, x, -1.0, 0.0)
+
+
+def _divide(step: Step, x: Any, y: Any) -> Value:
+    if not isinstance(y, int | float):
+        raise NoRule("a number to divide by is needed")
+    return _alter(step, x, 1 / y, 0.0)
 
 
 def _multiply(step: Step, x: Any, y: Any) -> Value:
-    """Features by others, by a factor for each channel, or by parameters."""
-    if isinstance(x, Weight):
+    """Features by others, by a factor for each channel, by parameters or by a number."""
+    if isinstance(x, Weight | int | float):
         x, y = y, x
+    if isinstance(y, int | float):
+        return _alter(step, x, y, 0.0)
     if isinstance(x, Value) and isinstance(y, Weight):
         return _weigh(step, x, y, 0)
     if isinstance(x, Value) and isinstance(y, Value):
@@ -124,33 +197,96 @@ def _multiply(step: Step, x: Any, y: Any) -> Value:
     raise NoRule("other features, or a factor for each channel, [B, C, 1, 1], are needed")
 
 
+def _in_place(rule: Rule) -> Rule:
+    def in_place(step: Step, x: Any, *args: Any) -> Any:
+        _check_in_place(step)
+        return rule(step, x, *args)
+
+    return in_place
+
+
 def _weigh(step: Step, x: Value, weight: Weight, sign: int) -> Value:
     """Features by parameters, or with these added: one, or one a channel, a pixel or a number."""
-    shape = weight.shape
-    while len(shape) > len(x.shape) and shape[0] == 1:
-        shape = shape[1:]
-    shape = (1,) * (len(x.shape) - len(shape)) + shape
-    channel = len(x.shape) - 1 if x.last else 0
-    channels, pixels = x.shape[channel], prod(x.shape) // x.shape[channel]
-    around = shape[:channel] + shape[channel + 1 :]
-    of_pixels = around == x.shape[:channel] + x.shape[channel + 1 :] and pixels > 1
-    of_channels = shape[channel] == channels and channels > 1
-    if len(shape) != len(x.shape) or not (
-        (of_channels or shape[channel] == 1) and (of_pixels or prod(around) == 1)
-    ):
-        raise NoRule("a parameter must have one number, or one for each channel, pixel, or both")
-    by_channel = (1 if x.last or not of_pixels else pixels) if of_channels else 0
-    by_pixel = (channels if x.last and of_channels else 1) if of_pixels else 0
+    view = weight.view
+    while len(view.shape) > len(x.shape) and view.shape[0] == 1:  # in place of the examples
+        view = View(view.start, view.shape[1:], view.strides[1:])
+    try:
+        view = look("expand", view, x.shape)
+    except RuntimeError:
+        raise NoRule("a parameter must have one number, or one for each channel or pixel") from None
+    by_number = look("movedim", view, -1 if x.last else 0, 0)
+    of_pixels = look("flatten", by_number, 1) if len(x.shape) > 1 else by_number
+    if of_pixels is None:
+        raise NoRule("a parameter must be the same for all rows or columns of pixels, or differ")
+    by_channel, by_pixel = (*of_pixels.strides, 0)[:2]
     return step.line(
         Opcode.WEIGH,
         x,
         step.like(x),
-        parameters=weight.column,
+        parameters=view.start,
         flag=sign,
         stride=by_channel,
         padding=by_pixel,
     )
 
+
+def _attention(
+    step: Step,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Attention of all heads, each with its channels beside those of the head before."""
+    if attn_mask is not None or dropout_p or scale is not None or enable_gqa:
+        raise NoRule("attn_mask, dropout_p, scale and enable_gqa must be left out")
+    views = [view_of(x) if isinstance(x, Value) else x for x in (query, key, value)]
+    if any(not isinstance(x, View) or x.shape != views[0].shape for x in views):
+        raise NoRule("queries, keys and values of as many positions are needed")
+    examples, *heads, length, size = views[0].shape
+    first = View(0, views[0].shape, (APART, *[size * length] * len(heads), 1, length))
+    if len(heads) > 1 or examples != EXAMPLES or any(not is_like(x, first) for x in views):
+        raise NoRule("queries, keys and values must be [B, heads, T, C / heads], heads in order")
+    channels = size * (heads[0] if heads else 1)
+    parts = [Buffer(view.start, channels, 1, length) for view in views]
+    x = replace(parts[0], channels=3 * channels)
+    if any(part.start != x.start + i * part.size for i, part in enumerate(parts)):
+        x = step.code.buffer(3 * channels, 1, length)
+        for i, part in enumerate(parts):
+            step.copy(part, replace(part, start=x.start + i * part.size))
+    seen = step.code.buffer(channels, 1, length)
+    distances = length if is_causal else 2 * length - 1
+    step.code.line(
+        Opcode.ATTEND,
+        x,
+        seen,
+        scratch=step.code.buffer(channels // size * distances, 1, length),
+        size=channels // size,
+        stride=0,
+        padding=int(not is_causal),
+    )
+    given = first._replace(start=seen.start)
+    return value_of(given, last=True) or given
+
+
+SIZES = frozenset((getattr, "size", "dim"))
+"""Functions and methods that give no features, but constants of their shape."""
+
+_WITH_PARAMETERS: dict[Any, Rule] = {
+    **dict.fromkeys((operator.add, torch.add, "add"), _add),
+    **dict.fromkeys((operator.iadd, "add_"), _in_place(_add)),
+    **dict.fromkeys((operator.sub, torch.sub, "sub"), _subtract),
+    **dict.fromkeys((operator.isub, "sub_"), _in_place(_subtract)),
+    **dict.fromkeys((operator.mul, torch.mul, "mul"), _multiply),
+    **dict.fromkeys((operator.imul, "mul_"), _in_place(_multiply)),
+    **dict.fromkeys((operator.truediv, torch.div, "div"), _divide),
+    **dict.fromkeys((operator.itruediv, "div_"), _in_place(_divide)),
+    **dict.fromkeys((operator.neg, torch.neg, "neg"), _negate),
+}
 
 FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys(RELUS, _function(Activation.RELU)),
@@ -159,24 +295,16 @@ FUNCTIONS: dict[Any, Rule] = {
     F.silu: _function(Activation.SILU),
     F.gelu: gelu_of,
     **dict.fromkeys((torch.mean, "mean"), _mean),
-    **dict.fromkeys((torch.flatten, "flatten"), flatten),
-    **dict.fromkeys((torch.transpose, "transpose"), _transpose),
-    **dict.fromkeys((torch.permute, "permute"), _permute),
-    operator.getitem: _index,
-    **dict.fromkeys((operator.add, torch.add, "add"), _add),
-    **dict.fromkeys((operator.sub, torch.sub, "sub"), _subtract),
-    **dict.fromkeys((operator.iadd, "add_"), _add_in_place),
-    **dict.fromkeys((operator.mul, torch.mul, "mul"), _multiply),
+    F.scaled_dot_product_attention: _attention,
+    "contiguous": _same,
+    F.layer_norm: layer_norm,
+    F.rms_norm: rms_norm,
+    **_WITH_PARAMETERS,
 }
 """By function, or by the name of a tensor's method."""
 
-WEIGHING = frozenset((_add, _add_in_place, _subtract, _multiply))
-"""Rules that take parameters, and not features alone."""
+WEIGHING = frozenset((layer_norm, rms_norm, *_WITH_PARAMETERS.values()))
+"""Rules that take parameters and constants, and not features alone."""
 
-
-def only_reshapes(node: fx.Node) -> bool:
-    """Does a step show numbers of its input in another shape, and in the same order?"""
-    if node.target is operator.getitem:
-        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        return all(i is None or i is Ellipsis or isinstance(i, slice | int) for i in index)
-    return node.target in ("view", "reshape", "unsqueeze", torch.reshape, torch.unsqueeze)
+ANY_ORDER = frozenset((_attention, _same))
+"""Rules that take features in whatever order."""

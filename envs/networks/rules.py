@@ -9,12 +9,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
-from envs.batched.instructions import DRAWN, NORM_EPSILON, Activation, Buffer, Opcode
-from envs.networks.function_rules import Rule, activate, average, flatten, gelu_of
+from envs.batched.instructions import DRAWN, Activation, Buffer, Opcode
+from envs.networks.function_rules import (
+    ANY_ORDER,
+    WEIGHING,
+    Rule,
+    activate,
+    average,
+    gelu_of,
+    layer_norm,
+    look_at,
+    norm,
+    rms_norm,
+)
 from envs.networks.layers import DrawnConv, Mix, RelativeAttention
-from envs.networks.steps import RELUS, NoRule, Step, Value, does, only_user
+from envs.networks.steps import RELUS, NoRule, Step, Weight, does, only_user
+from envs.networks.views import Value, View, contiguous
 
 
 def _conv(step: Step, layer: nn.Conv2d, x: Value) -> Value:
@@ -65,20 +78,21 @@ def _stem(step: Step, conv: nn.Conv2d, x: Value) -> Value | None:
     pool = only_user(relu) if relu and does(step.module, relu, nn.ReLU, *RELUS) else None
     if not (norm and relu and pool and _halves(step.module, pool, x.buffer)):
         return None
-    layer = step.module.get_submodule(str(norm.target))
+    layer: Any = step.module.get_submodule(str(norm.target))
     start, outputs, b = step.parameters(conv), conv.out_channels, x.buffer
     fits = (
         (b == step.code.inputs and len(step.node.all_input_nodes[0].users) == 1)
         and (conv.weight.shape[1:] == (1, 1, 1) and conv.bias is None)
         and (conv.padding == (0, 0) and conv.stride == (1, 1))
-        and (layer.num_groups == 1 and layer.affine and layer.eps == NORM_EPSILON)
+        and (layer.num_groups == 1 and layer.affine)
         and replace(step, node=norm).parameters(layer) == start + outputs
     )
     if not fits:
         return None
     out = step.code.buffer(outputs, b.height // 2, b.width // 2)
     extremes = Buffer(b.start, 2 * (b.size // 4) + 2)
-    step.code.line(Opcode.STEM, extremes, out, scratch=step.code.buffer(2), parameters=start)
+    kept, reals = step.code.buffer(2), (layer.eps, 0.0)
+    step.code.line(Opcode.STEM, extremes, out, scratch=kept, parameters=start, reals=reals)
     step.code.takes_extremes = True
     pooled = Value(out, (outputs, out.height, out.width))
     step.values |= {norm: pooled, relu: pooled, pool: pooled}
@@ -103,20 +117,25 @@ def _split(step: Step, x: Value) -> Value:
 
 def _linear(step: Step, layer: nn.Linear, x: Value) -> Value:
     if len(x.shape) == 1:
-        positions, x = 1, x._replace(buffer=Buffer(x.buffer.start, x.buffer.size))
-    elif len(x.shape) == 2 and x.last:
-        positions = x.shape[0]
-    else:
+        x = x._replace(buffer=Buffer(x.buffer.start, x.buffer.size))
+    elif not x.last:
         raise NoRule("its input must be [B, C] or [B, T, C]")
-    out = Value(step.code.buffer(layer.out_features, 1, positions), step.shape, x.last)
+    b = x.buffer
+    out = Value(step.code.buffer(layer.out_features, b.height, b.width), step.shape, x.last)
     flag = int(layer.bias is not None)
     return step.line(Opcode.CONV, x, out, parameters=step.parameters(layer), flag=flag)
 
 
-def _embedding(step: Step, layer: nn.Embedding, x: Value) -> Value:
+def _embedding(step: Step, layer: nn.Embedding, x: Value | Tensor) -> Value | Weight:
     if layer.max_norm is not None or layer.scale_grad_by_freq or layer.padding_idx is not None:
         raise NoRule("max_norm, scale_grad_by_freq and padding_idx must be left out")
-    if len(x.shape) != 1:
+    if isinstance(x, Tensor):  # such as numbers of positions, the same for all examples
+        first, shape = int(x.flatten()[0]), (*x.shape, layer.embedding_dim)
+        if not x.flatten().equal(torch.arange(first, first + x.numel())):
+            raise NoRule("constants must be numbers in a row")
+        start = step.parameters(layer) + first * layer.embedding_dim
+        return Weight(View(start, shape, contiguous(shape)))
+    if not isinstance(x, Value) or len(x.shape) != 1:
         raise NoRule("tokens [B, T] are needed")
     out = Value(step.code.buffer(layer.embedding_dim, 1, x.shape[0]), step.shape, True)
     return step.line(
@@ -125,25 +144,29 @@ def _embedding(step: Step, layer: nn.Embedding, x: Value) -> Value:
 
 
 def _group_norm(step: Step, layer: nn.GroupNorm, x: Value) -> Value:
-    if not layer.affine or layer.eps != NORM_EPSILON or x.last:
-        raise NoRule("a learned scale and shift, and eps=1e-5 are needed")
+    if not layer.affine or x.last:
+        raise NoRule("a learned scale and shift are needed")
     parameters, relu, b = step.parameters(layer), step.relu_after(), x.buffer
     if layer.num_groups > 1:
-        return _group_norms(step, layer.num_groups, x, parameters, relu)
+        return _group_norms(step, layer, x, parameters, relu)
     if relu:
         pool = only_user(relu)
         if pool and _halves(step.module, pool, b):
             small = step.code.buffer(b.channels, b.height // 2, b.width // 2)
             kept = step.code.buffer(2 + small.size + b.size)
             pooled = Value(small, (b.channels, b.height // 2, b.width // 2))
-            step.line(Opcode.NORM_POOL, x, pooled, scratch=kept, parameters=parameters)
+            reals = layer.eps, 0.0
+            step.line(Opcode.NORM_POOL, x, pooled, scratch=kept, parameters=parameters, reals=reals)
             step.values[relu] = step.values[pool] = pooled
             return pooled
-    return _norm(step, x, parameters, 1, relu)
+    return norm(step, x, 1, parameters, parameters + b.channels, layer.eps)
 
 
-def _group_norms(step: Step, groups: int, x: Value, parameters: int, relu: fx.Node | None) -> Value:
+def _group_norms(
+    step: Step, layer: nn.GroupNorm, x: Value, parameters: int, relu: fx.Node | None
+) -> Value:
     """Normalise each group of channels by itself."""
+    groups = layer.num_groups
     out, each = step.like(x), x.buffer.channels // groups
     if relu:
         step.values[relu] = out
@@ -160,43 +183,31 @@ def _group_norms(step: Step, groups: int, x: Value, parameters: int, relu: fx.No
             parameters=parameters + group * each,
             flag=int(relu is not None),
             stride=x.buffer.channels,
+            reals=(layer.eps, 0.0),
         )
     return out
 
 
-def _norm(step: Step, x: Value, parameters: int, pixels: int, relu: fx.Node | None) -> Value:
-    """Normalise each of so many pixels by itself, with ReLU if that comes next."""
-    out, kept = step.like(x), step.code.buffer(2, 1, pixels)
-    if relu:
-        step.values[relu] = out
-    return step.line(
-        Opcode.NORM,
-        x,
-        out,
-        scratch=kept,
-        parameters=parameters,
-        size=pixels,
-        flag=int(relu is not None),
-        stride=x.buffer.channels,
-    )
-
-
 def _layer_norm(step: Step, layer: nn.LayerNorm, x: Value) -> Value:
-    channels = x.buffer.channels
-    if layer.normalized_shape != (channels,) or not (x.last or len(x.shape) == 1):
-        raise NoRule("it must be over the channels of [B, C] or [B, T, C]")
-    if not layer.elementwise_affine or layer.bias is None or layer.eps != NORM_EPSILON:
-        raise NoRule("a learned scale and shift, and eps=1e-5 are needed")
-    pixels = x.buffer.height * x.buffer.width
-    return _norm(step, x, step.parameters(layer), pixels, step.relu_after())
+    if not layer.elementwise_affine or layer.bias is None:
+        raise NoRule("a learned scale and shift are needed")
+    start, channels = step.parameters(layer), (x.buffer.channels,)
+    scale, shift = (Weight(View(start + i * channels[0], channels, (1,))) for i in range(2))
+    return layer_norm(step, x, layer.normalized_shape, scale, shift, layer.eps)
+
+
+def _rms_norm(step: Step, layer: nn.RMSNorm, x: Value) -> Value:
+    if not layer.elementwise_affine:
+        raise NoRule("a learned scale is needed")
+    scale = Weight(View(step.parameters(layer), (x.buffer.channels,), (1,)))
+    return rms_norm(step, x, layer.normalized_shape, scale, layer.eps)
 
 
 def _batch_norm(step: Step, layer: nn.BatchNorm2d, x: Value) -> Value:
-    if not layer.affine or not layer.track_running_stats or layer.eps != NORM_EPSILON or x.last:
-        raise NoRule("a learned scale and shift, running statistics and eps=1e-5 are needed")
+    if not layer.affine or not layer.track_running_stats or x.last:
+        raise NoRule("a learned scale and shift, and running statistics are needed")
     if layer.momentum is None:
         raise NoRule("momentum must be a number")
-    over, under = float(layer.momentum).as_integer_ratio()
     relu, out = step.relu_after(), step.like(x)
     if relu:
         step.values[relu] = out
@@ -207,9 +218,8 @@ def _batch_norm(step: Step, layer: nn.BatchNorm2d, x: Value) -> Value:
         scratch=step.code.buffer(2 * x.buffer.channels),
         parameters=step.parameters(layer),
         statistics=step.buffers(layer),
-        size=over,
-        flag=under,
-        stride=int(relu is not None),
+        flag=int(relu is not None),
+        reals=(layer.eps, layer.momentum),
     )
 
 
@@ -277,8 +287,12 @@ def _same(step: Step, layer: nn.Module, x: Value) -> Value:
     return x
 
 
-def _flatten_layer(step: Step, layer: nn.Flatten, x: Value) -> Value:
-    return flatten(step, x, layer.start_dim, layer.end_dim)
+def _flatten(step: Step, layer: nn.Flatten, x: Any) -> Any:
+    return look_at("flatten", x, layer.start_dim, layer.end_dim)
+
+
+def _unflatten(step: Step, layer: nn.Unflatten, x: Any) -> Any:
+    return look_at("unflatten", x, layer.dim, layer.unflattened_size)
 
 
 def _dropout(step: Step, layer: Any, x: Value) -> Value:
@@ -295,6 +309,7 @@ LAYERS: dict[type[nn.Module], Rule] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
     nn.ReLU: _activation(Activation.RELU),
     nn.Sigmoid: _activation(Activation.SIGMOID),
     nn.Tanh: _activation(Activation.TANH),
@@ -303,7 +318,8 @@ LAYERS: dict[type[nn.Module], Rule] = {
     nn.MaxPool2d: _pool(Opcode.MAX_POOL),
     nn.AvgPool2d: _pool(Opcode.AVERAGE_POOL),
     nn.AdaptiveAvgPool2d: _global_average,
-    nn.Flatten: _flatten_layer,
+    nn.Flatten: _flatten,
+    nn.Unflatten: _unflatten,
     nn.Identity: _same,
     nn.Dropout: _dropout,
     nn.Dropout2d: _dropout,
@@ -312,6 +328,12 @@ LAYERS: dict[type[nn.Module], Rule] = {
     RelativeAttention: _relative_attention,
 }
 """By class, which must be the very one: a subclass may do something else."""
+
+TAKE_CONSTANTS = WEIGHING | {_embedding}
+"""Rules that take parameters or constants, and not features alone."""
+
+TAKE_ANY_ORDER = ANY_ORDER | {_flatten, _unflatten, _same, _dropout}
+"""Rules that take features in whatever order."""
 
 
 def _halves(module: nn.Module, node: fx.Node, x: Buffer) -> bool:

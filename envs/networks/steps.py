@@ -9,38 +9,19 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from envs.batched.instructions import Assembler, Buffer, Opcode
+from envs.networks.views import Value, View
 
 RELUS = (F.relu, torch.relu, "relu")
 """Functions that are ReLU."""
 
 
-class Value(NamedTuple):
-    """Features at a step of the graph.
-
-    Attributes:
-        buffer: where they lie; always channels first.
-        shape: in PyTorch, without the batch.
-        last: in PyTorch the channels come last, behind positions.
-    """
-
-    buffer: Buffer
-    shape: tuple[int, ...]
-    last: bool = False
-
-
 class Weight(NamedTuple):
-    """A parameter that a step reads by itself.
+    """A parameter that a step reads by itself: its columns."""
 
-    Attributes:
-        column: its first.
-        shape: as the step sees it.
-    """
-
-    column: int
-    shape: tuple[int, ...]
+    view: View
 
 
 class NoRule(Exception):
@@ -54,20 +35,27 @@ class Step:
     Attributes:
         module: what is compiled.
         code: where instructions are written.
-        node: the step.
-        shape: of its result in PyTorch, without the batch.
+        node: the step; ``meta["given"]`` is what it gives for two examples.
         columns: first column of each parameter of the module, by name.
-        values: all values so far; a rule that takes later steps with it writes theirs.
+        values: what all steps so far give: features, several in a list, or views of them; a rule
+            that takes later steps with it writes theirs.
         split: features that are sorted for a stride of 2 already.
     """
 
     module: fx.GraphModule
     code: Assembler
     node: fx.Node
-    shape: tuple[int, ...]
     columns: Mapping[str, int]
-    values: dict[fx.Node, Value]
+    values: dict[fx.Node, Any]
     split: dict[Buffer, Buffer]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its result in PyTorch, without the batch."""
+        given = self.node.meta["given"]
+        if not isinstance(given, Tensor):
+            raise NoRule("its result is no tensor")
+        return tuple(given.shape[1:])
 
     def parameters(self, module: nn.Module) -> int:
         """First column of a layer's parameters, which must lie behind each other."""
@@ -98,6 +86,10 @@ class Step:
         """Room for features of the same shape."""
         b = x.buffer
         return x._replace(buffer=self.code.buffer(b.channels, b.height, b.width))
+
+    def copy(self, x: Buffer, out: Buffer) -> None:
+        """Write an instruction that copies features."""
+        self.code.line(Opcode.AVERAGE_POOL, x, out)  # of one pixel
 
     def relu_after(self) -> fx.Node | None:
         """The only step that uses the result, if that is ReLU."""

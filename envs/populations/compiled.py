@@ -244,12 +244,15 @@ def assemble(
         h = _emit(name, segment, code, h, features[i], own, kept)
         if h.last != (host.classes_last if is_last else host.channels_last):
             raise NotCompiledError(f"in {name}, channels and positions come in another order")
-        if h.buffer.start == before.start and i < networks.num_slots:
+        in_place = before.start <= h.buffer.start < before.start + before.size
+        if in_place and i < networks.num_slots:
             # A seed changes the features at its slot in place: not those of the slot before, or
             # the examples, of which these are a view.
             room = code.buffer(before.channels, before.height, before.width)
-            copied = code.line(Opcode.AVERAGE_POOL, before, room)  # of one pixel: a copy
-            h = h._replace(buffer=replace(h.buffer, start=copied.start))
+            code.line(Opcode.AVERAGE_POOL, before, room)  # of one pixel: a copy
+            h = h._replace(
+                buffer=replace(h.buffer, start=room.start + h.buffer.start - before.start)
+            )
         segments.append((first, len(code.lines)))
         outputs.append(h)
     if h.buffer.size != classes * answers:

@@ -24,11 +24,24 @@ from tests.support.networks import (
     LayerScale,
     Normed,
     NormedNet,
+    NormsAndNumbers,
+    Numbers,
     Patches,
     Products,
     ResNet,
     Scales,
     Wide,
+)
+from tests.support.transformers import (
+    GPT,
+    ConvNeXt,
+    ConvNeXtBlock,
+    Encoder,
+    FullAttention,
+    GPTBlock,
+    Parts,
+    SeparateHeads,
+    ViT,
 )
 
 
@@ -60,11 +73,16 @@ class Case:
         Case(Scales, ["stem", "block"], {"scaled": LayerScale}, optimizer=AdamW()),
         Case(Patches, ["embed", "conv"], {"products": Products}, size=18),
         Case(Flat, ["first", "second"], {"mlp": lambda c: nn.Linear(c, c)}, size=4),
+        Case(ViT, ["patches", "encoder"], {"attention": FullAttention, "encoder": Encoder}),
+        Case(NormsAndNumbers, ["conv", "norm"], {"numbers": Numbers}, size=6),
+        Case(ConvNeXt, ["stem", "block1"], {"block": ConvNeXtBlock}),
+        Case(Parts, ["conv", "depth"], {"block": ConvNeXtBlock}, optimizer=AdamW()),
     ],
     ids=[
         *("residual", "built-in seeds", "adam"),
         *("relu", "silu", "gelu", "tanh", "gelu by tanh"),
         *("batch norm", "batch norm by adam", "parameters", "patches", "flat"),
+        *("vision transformer", "norms and numbers", "convnext", "parts"),
     ],
 )
 def test_images(case: Case) -> None:
@@ -157,6 +175,27 @@ def test_text(transposed: bool, own: bool) -> None:
     assert_engines_agree(host, tokens, targets=tokens.roll(1, 1))
 
 
+class Moved(TextNet):
+    """Positions take the place of the examples for a while."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.block2(self.block1(self.embedding(tokens)))
+        return self.head(h.permute(1, 0, 2).permute(1, 0, 2))
+
+
+def test_positions_may_come_first_for_a_while() -> None:
+    tokens = torch.arange(160).view(40, 4) % 7
+    assert_engines_agree(ModuleHost(Moved, ["block1"], tokens[:1]), tokens, targets=tokens)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), AdamW()])
+def test_a_gpt(optimizer: Optimizer) -> None:
+    tokens = torch.randint(0, 7, (40, 5), generator=torch.Generator().manual_seed(0))
+    seeds = {"attention": SeparateHeads, "block": lambda channels: GPTBlock(channels, 3)}
+    host = ModuleHost(GPT, ["h.0", "h.1"], tokens[:1], seeds)
+    assert_engines_agree(host, tokens, targets=tokens.roll(1, 1), optimizer=optimizer)
+
+
 class Dense(nn.Module):
     """Branches that read what an in-place layer changes."""
 
@@ -190,14 +229,6 @@ class Named(Odd):
         return self.fc(self.conv(input=x).mean((2, 3)))
 
 
-class Moved(TextNet):
-    """Positions that take the place of the examples."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        h = self.block2(self.block1(self.embedding(tokens)))
-        return self.head(h.permute(1, 0, 2).permute(1, 0, 2))
-
-
 class Doubled(Odd):
     """A dimension in front of the examples."""
 
@@ -206,15 +237,20 @@ class Doubled(Odd):
 
 
 def test_nothing_may_take_the_place_of_the_examples(caplog: pytest.LogCaptureFixture) -> None:
-    tokens = torch.arange(28).view(7, 4) % 7
-    text = ModuleHost(Moved, ["block1"], tokens[:1])
     with caplog.at_level(logging.WARNING):
-        assert isinstance(population(text, tokens, tokens).passes, PlainPasses)
         host = ModuleHost(lambda: Doubled(nn.ReLU()), ["conv"], torch.zeros(1, 2, 8, 8))
         assert isinstance(population(host, images()).passes, PlainPasses)
-    permuted, doubled = caplog.messages
-    assert "Tensor.permute here: channels and positions" in permuted
-    assert "getitem here: only None, ... and :" in doubled
+    assert "mean: no compiled form of Tensor.mean here: channels and positions" in caplog.text
+
+
+class Sized(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.shape[0]
+
+
+class Iterated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(part for part in x.split(4, dim=1))
 
 
 def hooked() -> nn.Module:
@@ -227,7 +263,9 @@ def hooked() -> nn.Module:
     ("factory", "says"),
     [
         (lambda: Odd(nn.Mish()), "layer2.act: no compiled form of nn.Mish"),
-        (lambda: Odd(nn.GroupNorm(1, 4, eps=1e-3)), "layer2.act: .*nn.GroupNorm here: .*eps=1e-5"),
+        (lambda: Odd(nn.GroupNorm(1, 4, affine=False)), "layer2.act: .*GroupNorm here: a learned"),
+        (lambda: Odd(Sized()), "mul: no compiled form of mul here: it reads a size of its input"),
+        (lambda: Odd(Iterated()), "layer2.act: .* Iterated here: it can't be traced: .*iterated"),
         (lambda: Odd(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")), "nn.Conv2d here"),
         (Named, "conv: .*nn.Conv2d here: its arguments are"),
         (hooked, "layer2.act: .*nn.ReLU here: it has hooks"),

@@ -193,3 +193,37 @@ class Flat(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.second(self.first(self.flatten(x)).relu()).sigmoid())
+
+
+class Numbers(nn.Module):
+    """Features with numbers, before and behind them, and in place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (1 - self.conv(x) / 3) * 0.5 - 0.25
+        y *= 1.5
+        y += 2
+        return x + 0.1 * -y
+
+
+class NormsAndNumbers(nn.Module):
+    """Norms with ε of their own, as layers and as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(2, 6, eps=0.1)
+        self.numbers, self.batch = Numbers(6), nn.BatchNorm2d(6, eps=0.2, momentum=0.3)
+        self.last, self.rms = nn.LayerNorm(6, eps=0.3), nn.RMSNorm(6, eps=0.01)
+        self.weight = nn.Parameter(torch.linspace(0.5, 1, 6))
+        self.other = nn.Parameter(torch.linspace(0.1, 0.3, 6))
+        self.bias = nn.Parameter(torch.linspace(-1, 1, 6))
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.batch(self.numbers(F.relu(self.norm(self.conv(x)))))
+        x = x.flatten(2).transpose(1, 2)
+        x = self.rms(self.last(x)) + F.rms_norm(x, (6,), self.other, 0.4)
+        return self.fc(F.layer_norm(x, x.shape[-1:], self.weight, self.bias, 0.5).mean(1))
