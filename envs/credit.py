@@ -1,6 +1,6 @@
 """Credit: what each seed contributes, what two give together, and who helped whom.
 
-All follows from the accuracy with seeds left out (:func:`envs.populations.base.ablations`).
+All follows from the accuracy with seeds left out (:class:`envs.populations.left_out.SetsLeftOut`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from math import factorial
 import torch
 from torch import Tensor
 
-from envs.populations.base import ALL_SUBSETS, Validation, ablations
+from envs.populations.base import Validation
+from envs.populations.left_out import ALL_SUBSETS, sets_left_out
 from envs.state import ROUNDING, Slots, State
 
 NOISE = 2.0
@@ -31,8 +32,7 @@ def contributions(lost: Tensor, num_slots: int) -> Tensor:
         lost: of a :class:`~envs.populations.base.Validation`, ``[n, K]``.
         num_slots: S.
     """
-    singles, _ = _places(num_slots, lost.device)
-    return lost[:, singles]
+    return lost[:, sets_left_out(num_slots, lost.device).singles]
 
 
 def interactions(lost: Tensor, num_slots: int) -> Tensor:
@@ -50,10 +50,10 @@ def interactions(lost: Tensor, num_slots: int) -> Tensor:
         tensor([[[0., 1.],
                  [1., 0.]]])
     """
-    singles, pairs = _places(num_slots, lost.device)
-    alone = lost[:, singles]
-    together = alone[:, :, None] + alone[:, None, :] - lost[:, pairs]
-    real = (singles[:, None] != singles) & (together.abs() >= ROUNDING)
+    sets = sets_left_out(num_slots, lost.device)
+    alone = lost[:, sets.singles]
+    together = alone[:, :, None] + alone[:, None, :] - lost[:, sets.pairs]
+    real = (sets.singles[:, None] != sets.singles) & (together.abs() >= ROUNDING)
     return torch.where(real, together, 0.0)
 
 
@@ -64,9 +64,9 @@ def interaction_noise(variance: Tensor, num_slots: int) -> Tensor:
         variance: of a :class:`~envs.populations.base.Validation`, ``[n, K]``.
         num_slots: S.
     """
-    singles, pairs = _places(num_slots, variance.device)
-    alone = variance[:, singles]
-    summed = variance[:, :1, None] + alone[:, :, None] + alone[:, None, :] + variance[:, pairs]
+    sets = sets_left_out(num_slots, variance.device)
+    alone, both = variance[:, sets.singles], variance[:, sets.pairs]
+    summed = variance[:, :1, None] + alone[:, :, None] + alone[:, None, :] + both
     return summed.sqrt()
 
 
@@ -78,7 +78,7 @@ def shapley_values(lost: Tensor, num_slots: int) -> Tensor:
 
     Args:
         lost: of a :class:`~envs.populations.base.Validation` with all sets, ``[n, 2^S]``.
-        num_slots: S, at most :data:`envs.populations.base.ALL_SUBSETS`.
+        num_slots: S, at most :data:`envs.populations.left_out.ALL_SUBSETS`.
 
     Examples:
         >>> shapley_values(torch.tensor([[0.0, 6.0, 2.0, 10.0]]), 2)
@@ -139,16 +139,6 @@ def credit_helpers(state: State, fossilized: Tensor) -> None:
     delay = slots.helper_gone.clamp(min=0) * (credit > 0)
     state.pending_hindsight_credit, state.hindsight_delay = credit.sum(1), delay.sum(1)
     slots.helper_gone = slots.helper_gone + (slots.helper_gone >= 0)
-
-
-@cache
-def _places(num_slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Places, in the sets that are left out, of single slots ``[S]`` and pairs ``[S, S]``."""
-    bits = 1 << torch.arange(num_slots)
-    singles, pairs = bits, bits[:, None] | bits
-    sets = ablations(num_slots)
-    found = [torch.searchsorted(sets, wanted) for wanted in (singles, pairs)]
-    return found[0].to(device), found[1].to(device)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from envs.populations.base import ALL_SUBSETS
+from envs.populations.left_out import ALL_SUBSETS
 from envs.state import State
 
 LARGEST_NORM = 1e6

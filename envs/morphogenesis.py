@@ -29,7 +29,8 @@ from envs.lifecycle import (
 )
 from envs.networks.growing import GrowingNetwork
 from envs.observation import compute_observation
-from envs.populations.base import MOST_SLOTS, Population, SlotInputs
+from envs.populations.base import Population, SlotInputs
+from envs.populations.left_out import MOST_SLOTS
 from envs.registration import make_task
 from envs.reset import begin, shown_loss
 from envs.reward import REWARD_TERMS, RewardConfig, Transition, compute_terms
@@ -141,8 +142,7 @@ class MorphogenesisEnv(EnvBase):
             minibatch_size=minibatch_size,
             validation_size=validation_size,
         )
-        if max_epochs is None:
-            max_epochs = task.max_epochs
+        max_epochs = task.max_epochs if max_epochs is None else max_epochs
         num_envs = check_integer("num_envs", num_envs)
         max_epochs = check_integer("max_epochs", max_epochs)
         counterfactual_every = check_integer("counterfactual_every", counterfactual_every)

@@ -12,7 +12,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from envs.actions import Op, Stage
 from envs.metrics import compute_metrics
 from envs.observation import HIGH, LOW, feature_names
-from envs.populations.base import ALL_SUBSETS
+from envs.populations.left_out import ALL_SUBSETS
 from envs.state import State
 
 

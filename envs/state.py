@@ -49,7 +49,7 @@ class Slots(Rows):
         contribution_change: float32, by the last measurement.
         contribution_age: int64, epochs since the last measurement, −1 for never.
         shapley: float32, Shapley value in accuracy points, last measured; 0 where S is above
-            :data:`envs.populations.base.ALL_SUBSETS`.
+            :data:`envs.populations.left_out.ALL_SUBSETS`.
         interaction: float32 ``[N, S, S]``, accuracy points that two seeds give together beyond
             what each gives without the other, last measured; symmetric, 0 with itself.
         peak: float32 ``[N, S, S]``: ``peak[:, i, j]`` is the largest interaction above its noise

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from envs.actions import BLUEPRINTS, STAGES
+from envs.actions import BLUEPRINTS, STAGES, Algorithm
+from envs.batched.modes import Mode
 from envs.lookup import look_up
 from envs.networks.growing import GrowingNetwork
 
@@ -47,6 +48,15 @@ class SlotInputs:
         """Bool ``[N, S]``: slots whose seed runs in training."""
         return look_up(_TRAINS, self.stage).bool()
 
+    @property
+    def mode(self) -> Tensor:
+        """int64 ``[N, S]``, a :class:`~envs.batched.modes.Mode`."""
+        return torch.where(self.mixed, self.algorithm - Algorithm.ADD + Mode.ADD, Mode.INCUBATE)
+
+    def kind(self, *, training: bool) -> Tensor:
+        """int64 ``[N, S]``, which seed runs, −1 for none: of those incubated none in validation."""
+        return torch.where(self.trains if training else self.mixed, self.blueprint, -1)
+
 
 @dataclass
 class Validation:
@@ -56,8 +66,8 @@ class Validation:
         loss: mean loss, float32 ``[n]``; may be non-finite.
         accuracy: percent, ``[n]``.
         lost: what accuracy loses when the α of some slots is forced to 0, in points, ``[n, K]``
-            for the K sets of :func:`ablations`; 0 where it wasn't measured. Counted in answers,
-            so that five of 500 are exactly one point.
+            for the K sets of :class:`~envs.populations.left_out.SetsLeftOut`; 0 where it wasn't
+            measured. Counted in answers, so that five of 500 are exactly one point.
         variance: of the accuracy that is left with each of these sets left out, by chance in which
             answers are asked for, in points², ``[n, K]``; 0 where accuracies are exact.
         ablated: bool ``[n, S]``: slots with α > 0 that were left out by turns.
@@ -78,31 +88,6 @@ class Validation:
             fields[name] = values.new_zeros(num_rows, *values.shape[1:])
             fields[name][rows] = values
         return Validation(**fields)
-
-
-ALL_SUBSETS = 3
-"""Up to so many slots, seeds are left out in all combinations; above, one or two at a time."""
-
-MOST_SLOTS = 16
-"""More slots have too many pairs to leave out."""
-
-
-def most_ablated(num_slots: int) -> int:
-    """Number of seeds that are left out at once."""
-    return num_slots if num_slots <= ALL_SUBSETS else 2
-
-
-def ablations(num_slots: int) -> Tensor:
-    """Sets of slots that are left out, as sums of bits 2^slot: int64 ``[K]``, nothing first.
-
-    Examples:
-        >>> ablations(2)
-        tensor([0, 1, 2, 3])
-        >>> ablations(4)[:6], len(ablations(4))
-        (tensor([0, 1, 2, 3, 4, 5]), 11)
-    """
-    most = most_ablated(num_slots)
-    return torch.tensor([left for left in range(1 << num_slots) if left.bit_count() <= most])
 
 
 class Population(Protocol):

@@ -20,9 +20,10 @@ from envs.batched.workers import run_chunks
 from envs.networks.compiling import NotCompiledError
 from envs.networks.segments import Segment
 from envs.networks.steps import Value
-from envs.populations.base import ablations
+from envs.populations.base import SlotInputs
 from envs.populations.data import LabelledData
-from envs.populations.networks import Networks, Work
+from envs.populations.left_out import SetsLeftOut
+from envs.populations.networks import Networks
 from envs.populations.objectives import Classes, Labels, Numbers, Objective
 
 _LOGGER = logging.getLogger(__name__)
@@ -65,10 +66,10 @@ class CompiledPasses:
         self._at_once = max(_LEAST, _PIECE // answers)
         mass = objective.mass(wanted).reshape(len(wanted), -1).sum(1)
         self._mass = np.array([[part.sum()] for part in mass.split(self._at_once)])
-        slots, left_out = torch.arange(networks.num_slots), ablations(networks.num_slots)
-        digits = left_out[:, None] >> slots & 1
-        order = (digits << slots.flip(0)).sum(1).argsort()  # that of envs.batched.compiled
-        self._left_out, self._sets = left_out[order], digits[order].bool().numpy()
+        members = SetsLeftOut(networks.num_slots).members
+        digits = 1 << torch.arange(networks.num_slots).flip(0)
+        self._order = (members * digits).sum(1).argsort()  # that of envs.batched.compiled
+        self._sets = members[self._order].numpy()
 
     def prepare(self, params: Tensor, buffers: Tensor) -> None:
         """Compile, or load what was compiled before, with a word to the user if it takes long.
@@ -76,18 +77,18 @@ class CompiledPasses:
         Args:
             params, buffers: as for :meth:`train`; nothing in them changes.
         """
-        slots = self.networks.num_slots
-        free = torch.zeros(len(params), slots)
-        work = Work((free - 1).long(), free.long(), free, free.sum(1), free)
+        nothing = torch.zeros(len(params), self.networks.num_slots)
+        dormant, rates = nothing.long(), nothing.sum(1)
+        inputs = SlotInputs(dormant, dormant - 1, dormant, nothing, rates, nothing)
         examples = torch.zeros(len(params), 1, 1, dtype=torch.int64)
-        no_rows, places = examples[:0, 0, 0], torch.zeros(1 << slots, dtype=torch.int64)
+        no_rows = examples[:0, 0, 0]
         message = "compiling the networks' layers, once on this machine: half a minute or so"
         notice = Timer(2.0, _LOGGER.warning, [message])
         notice.daemon = True
         notice.start()
         try:
-            self.train(params, buffers, work, examples, no_rows, no_rows)
-            self.validate(params, work, no_rows, places, ablate=False)
+            self.train(params, buffers, inputs, examples, no_rows, no_rows)
+            self.validate(params, inputs, no_rows, ablate=False)
         finally:
             notice.cancel()
 
@@ -95,7 +96,7 @@ class CompiledPasses:
         self,
         params: Tensor,
         buffers: Tensor,
-        work: Work,
+        inputs: SlotInputs,
         examples: Tensor,
         keys: Tensor,
         rows: Tensor,
@@ -103,10 +104,11 @@ class CompiledPasses:
         """See :meth:`envs.populations.plain.PlainPasses.train`."""
         host_norm = params.new_zeros(len(params))
         seed_norm = params.new_zeros(len(params), self.networks.num_slots)
-        inputs, targets = (x.to(params.dtype).numpy() for x in (self._inputs, self._targets))
+        examined, targets = (x.to(params.dtype).numpy() for x in (self._inputs, self._targets))
         minibatches = examples.contiguous().numpy()
-        host_lr, seed_lr = (rate.to(params.dtype).numpy() for rate in (work.host_lr, work.seed_lr))
-        state = _rows(params, work)
+        rates = inputs.host_lr, inputs.seed_lr
+        host_lr, seed_lr = (rate.to(params.dtype).numpy() for rate in rates)
+        state = _rows(params, inputs, training=True)
 
         def train(chunk: np.ndarray) -> None:
             train_rows(
@@ -114,7 +116,7 @@ class CompiledPasses:
                 self.criterion,
                 state,
                 chunk,
-                inputs,
+                examined,
                 targets,
                 minibatches,
                 buffers.numpy(),
@@ -130,17 +132,17 @@ class CompiledPasses:
         return host_norm, seed_norm
 
     def validate(
-        self, params: Tensor, work: Work, rows: Tensor, places: Tensor, *, ablate: bool
+        self, params: Tensor, inputs: SlotInputs, rows: Tensor, *, ablate: bool
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`envs.populations.plain.PlainPasses.validate`."""
-        number = len(self._left_out) if ablate else 1
-        left_out, sets = self._left_out[:number], self._sets[:number]
-        state = _rows(params, work)
+        number = len(self._sets) if ablate else 1
+        order, sets = self._order[:number], self._sets[:number]
+        state = _rows(params, inputs, training=False)
         at_once = self._at_once
-        inputs, answers = (x.to(params.dtype) for x in (self._validation_inputs, self._answers))
+        examined, answers = (x.to(params.dtype) for x in (self._validation_inputs, self._answers))
         pieces = [
             (x.contiguous().numpy(), wanted.flatten().numpy())
-            for x, wanted in zip(inputs.split(at_once, 1), answers.split(at_once, 1), strict=True)
+            for x, wanted in zip(examined.split(at_once, 1), answers.split(at_once, 1), strict=True)
         ]
         loss = np.zeros((len(pieces), len(params)))
         scores = np.zeros((len(pieces), len(params), number, 2))
@@ -152,15 +154,15 @@ class CompiledPasses:
 
         run_chunks(measure, product(range(len(pieces)), _shares(rows)))
         mean_loss = torch.from_numpy((loss * self._mass).sum(0) / self._mass.sum())
-        summed = params.new_zeros(2, len(params), int(places.max()) + 1)
+        summed = params.new_zeros(2, len(params), len(self._sets))
         in_order = torch.from_numpy(scores.sum(0)).movedim(-1, 0)
-        summed[:, :, places[left_out]] = in_order.to(params.dtype)
+        summed[:, :, order] = in_order.to(params.dtype)
         return mean_loss.to(params.dtype), summed
 
 
-def _rows(params: Tensor, work: Work) -> Rows:
-    alpha = work.alpha.to(params.dtype)
-    return Rows(params.numpy(), work.kind.numpy(), work.mode.numpy(), alpha.numpy())
+def _rows(params: Tensor, inputs: SlotInputs, *, training: bool) -> Rows:
+    kind, alpha = inputs.kind(training=training), inputs.alpha.to(params.dtype)
+    return Rows(params.numpy(), kind.numpy(), inputs.mode.numpy(), alpha.numpy())
 
 
 def _flat_targets(objective: Objective, targets: Tensor) -> Tensor:

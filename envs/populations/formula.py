@@ -14,7 +14,8 @@ from envs.actions import Algorithm
 from envs.batched.randomness import fold
 from envs.batched.workers import one_thread
 from envs.networks.growing import GrowingNetwork
-from envs.populations.base import SlotInputs, Validation, ablations, blueprint_choices
+from envs.populations.base import SlotInputs, Validation, blueprint_choices
+from envs.populations.left_out import SetsLeftOut
 
 CHANCE = 10.0
 """Accuracy of an untrained host with ten classes, in percent."""
@@ -123,8 +124,7 @@ class FormulaPopulation:
             )
         indices = [self.blueprints.index(name) for name in names]
         self._candidates = torch.tensor(indices, dtype=torch.int64, device=device)
-        bits = torch.arange(num_slots)
-        self._kept = (1 - (ablations(num_slots)[:, None] >> bits & 1)).float().to(device)
+        self._kept = (~SetsLeftOut(num_slots).members).float().to(device)
         self.helper = self._candidates[:1].repeat(num_rows)
         self._age = torch.zeros(num_rows, dtype=torch.float32, device=device)
         self._learned = torch.zeros_like(self._age)[:, None].repeat(1, num_slots)

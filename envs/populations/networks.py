@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
 
-import torch
-from torch import Tensor
-
-from envs.actions import Algorithm
-from envs.batched.modes import Mode
 from envs.hosts import ModuleHost
-from envs.populations.base import SlotInputs, blueprint_choices
+from envs.populations.base import blueprint_choices
 
 
 class Networks:
@@ -76,30 +70,3 @@ class Networks:
         """Columns of what a seed keeps beside its parameters."""
         start = self.seed_columns(slot, kind).stop
         return slice(start, start + self.seeds[slot][kind].kept_size)
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work of all rows' slots.
-
-    Attributes:
-        kind: int64 ``[N, S]``, which seed runs, −1 for none.
-        mode: int64 ``[N, S]``, a :class:`~envs.batched.modes.Mode`.
-        alpha: floats ``[N, S]``.
-        host_lr, seed_lr: learning rates, floats ``[N]`` and ``[N, S]``.
-    """
-
-    kind: Tensor
-    mode: Tensor
-    alpha: Tensor
-    host_lr: Tensor
-    seed_lr: Tensor
-
-
-def slot_work(inputs: SlotInputs, *, training: bool) -> Work:
-    """The work of slots; while validating, an incubated seed need not run."""
-    mixed = inputs.mixed
-    runs = inputs.trains if training else mixed
-    mode = torch.where(mixed, inputs.algorithm - Algorithm.ADD + Mode.ADD, Mode.INCUBATE)
-    kind = torch.where(runs, inputs.blueprint, -1)
-    return Work(kind, mode, inputs.alpha, inputs.host_lr, inputs.seed_lr)

@@ -18,9 +18,10 @@ from envs.batched.randomness import fold
 from envs.batched.workers import one_thread, run_chunks
 from envs.networks.growing import blend
 from envs.networks.segments import Segment
-from envs.populations.base import most_ablated
+from envs.populations.base import SlotInputs
 from envs.populations.data import LabelledData
-from envs.populations.networks import Networks, Work
+from envs.populations.left_out import SetsLeftOut
+from envs.populations.networks import Networks
 
 _CHUNK_BYTES = {"cpu": 2**21}
 """Size that the largest activation of a chunk should have: of a processor's cache."""
@@ -39,14 +40,17 @@ class _Chunk:
     Attributes:
         params: ``[n, columns]``, of which gradients are taken.
         kept: the same numbers, of which what networks keep beside parameters changes in training.
-        work: of these rows.
+        kind, mode, alpha: of their slots, ``[n, S]``; see
+            :class:`~envs.populations.base.SlotInputs`.
         training: rather than evaluation.
         keys: int64 ``[n]``, of random numbers in training.
     """
 
     params: Tensor
     kept: Tensor
-    work: Work
+    kind: Tensor
+    mode: Tensor
+    alpha: Tensor
     training: bool = False
     keys: Tensor | None = None
 
@@ -97,7 +101,7 @@ class PlainPasses:
             columns, kept = networks.seed_columns(slot, kind), networks.kept_columns(slot, kind)
             seen = features.detach() if mode is Mode.INCUBATE else features
             given = chunk.run(seed, columns, kept, seen, here)
-            weight = chunk.work.alpha[here, slot].view(-1, *[1] * (h.dim() - 1))
+            weight = chunk.alpha[here, slot].view(-1, *[1] * (h.dim() - 1))
             if mode is Mode.GATE:
                 gate = networks.gate_columns(slot)
                 openness = chunk.run(networks.gates[slot], gate, slice(0), features, here)
@@ -124,7 +128,7 @@ class PlainPasses:
         self,
         params: Tensor,
         buffers: Tensor,
-        work: Work,
+        inputs: SlotInputs,
         examples: Tensor,
         keys: Tensor,
         rows: Tensor,
@@ -134,7 +138,7 @@ class PlainPasses:
         Args:
             params: floats ``[N, columns]``, changed in place.
             buffers: the optimizer's, floats ``[buffers, N, columns]``, changed in place.
-            work: what the slots do.
+            inputs: work of the slots.
             examples: int64 ``[N, batches, B]``.
             keys: int64 ``[N]``, of the random numbers that networks draw.
             rows: int64 ``[n]``, without repetition; the others stay as they are.
@@ -146,8 +150,7 @@ class PlainPasses:
         matrices = [params, *buffers]
 
         def train(chunk: Tensor) -> None:
-            own = _take(work, chunk)
-            self._train_chunk(matrices, own, examples[chunk], keys[chunk], chunk, norms)
+            self._train_chunk(matrices, inputs, examples[chunk], keys[chunk], chunk, norms)
 
         chunks = self._chunks(rows, examples.shape[2])
         if self.networks.draws:  # from torch's generator, which threads share
@@ -161,7 +164,7 @@ class PlainPasses:
     def _train_chunk(
         self,
         matrices: Sequence[Tensor],
-        work: Work,
+        inputs: SlotInputs,
         examples: Tensor,
         keys: Tensor,
         rows: Tensor,
@@ -169,16 +172,17 @@ class PlainPasses:
     ) -> None:
         networks = self.networks
         params, *buffers = (matrix[rows] for matrix in matrices)
-        chunk = _Chunk(params.requires_grad_(), matrices[0][rows], work, training=True)
-        groups = [_groups(work, slot) for slot in range(networks.num_slots)]
+        seeds = inputs.kind(training=True)[rows], inputs.mode[rows], inputs.alpha[rows]
+        chunk = _Chunk(params.requires_grad_(), matrices[0][rows], *seeds, training=True)
+        groups = [_groups(chunk, slot) for slot in range(networks.num_slots)]
         everything = torch.arange(len(rows), device=rows.device)
-        parts = [(0, slice(networks.host_size), everything, work.host_lr)]
+        parts = [(0, slice(networks.host_size), everything, inputs.host_lr[rows])]
         beside = [(everything, columns) for columns in networks.kept]
         for slot, of_slot in enumerate(groups):
             for kind, _, here in of_slot:
                 stop = networks.seed_columns(slot, kind).stop
                 columns = slice(networks.slots[slot].start, stop)
-                parts.append((1 + slot, columns, here, work.seed_lr[here, slot]))
+                parts.append((1 + slot, columns, here, inputs.seed_lr[rows][here, slot]))
                 beside.append((here, networks.kept_columns(slot, kind)))
         for number, chosen in enumerate(examples.unbind(1)):
             chunk.keys = fold(keys, number) if networks.draws else None
@@ -208,35 +212,37 @@ class PlainPasses:
 
     @torch.no_grad()
     def validate(
-        self, params: Tensor, work: Work, rows: Tensor, places: Tensor, *, ablate: bool
+        self, params: Tensor, inputs: SlotInputs, rows: Tensor, *, ablate: bool
     ) -> tuple[Tensor, Tensor]:
         """Measure rows.
 
         Args:
             params: floats ``[N, columns]``.
-            work: what the slots do.
+            inputs: work of the slots.
             rows: int64 ``[n]``, without repetition.
-            places: int64 ``[2^S]``, the place of a set of slots among those that are left out.
-            ablate: leave out seeds, all sets that :func:`~envs.populations.base.ablations` lists.
+            ablate: leave out seeds, the K sets of
+                :class:`~envs.populations.left_out.SetsLeftOut`.
 
         Returns:
             Mean loss ``[N]``, and sums of the answers' scores and of their squares, ``[2, N, K]``,
             0 where nothing is measured.
         """
-        most = most_ablated(self.networks.num_slots) if ablate else 0
+        sets = SetsLeftOut(self.networks.num_slots)
+        most, places = sets.most if ablate else 0, sets.bits.tolist()
+        kind, mode = inputs.kind(training=False), inputs.mode
         loss = params.new_zeros(len(params))
-        scores = params.new_zeros(2, len(params), int(places.max()) + 1)
+        scores = params.new_zeros(2, len(params), len(places))
         targets, objective = self.data.validation_targets(), self.data.objective
 
         def measure(h: Tensor, i: int, rows: Tensor, left_out: int) -> None:
             """Go on from segment ``i`` for rows without the seeds ``left_out`` (bits)."""
             own = params[rows]  # in evaluation nothing is written
-            chunk = _Chunk(own, own, _take(work, rows))
+            chunk = _Chunk(own, own, kind[rows], mode[rows], inputs.alpha[rows])
             h = self._segment(i, chunk, h)
             if i < self.networks.num_slots:
-                after = self._slot(i, chunk, h, _groups(chunk.work, i))
+                after = self._slot(i, chunk, h, _groups(chunk, i))
                 measure(after, i + 1, rows, left_out)
-                here = (chunk.work.kind[:, i] >= 0).nonzero().squeeze(1)
+                here = (chunk.kind[:, i] >= 0).nonzero().squeeze(1)
                 if left_out.bit_count() < most and len(here):
                     measure(h[here], i + 1, rows[here], left_out | 1 << i)
                 return
@@ -244,7 +250,8 @@ class PlainPasses:
                 measure(h, i + 1, rows, left_out)
                 return
             outputs, answers = self._outputs(h), targets.expand(len(h), *targets.shape)
-            scores[:, rows, places[left_out]] = torch.stack(objective.score(outputs, answers))
+            place = places.index(left_out)
+            scores[:, rows, place] = torch.stack(objective.score(outputs, answers))
             if left_out == 0:
                 loss[rows] = objective.loss(outputs, answers)
 
@@ -256,13 +263,9 @@ class PlainPasses:
         return loss, scores
 
 
-def _take(work: Work, rows: Tensor) -> Work:
-    return Work(**{name: values[rows] for name, values in vars(work).items()})
-
-
-def _groups(work: Work, slot: int) -> list[Group]:
+def _groups(chunk: _Chunk, slot: int) -> list[Group]:
     """Rows with the same seed in the same mode; those without any are left out."""
-    kind, mode = work.kind[:, slot], work.mode[:, slot]
+    kind, mode = chunk.kind[:, slot], chunk.mode[:, slot]
     groups = []
     for code in (kind * len(Mode) + mode)[kind >= 0].unique().tolist():
         number, of_mode = divmod(code, len(Mode))

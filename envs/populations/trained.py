@@ -24,9 +24,10 @@ from envs.checks import check_integer
 from envs.hosts import ModuleHost
 from envs.networks.compiling import NotCompiledError
 from envs.networks.growing import Blend, GrowingNetwork
-from envs.populations.base import SlotInputs, Validation, ablations
+from envs.populations.base import SlotInputs, Validation
 from envs.populations.data import LabelledData
-from envs.populations.networks import Networks, slot_work
+from envs.populations.left_out import sets_left_out
+from envs.populations.networks import Networks
 from envs.populations.plain import PlainPasses
 
 if TYPE_CHECKING:
@@ -78,9 +79,6 @@ class TrainedPopulation:
             self._gate_sizes[slot] = networks.gates[slot].size
             for kind, seed in seeds.items():
                 self._module_sizes[slot, kind] = seed.size
-        self._ablations = ablations(num_slots)
-        self._places = torch.zeros(1 << num_slots, dtype=torch.int64)
-        self._places[self._ablations] = torch.arange(len(self._ablations))
         self.params = torch.zeros(num_rows, networks.size, dtype=torch.float32)
         self.buffers = torch.zeros(optimizer.num_buffers, *self.params.shape, dtype=torch.float32)
         self.to(device)
@@ -88,7 +86,7 @@ class TrainedPopulation:
     def to(self, device: torch.device) -> None:
         self.device = device
         self.data.to(device)
-        tables = ("offered", "_module_sizes", "_gate_sizes", "_ablations", "_places")
+        tables = ("offered", "_module_sizes", "_gate_sizes")
         for name in ("params", "buffers", *tables):
             setattr(self, name, getattr(self, name).to(device))
         self.passes = make_passes(self.networks, self.data, self.optimizer, device)
@@ -137,9 +135,9 @@ class TrainedPopulation:
         host = zip(self.host.segments, networks.segments, networks.kept, strict=True)
         pieces = [segment.module(own[columns], own[kept]) for segment, columns, kept in host]
         network = GrowingNetwork(pieces)
-        work = slot_work(inputs, training=True)
-        for slot in range(self.num_slots):
-            kind, mode = int(work.kind[row, slot]), Mode(int(work.mode[row, slot]))
+        kinds, modes = inputs.kind(training=True)[row].tolist(), inputs.mode[row].tolist()
+        for slot, (kind, number) in enumerate(zip(kinds, modes, strict=True)):
+            mode = Mode(number)
             if kind >= 0:
                 columns = networks.seed_columns(slot, kind), networks.kept_columns(slot, kind)
                 seed = networks.seeds[slot][kind].module(*(own[each] for each in columns))
@@ -147,7 +145,7 @@ class TrainedPopulation:
                 if mode is Mode.GATE:
                     columns = networks.gate_columns(slot), slice(0)
                     gate = networks.gates[slot].module(*(own[each] for each in columns))
-                network.plant(slot, seed, mode, float(work.alpha[row, slot]), gate)
+                network.plant(slot, seed, mode, float(inputs.alpha[row, slot]), gate)
         return network.to(own.dtype).eval()
 
     def load_network(self, row: int, network: GrowingNetwork, inputs: SlotInputs) -> None:
@@ -159,7 +157,7 @@ class TrainedPopulation:
                 f"{len(network.pieces)}"
             )
         parts = [*zip(segments, network.pieces, networks.segments, networks.kept, strict=True)]
-        kinds = slot_work(inputs, training=True).kind[row].tolist()
+        kinds = inputs.kind(training=True)[row].tolist()
         for slot, (kind, blend) in enumerate(zip(kinds, network.slots, strict=False)):
             if isinstance(blend, Blend) != (kind >= 0):
                 wanted = self.blueprints[kind] if kind >= 0 else "nothing"
@@ -239,16 +237,15 @@ class TrainedPopulation:
             rows = torch.arange(self.num_rows, device=self.device)
         if keys is None:
             keys = torch.zeros(self.num_rows, dtype=torch.int64, device=self.device)
-        work = slot_work(inputs, training=True)
-        return self.passes.train(self.params, self.buffers, work, examples, keys, rows)
+        return self.passes.train(self.params, self.buffers, inputs, examples, keys, rows)
 
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
-        work = slot_work(inputs, training=False)
-        loss, scores = self.passes.validate(self.params, work, rows, self._places, ablate=ablate)
-        ablated = (work.kind[rows] >= 0) & ablate
+        loss, scores = self.passes.validate(self.params, inputs, rows, ablate=ablate)
+        sets, slots = sets_left_out(self.num_slots, self.device), torch.arange(self.num_slots)
+        ablated = (inputs.kind(training=False)[rows] >= 0) & ablate
         # Leaving out a slot that gives nothing is leaving out the others of the set.
-        mixed = (ablated << torch.arange(self.num_slots, device=self.device)).sum(1, keepdim=True)
-        places = self._places[self._ablations & mixed]
+        mixed = (ablated << slots.to(self.device)).sum(1, keepdim=True)
+        places = sets.place(sets.bits & mixed)
         total, square = (each[rows].gather(1, places) for each in scores)
         answers = self.data.count_answers()
         spread = (square.double() * answers - total.double().square()).to(total.dtype)

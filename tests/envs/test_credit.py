@@ -19,7 +19,7 @@ from envs.credit import (
     interactions,
     shapley_values,
 )
-from envs.populations.base import ablations
+from envs.populations.left_out import SetsLeftOut
 from envs.state import Slots
 from envs.tasks.scaffold import HELPERS
 from tests.support.environments import GROW, act, column, legal_action, play, small_env
@@ -143,7 +143,7 @@ def test_a_seed_that_changes_nothing_is_worth_nothing():
 
 @pytest.mark.parametrize(("num_slots", "sets"), [(1, 2), (3, 8), (4, 11), (5, 16)])
 def test_sets_that_are_left_out(num_slots, sets):
-    found = ablations(num_slots)
+    found = SetsLeftOut(num_slots).bits
     assert len(set(found.tolist())) == sets
     assert found[0] == 0
     if num_slots > 3:

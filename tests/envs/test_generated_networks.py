@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -35,9 +36,37 @@ class Scale(nn.Module):
         return x * torch.sigmoid(self.conv(self.pool(x)))
 
 
+class Weighed(nn.Module):
+    """Numbers, and parameters for each channel or for all."""
+
+    def __init__(self, channels: int, alone: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(() if alone else (channels, 1, 1)))
+        self.shift = nn.Parameter(torch.linspace(-1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1 - x * self.scale) / 2 + self.shift[:, None, None]
+
+
+class Attends(nn.Module):
+    """Pixels as positions, which see each other."""
+
+    def __init__(self, channels: int, causal: bool) -> None:
+        super().__init__()
+        self.norm, self.qkv = nn.LayerNorm(channels), nn.Linear(channels, 3 * channels)
+        self.causal = causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.flatten(2).transpose(1, 2))
+        q, k, v = self.qkv(y).chunk(3, -1)
+        y = y + F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return x + y.transpose(1, 2).reshape(x.shape)
+
+
 def same_shape(draw: st.DrawFn, channels: int) -> Callable[[], nn.Module]:
     """A layer that keeps the features' shape."""
-    kind = draw(st.sampled_from(["conv", "depthwise", "norm", "activation", "skip", "scale"]))
+    kinds = ["conv", "depthwise", "norm", "batch norm", "activation", "skip", "scale"]
+    kind = draw(st.sampled_from([*kinds, "weighed", "attends"]))
     size, flag = draw(st.sampled_from([1, 3, 5])), draw(st.booleans())
     activation = draw(st.sampled_from(ACTIVATIONS))
     groups = draw(st.sampled_from([n for n in (1, 2, channels) if channels % n == 0]))
@@ -46,6 +75,9 @@ def same_shape(draw: st.DrawFn, channels: int) -> Callable[[], nn.Module]:
         "conv": lambda: nn.Conv2d(channels, channels, size, **options),
         "depthwise": lambda: nn.Conv2d(channels, channels, size, groups=channels, **options),
         "norm": lambda: nn.GroupNorm(groups, channels),
+        "batch norm": lambda: nn.BatchNorm2d(channels, eps=1e-3 if flag else 1e-5),
+        "weighed": lambda: Weighed(channels, flag),
+        "attends": lambda: Attends(channels, flag),
         "activation": activation,
         "skip": lambda: Skip(nn.Conv2d(channels, channels, size, **options), activation()),
         "scale": lambda: Scale(channels, flag),
@@ -100,7 +132,7 @@ def _seed_of(numbers: Sequence[int]) -> Callable[[int], nn.Module]:
     def seed(channels: int) -> nn.Module:
         layers: list[nn.Module] = []
         for number in numbers:
-            kind, number = number % 5, number // 5
+            kind, number = number % 7, number // 7
             size, flag = (1, 3, 5)[number % 3], number % 2 == 0
             options = {"padding": size // 2, "bias": flag}
             conv = nn.Conv2d(channels, channels, size, **options)
@@ -110,6 +142,8 @@ def _seed_of(numbers: Sequence[int]) -> Callable[[int], nn.Module]:
                 [nn.GroupNorm(channels if flag else 1, channels)],
                 [ACTIVATIONS[number % len(ACTIVATIONS)]()],
                 [Skip(conv, nn.Tanh()), Scale(channels, flag)],
+                [nn.BatchNorm2d(channels), Weighed(channels, flag)],
+                [Attends(channels, flag)],
             ][kind]
         return nn.Sequential(*layers)
 

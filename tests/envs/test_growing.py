@@ -19,6 +19,7 @@ from envs.batched.randomness import fold
 from envs.networks.growing import Blend, GrowingNetwork
 from envs.populations import SlotInputs
 from envs.populations.data import LabelledData
+from envs.populations.left_out import SetsLeftOut
 from envs.populations.trained import TrainedPopulation
 
 CPU = torch.device("cpu")
@@ -98,7 +99,7 @@ def test_a_network_gives_what_its_row_gives(name: str) -> None:
             with torch.no_grad():
                 without = network(inputs, left_out=[slot])
             correct = (without.argmax(1) == targets).double().mean() * 100
-            lost = float(seen.lost[row, made._places[1 << slot]])
+            lost = float(seen.lost[row, SetsLeftOut(made.num_slots).singles[slot]])
             assert float(seen.accuracy[row]) - lost == pytest.approx(float(correct), abs=1e-4)
         torch.testing.assert_close(network.freeze()(inputs), logits, rtol=0, atol=0)
 

@@ -17,7 +17,7 @@ import envs.populations.trained
 from envs import ArrayTask, ModuleHost, MorphogenesisEnv
 from envs.actions import Algorithm, Stage
 from envs.credit import contributions
-from envs.populations.base import ablations
+from envs.populations.left_out import SetsLeftOut
 from tests.support.plain import PlainSlot, drawn_kernels
 from tests.support.populations import (
     CONV_INDICES,
@@ -68,7 +68,7 @@ def test_validation_and_ablation_are_those_of_plain_networks(name, num_slots, pl
     task = small_task(name)
     sets = [
         [slot for slot in range(num_slots) if bits >> slot & 1]
-        for bits in ablations(num_slots).tolist()
+        for bits in SetsLeftOut(num_slots).bits.tolist()
     ]
     assert len(sets) == 2**num_slots
     size = population.data.validation_size
@@ -148,7 +148,7 @@ def test_ablation_is_forcing_alpha_to_zero(name, plain):
     rows = all_rows(population)
     validation = population.validate(growth, rows, ablate=True)
     slots = torch.arange(population.num_slots)
-    for place, bits in enumerate(ablations(population.num_slots)):
+    for place, bits in enumerate(SetsLeftOut(population.num_slots).bits):
         alpha = torch.where(bits >> slots & 1 == 1, 0.0, growth.alpha)
         brute = population.validate(copy_growth(growth, alpha=alpha), rows, ablate=False)
         torch.testing.assert_close(validation.accuracy - validation.lost[:, place], brute.accuracy)
