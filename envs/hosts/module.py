@@ -193,7 +193,25 @@ def _segments(factory: ModuleFactory, slots: Sequence[str], example: Tensor) -> 
                     f"sides of {slots[taken[source]]!r}"
                 )
         segments.append(Segment(piece, start, behaviour, names, layers))
+    _check_cut(start.module, segments, example)
     return segments
+
+
+def _check_cut(module: nn.Module, segments: Sequence[Segment], example: Tensor) -> None:
+    """Refuse a module that does something else in pieces: sums in place are traced as others."""
+    generator = torch.Generator().manual_seed(0)
+    if example.is_floating_point():
+        example = torch.randn(example.shape, generator=generator)
+    in_pieces = example
+    for segment in segments:
+        in_pieces = segment.features(in_pieces)
+    with torch.no_grad():
+        whole = module.eval()(torch.cat([example, example]))[:1]
+    if not torch.allclose(in_pieces, whole, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise ValueError(
+            "the module must do the same when torch.fx has traced it, but it gives something else; "
+            "write h = h + x for h += x where another step reads h too"
+        )
 
 
 _make_once = cache(make_seed)  # what is built in is the same for all hosts

@@ -38,10 +38,10 @@ class _Run(fx.Interpreter):
 
 
 def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
-    """The graph of a module with one input, and what each step gives for examples alike.
+    """The graph of a module with one input, and what each step gives for two examples.
 
     Raises:
-        NotCompiledError: if it can't be traced, or fails.
+        NotCompiledError: if it can't be traced, fails, or does something else then.
     """
     if isinstance(module, ByMode):
         raise NotCompiledError("its forward asks self.training")
@@ -54,11 +54,16 @@ def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
     traced = modes[1]  # and all of the module is in evaluation again
     if modes[0].code != traced.code:
         raise NotCompiledError("its forward asks self.training")
+    examples = torch.cat([example] * EXAMPLES)
+    if examples.is_floating_point():
+        examples = torch.randn(examples.shape, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
-            _Run(traced).run(torch.cat([example] * EXAMPLES))
+            given, expected = _Run(traced).run(examples.clone()), module(examples.clone())
     except RuntimeError as error:
         raise NotCompiledError(f"it fails for an example: {error.__cause__ or error}") from None
+    if isinstance(given, Tensor) and not torch.allclose(given, expected, 1e-4, 1e-5, True):
+        raise NotCompiledError("torch.fx traces it as something else, such as h += x as h + x")
     return traced
 
 

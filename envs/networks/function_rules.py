@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
 from envs.batched.instructions import Activation, Buffer, Opcode
-from envs.networks.steps import RELUS, NoRule, Step, Weight
+from envs.networks.steps import RELUS, NoRule, Step, Weight, does
 from envs.networks.views import (
     APART,
     EXAMPLES,
@@ -26,6 +26,8 @@ from envs.networks.views import (
 )
 
 Rule = Callable[..., Any]
+
+_LAYERS_THAT_LOOK = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 def activate(step: Step, kind: Activation, x: Value, inplace: bool = False) -> Value:
@@ -50,7 +52,8 @@ def _check_in_place(step: Step, inplace: bool = True) -> None:
     while inplace and isinstance(first, fx.Node):
         if len(first.users) > 1:
             raise NoRule("it changes features that other layers read")
-        first = first.args[0] if first.target in LOOKS else None
+        looks = first.target in LOOKS or does(step.module, first, _LAYERS_THAT_LOOK, "contiguous")
+        first = first.args[0] if looks else None
 
 
 def _same(step: Step, x: Any) -> Any:
@@ -191,7 +194,7 @@ def _multiply(step: Step, x: Any, y: Any) -> Value:
             x, y = y, x
         if x[1:] == y[1:]:
             return step.line(Opcode.SCALE, x, step.like(x), other=y.buffer, size=1)
-        if y.shape == (*x.shape[:1], 1, 1):
+        if y.shape == (*x.shape[:1], 1, 1) and not x.last:
             pixels = x.buffer.height * x.buffer.width
             return step.line(Opcode.SCALE, x, step.like(x), other=y.buffer, size=pixels)
     raise NoRule("other features, or a factor for each channel, [B, C, 1, 1], are needed")

@@ -30,7 +30,13 @@ from envs.networks.steps import RELUS, NoRule, Step, Weight, does, only_user
 from envs.networks.views import Value, View, contiguous
 
 
+def _check_channels_first(x: Value) -> None:
+    if x.last:
+        raise NoRule("its input must be [B, C, H, W]")
+
+
 def _conv(step: Step, layer: nn.Conv2d, x: Value) -> Value:
+    _check_channels_first(x)
     size, stride = layer.kernel_size[0], layer.stride[0]
     padding = size // 2 if layer.padding == "same" else layer.padding[0]
     if (
@@ -100,6 +106,7 @@ def _stem(step: Step, conv: nn.Conv2d, x: Value) -> Value | None:
 
 
 def _drawn_conv(step: Step, layer: DrawnConv, x: Value) -> Value:
+    _check_channels_first(x)
     out = Value(step.code.buffer(*step.shape), step.shape)
     return step.line(Opcode.CONV, x, out, parameters=step.parameters(layer), size=DRAWN)
 
@@ -144,7 +151,8 @@ def _embedding(step: Step, layer: nn.Embedding, x: Value | Tensor) -> Value | We
 
 
 def _group_norm(step: Step, layer: nn.GroupNorm, x: Value) -> Value:
-    if not layer.affine or x.last:
+    _check_channels_first(x)
+    if not layer.affine:
         raise NoRule("a learned scale and shift are needed")
     parameters, relu, b = step.parameters(layer), step.relu_after(), x.buffer
     if layer.num_groups > 1:
@@ -204,7 +212,8 @@ def _rms_norm(step: Step, layer: nn.RMSNorm, x: Value) -> Value:
 
 
 def _batch_norm(step: Step, layer: nn.BatchNorm2d, x: Value) -> Value:
-    if not layer.affine or not layer.track_running_stats or x.last:
+    _check_channels_first(x)
+    if not layer.affine or not layer.track_running_stats:
         raise NoRule("a learned scale and shift, and running statistics are needed")
     if layer.momentum is None:
         raise NoRule("momentum must be a number")
@@ -260,6 +269,7 @@ def _gelu(step: Step, layer: nn.GELU, x: Value) -> Value:
 
 def _pool(opcode: Opcode) -> Rule:
     def rule(step: Step, layer: Any, x: Value) -> Value:
+        _check_channels_first(x)
         numbers = [layer.kernel_size, layer.stride, layer.padding]
         pairs = [each if isinstance(each, tuple) else (each, each) for each in numbers]
         if any(tall != wide for tall, wide in pairs) or len(x.shape) != 3 or layer.ceil_mode:
@@ -278,6 +288,7 @@ def _pool(opcode: Opcode) -> Rule:
 
 
 def _global_average(step: Step, layer: nn.AdaptiveAvgPool2d, x: Value) -> Value:
+    _check_channels_first(x)
     if layer.output_size not in (1, (1, 1)) or len(x.shape) != 3:
         raise NoRule("the average of all pixels is needed")
     return average(step, x)

@@ -103,8 +103,14 @@ def only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 else None
 
 
-def does(module: nn.Module, node: fx.Node, layer: type[nn.Module], *functions: Any) -> bool:
-    """Is a step this layer, or one of these functions?"""
+def does(
+    module: nn.Module,
+    node: fx.Node,
+    layers: type[nn.Module] | tuple[type[nn.Module], ...],
+    *functions: Any,
+) -> bool:
+    """Is a step this layer, or one of some layers or functions?"""
     if node.op == "call_module":
-        return type(module.get_submodule(str(node.target))) is layer
+        kind = type(module.get_submodule(str(node.target)))
+        return kind in (layers if isinstance(layers, tuple) else (layers,))
     return node.target in functions

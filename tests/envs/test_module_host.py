@@ -339,6 +339,21 @@ def test_modules_that_cannot_be_hosts_are_refused(case: str) -> None:
         ModuleHost(factory, slots, IMAGE)
 
 
+class AddsInPlace(Around):
+    """A sum in place that changes what a later step reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        y = h
+        y += 1
+        return self.head((y + h).mean((2, 3)))
+
+
+def test_a_module_that_tracing_changes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must do the same when torch.fx has traced it"):
+        ModuleHost(AddsInPlace, ["first"], IMAGE)
+
+
 def test_what_a_slot_gives_may_be_used_twice() -> None:
     assert ModuleHost(Around, ["first"], IMAGE).slot_channels == (4,)
 

@@ -209,6 +209,42 @@ class Dense(nn.Module):
         return self.fc((self.relu(h) + h).mean((2, 3)))
 
 
+class Seen(Dense):
+    """The same through a layer, and functions, that only look at it in another way."""
+
+    def __init__(self, look: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.same, self.look = nn.Dropout(0.0), look
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        y = self.look(self.same(h).contiguous())
+        y.add_(1)
+        return self.fc((h + h).mean((2, 3)))
+
+
+@pytest.mark.parametrize("look", [lambda h: h, lambda h: h.chunk(2, 1)[0]], ids=["all", "part"])
+def test_nothing_is_changed_in_place_that_another_step_reads(look: Callable) -> None:
+    host = ModuleHost(lambda: Seen(look), ["conv"], torch.zeros(1, 2, 8, 8))
+    assert isinstance(population(host, images()).passes, PlainPasses)
+
+
+class AddsInPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(x)
+        z = y
+        z += 1
+        return y + z
+
+
+def test_a_seed_that_tracing_changes_runs_in_torch(caplog: pytest.LogCaptureFixture) -> None:
+    seeds = {"adds": lambda channels: AddsInPlace()}
+    host = ModuleHost(lambda: Odd(nn.ReLU()), ["conv"], torch.zeros(1, 2, 8, 8), seeds)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(population(host, images()).passes, PlainPasses)
+    assert "in blueprint 'adds', torch.fx traces it as something else" in caplog.text
+
+
 class Odd(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -243,6 +279,19 @@ def test_nothing_may_take_the_place_of_the_examples(caplog: pytest.LogCaptureFix
     assert "mean: no compiled form of Tensor.mean here: channels and positions" in caplog.text
 
 
+class Turned(nn.Module):
+    """Rows in the place of channels, of which there are as many."""
+
+    def __init__(self, layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.widen, self.layer = nn.Conv2d(4, 8, 1), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.widen(x).permute(0, 2, 3, 1)
+        y = y * y.mean((2, 3), keepdim=True) if self.layer is None else self.layer(y)
+        return x + y.mean((1, 2, 3), keepdim=True)
+
+
 class Sized(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * x.shape[0]
@@ -264,6 +313,12 @@ def hooked() -> nn.Module:
     [
         (lambda: Odd(nn.Mish()), "layer2.act: no compiled form of nn.Mish"),
         (lambda: Odd(nn.GroupNorm(1, 4, affine=False)), "layer2.act: .*GroupNorm here: a learned"),
+        (lambda: Odd(Turned(nn.Conv2d(8, 8, 1))), r"Conv2d here: its input must be \[B, C, H, W"),
+        (lambda: Odd(Turned(nn.MaxPool2d(2))), "MaxPool2d here: its input must be"),
+        (lambda: Odd(Turned(nn.AdaptiveAvgPool2d(1))), "AdaptiveAvgPool2d here: its input must be"),
+        (lambda: Odd(Turned(nn.GroupNorm(1, 8))), "GroupNorm here: its input must be"),
+        (lambda: Odd(Turned(nn.BatchNorm2d(8))), "BatchNorm2d here: its input must be"),
+        (lambda: Odd(Turned()), "mean: no compiled form of Tensor.mean here: the average of all"),
         (lambda: Odd(Sized()), "mul: no compiled form of mul here: it reads a size of its input"),
         (lambda: Odd(Iterated()), "layer2.act: .* Iterated here: it can't be traced: .*iterated"),
         (lambda: Odd(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")), "nn.Conv2d here"),
