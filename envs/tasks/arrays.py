@@ -40,7 +40,8 @@ class ArrayTask(Task):
             - :class:`~torch.nn.BCEWithLogitsLoss`: several labels ``[M, labels]``, from 0 to 1;
             - :class:`~torch.nn.MSELoss`, :class:`~torch.nn.HuberLoss`,
               :class:`~torch.nn.SmoothL1Loss` or :class:`~torch.nn.L1Loss`: numbers shaped like the
-              host's outputs; ``[M]`` where that is one.
+              host's outputs; ``[M]`` where that is one. Bring them to a variance of about 1:
+              learning rates are for such losses.
 
             What features, rewards and reports call accuracy is the share of classes or labels that
             are right, in percent; for numbers 100 · R² of the validation, 0 where that is less.

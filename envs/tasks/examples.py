@@ -163,9 +163,12 @@ def _tensor(name: str, values: Any) -> Tensor:
         if array.dtype.kind == "O" and array.size:  # such as columns of several kinds
             array = array.astype(np.float64)
         if array.dtype.kind not in "biuf":
-            raise TypeError(f"it holds {array.dtype}; categories and words need a number each")
+            raise TypeError(f"it holds {array.dtype}")
         # In this machine's byte order, and not backwards, which PyTorch doesn't know.
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be an array or tensor of numbers: {error}") from None
+        raise TypeError(
+            f"{name} must be an array or tensor of numbers, categories and words a number each: "
+            f"{error}"
+        ) from None

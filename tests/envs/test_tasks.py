@@ -228,7 +228,7 @@ BAD = {
     "words": (
         {"train": (["a", "b"], [0, 1])},
         TypeError,
-        "train inputs must be an array or tensor of numbers: it holds <U1",
+        "train inputs must be an array or tensor of numbers, .*: it holds <U1",
     ),
     "no targets": ({"train": examples()[0]}, TypeError, "train must be inputs and targets"),
     "minibatch": ({"minibatch_size": 31}, ValueError, "minibatch_size must be .* 1 to 30"),
