@@ -6,38 +6,32 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
 from torchrl.envs import EnvBase
 
-from envs.actions import Op, Stage, head_sizes
-from envs.batched.randomness import Stream, fold
+from envs.actions import head_sizes
+from envs.batched.randomness import fold
 from envs.batched.workers import outside_callers_modes
 from envs.batched_state import cloned
 from envs.checkpointing import check_options, load_tensors, save_tensors
 from envs.checks import check_choice, check_device, check_integer, check_seed
-from envs.credit import age_measurements, credit_helpers, record_measurements
 from envs.governor import Governor
 from envs.lifecycle import (
     GATES,
-    Applied,
     action_masks,
-    advance_alpha,
-    advance_clocks,
-    apply_action,
     draw_action,
-    legal_slots,
 )
 from envs.networks.growing import GrowingNetwork
 from envs.observation import compute_observation
 from envs.populations.base import Population, SlotInputs
 from envs.populations.left_out import MOST_SLOTS
 from envs.registration import make_task
-from envs.reset import begin, shown_loss
-from envs.reward import REWARD_TERMS, RewardConfig, Transition, compute_terms
+from envs.reset import begin
+from envs.reward import REWARD_TERMS, RewardConfig
 from envs.specs import SpecMaker, show
 from envs.state import Slots, State
 from envs.step_inputs import check_action, check_begun, marked_rows
 from envs.tasks.base import Task
+from envs.transition import World, advance, legal_ops
 
 TIME_LIMITS: tuple[str, ...] = ("terminate", "truncate")
 """Values of the environment's ``time_limit``."""
@@ -164,19 +158,28 @@ class MorphogenesisEnv(EnvBase):
         self.gates = gates
         self.reward_config = task.reward if reward is None else reward
         self.reward_config.check_cadence(counterfactual_every)
-        self._reward_formulas = {**REWARD_TERMS, **task.reward_terms}
         self.counterfactual_every = counterfactual_every
         self.time_limit = time_limit
         self.population: Population = task.make_population(num_envs, num_slots, self.device)
         self.governor = Governor(self.population, task.loss_limit, task.guessing_loss)
+        self.world = World(
+            task,
+            self.population,
+            self.governor,
+            self.reward_config,
+            {**REWARD_TERMS, **task.reward_terms},
+            max_epochs,
+            time_limit,
+            gates,
+            counterfactual_every,
+        )
         self.head_sizes = head_sizes(num_slots, len(self.population.blueprints))
         self.batches_per_epoch = getattr(task, "batches_per_epoch", None)
         self.minibatch_size = getattr(task, "minibatch_size", None)
         self.validation_size = getattr(task, "validation_size", None)
-        self._slot_numbers = torch.arange(num_slots, device=self.device)
         self._rows = torch.arange(num_envs, device=self.device)
         make = SpecMaker(num_envs, num_slots, self.head_sizes, self.device)
-        self.observation_spec = make.observation(max_epochs, self._reward_formulas)
+        self.observation_spec = make.observation(max_epochs, self.world.terms)
         self.action_spec = make.action()
         self.reward_spec = make.reward()
         self.done_spec = make.done()
@@ -193,7 +196,7 @@ class MorphogenesisEnv(EnvBase):
         """Rows at the beginning of an episode, but for their seeds and validation."""
         blank = torch.zeros(self.num_envs, dtype=torch.float32, device=self.device)
         unknown, key = torch.full_like(self._rows, -1), torch.zeros_like(self._rows)
-        terms = self._reward_formulas
+        terms = self.world.terms
         return State.fresh(
             self.num_slots, terms, episode=unknown, key=key, loss=blank, accuracy=blank
         )
@@ -208,9 +211,7 @@ class MorphogenesisEnv(EnvBase):
         self.state = self.state.to(self.device)
         self.population.to(self.device)
         self.governor.to(self.device)
-        self._rows, self._slot_numbers = (
-            numbers.to(self.device) for numbers in (self._rows, self._slot_numbers)
-        )
+        self._rows = self._rows.to(self.device)
         return moved
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -269,93 +270,8 @@ class MorphogenesisEnv(EnvBase):
         action = check_action(tensordict.get("action", None), self.num_envs, self.head_sizes)
         stepping = marked_rows(tensordict, "_step", self._rows)
         check_begun(stepping, self.state.done)
-        rows = stepping.nonzero().squeeze(1)
-        legal = self._legal(strict=self.gates != "permissive") & stepping[:, None, None]
-        if self.counterfactual_every > 1:
-            self._measure_pruned(action, legal)
-        before = self.state.copy()
-
-        applied = self._act(action, legal)
-        self._move_alpha(before.slots)
-        self._train(rows)
-        advance_clocks(self.state.slots)
-        self._validate(rows, applied, stepping)
-        reward = self._reward(before, applied)
-        if len(rows) < self.num_envs:
-            self.state.replace(~stepping, before)
-            reward = reward * stepping[:, None]
+        reward = advance(self.world, self.state, action, stepping)
         return self.observe().set("reward", reward)
-
-    def _legal(self, *, strict: bool) -> Tensor:
-        """The slots in which each op is legal now, see :func:`legal_slots`."""
-        return legal_slots(self.state.slots, self.state.host_gradient_norm, strict=strict)
-
-    def _act(self, action: dict[str, Tensor], legal: Tensor) -> Applied:
-        """Carry out what is legal of the action, and plant seeds and gates."""
-        state, population = self.state, self.population
-        applied = apply_action(state.slots, action, legal, population.offered)
-        state.success, state.executed_op = applied.success, applied.op
-        state.chosen_op = action["op"].clone()
-        if applied.germinated.any():
-            epoch = state.epoch[:, None]
-            keys = fold(state.key[:, None], Stream.SEED, epoch, self._slot_numbers)
-            population.plant(applied.germinated, state.slots.blueprint, keys)
-        population.reset_gates(applied.gated)
-        return applied
-
-    def _move_alpha(self, before: Slots) -> None:
-        """Advance the ramps, which may empty slots, and see what is in the slots now."""
-        slots = self.state.slots
-        advance_alpha(slots)
-        slots.alpha_velocity = torch.where(slots.has_module, slots.alpha - before.alpha, 0.0)
-        self.state.seed_params = self.population.count_seed_params(slots.blueprint, slots.algorithm)
-
-    def _train(self, rows: Tensor) -> None:
-        """Train rows for one epoch, each random only by its own seed and epoch."""
-        state = self.state
-        keys = fold(state.key, Stream.SHUFFLE, state.epoch)
-        norms = self.population.train_epoch(self.slot_inputs(state.slots), keys, rows)
-        state.host_gradient_norm, state.slots.gradient_norm = norms
-
-    def _measure_pruned(self, action: dict[str, Tensor], legal: Tensor) -> None:
-        """Measure the contribution that a legal PRUNE is paid by, where the last one is older."""
-        slots = self.state.slots
-        pruned = legal[:, Op.PRUNE] & (self._slot_numbers == action["slot"][:, None])
-        pruned &= (action["op"] == Op.PRUNE)[:, None]
-        due = (pruned & (slots.alpha > 0) & (slots.contribution_age != 0)).any(1)
-        rows = due.nonzero().squeeze(1)
-        if len(rows):
-            validation = self.population.validate(self.slot_inputs(slots), rows, ablate=True)
-            record_measurements(slots, validation.spread(rows, self.num_envs), due)
-
-    def _validate(self, rows: Tensor, applied: Applied, stepping: Tensor) -> None:
-        """Count the epoch, validate rows, record what was measured, and take back what failed."""
-        state = self.state
-        state.epoch = state.epoch + 1
-        over = state.epoch >= self.max_epochs
-        state.terminated = over & (self.time_limit == "terminate")
-        state.truncated = over & ~state.terminated
-        due = state.epoch % self.counterfactual_every == 0
-        due = due | applied.fossilized.any(1) | over  # the reward asks for them then
-        inputs = self.slot_inputs(state.slots)
-        validation = self.population.validate(inputs, rows, ablate=bool(due.any()))
-        validation = validation.spread(rows, self.num_envs)
-        failed = self.governor.find_failures(state, validation.loss) & stepping
-        age_measurements(state.slots)
-        record_measurements(state.slots, validation, due & ~failed)
-        loss = shown_loss(validation.loss, self.task)
-        state.history = state.history.recorded(loss, validation.accuracy)
-        self.governor.roll_back(state, failed, applied)
-        credit_helpers(state, applied.fossilized)
-        self.governor.save_healthy(state, stepping)
-
-    def _reward(self, before: State, applied: Applied) -> Tensor:
-        """Compute the reward of a step, ``[N, 1]``, and remember its terms."""
-        sizes = self.population.host_size, self.task.parameter_budget
-        step = Transition(before, self.state, applied, self.reward_config, *sizes)
-        self.state.terms = compute_terms(step, self._reward_formulas)
-        self.state.settle_credit()
-        return torch.stack(list(self.state.terms.values())).sum(0)[:, None]
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
         """Draw an action and write it: a legal one where the TensorDict holds ``action_mask``.
@@ -370,12 +286,7 @@ class MorphogenesisEnv(EnvBase):
 
     def slot_inputs(self, slots: Slots) -> SlotInputs:
         """Describe slots (those of ``state``, or others) as :attr:`population` takes them."""
-        host_lr = torch.full_like(slots.alpha[:, 0], self.task.host_lr)
-        seed_lr = torch.full_like(slots.alpha, self.task.seed_lr)
-        seed_lr = torch.where(slots.stage == Stage.FOSSILIZED, host_lr[:, None], seed_lr)
-        return SlotInputs(
-            slots.stage, slots.blueprint, slots.algorithm, slots.alpha, host_lr, seed_lr
-        )
+        return self.world.slot_inputs(slots)
 
     def network(self, row: int) -> GrowingNetwork:
         """Copy a row's network as it is now; ValueError without it, TypeError for formulas."""
@@ -391,7 +302,7 @@ class MorphogenesisEnv(EnvBase):
         Returns:
             The keys of a reset (see the class), with copies of all tensors.
         """
-        state, legal = self.state, self._legal(strict=self.gates == "strict")
+        state, legal = self.state, legal_ops(self.state, strict=self.gates == "strict")
         observation = compute_observation(
             state, max_epochs=self.max_epochs, parameter_budget=self.task.parameter_budget
         )
