@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from envs.batched.instructions import Activation, Buffer, Opcode
 from envs.networks.steps import RELUS, NoRule, Step, Weight, does
@@ -245,8 +245,11 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Any:
     """Attention of all heads, each with its channels beside those of the head before."""
-    if attn_mask is not None or dropout_p or scale is not None or enable_gqa:
-        raise NoRule("attn_mask, dropout_p, scale and enable_gqa must be left out")
+    if dropout_p or scale is not None or enable_gqa:
+        raise NoRule("dropout_p, scale and enable_gqa must be left out")
+    if attn_mask is not None:
+        is_bool = isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool
+        is_causal = is_causal_mask(~attn_mask if is_bool else attn_mask)
     views = [view_of(x) if isinstance(x, Value) else x for x in (query, key, value)]
     if any(not isinstance(x, View) or x.shape != views[0].shape for x in views):
         raise NoRule("queries, keys and values of as many positions are needed")
@@ -261,19 +264,42 @@ def _attention(
         x = step.code.buffer(3 * channels, 1, length)
         for i, part in enumerate(parts):
             step.copy(part, replace(part, start=x.start + i * part.size))
-    seen = step.code.buffer(channels, 1, length)
-    distances = length if is_causal else 2 * length - 1
-    step.code.line(
+    given = first._replace(start=attend(step, x, channels // size, is_causal=is_causal).start)
+    return value_of(given, last=True) or given
+
+
+def attend(step: Step, x: Buffer, heads: int, *, is_causal: bool) -> Buffer:
+    """Attention of queries, keys and values of all heads, ``[3 · C, T]``."""
+    seen = step.code.buffer(x.channels // 3, 1, x.width)
+    distances = x.width if is_causal else 2 * x.width - 1
+    return step.code.line(
         Opcode.ATTEND,
         x,
         seen,
-        scratch=step.code.buffer(channels // size * distances, 1, length),
-        size=channels // size,
+        scratch=step.code.buffer(heads * distances, 1, x.width),
+        size=heads,
         stride=0,
         padding=int(not is_causal),
     )
-    given = first._replace(start=seen.start)
-    return value_of(given, last=True) or given
+
+
+def is_causal_mask(hidden: Any) -> bool:
+    """Does a mask hide what comes after a position, and nothing else?
+
+    Args:
+        hidden: bool, True where something is hidden, or floats that are added to the scores.
+
+    Raises:
+        NoRule: if it hides something else.
+    """
+    if not isinstance(hidden, Tensor) or hidden.dim() != 2:
+        raise NoRule("a mask must be a constant [T, T]")
+    later = torch.ones_like(hidden, dtype=torch.bool).triu(1)
+    if hidden.dtype != torch.bool:
+        later = torch.zeros_like(hidden).masked_fill(later, -torch.inf)
+    if not hidden.equal(later):
+        raise NoRule("a mask must hide what comes after each position, and nothing else")
+    return True
 
 
 SIZES = frozenset((getattr, "size", "dim"))
@@ -306,7 +332,7 @@ FUNCTIONS: dict[Any, Rule] = {
 }
 """By function, or by the name of a tensor's method."""
 
-WEIGHING = frozenset((layer_norm, rms_norm, *_WITH_PARAMETERS.values()))
+WEIGHING = frozenset((layer_norm, rms_norm, _attention, *_WITH_PARAMETERS.values()))
 """Rules that take parameters and constants, and not features alone."""
 
 ANY_ORDER = frozenset((_attention, _same))

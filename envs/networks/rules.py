@@ -18,8 +18,10 @@ from envs.networks.function_rules import (
     WEIGHING,
     Rule,
     activate,
+    attend,
     average,
     gelu_of,
+    is_causal_mask,
     layer_norm,
     look_at,
     norm,
@@ -256,6 +258,38 @@ def _relative_attention(step: Step, layer: RelativeAttention, x: Value) -> Value
     )
 
 
+def _multihead_attention(
+    step: Step,
+    layer: nn.MultiheadAttention,
+    query: Any,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> list[Value | None]:
+    """Self-attention with its projections; the weights, if they are needed, are not there."""
+    packed = layer.in_proj_weight is not None and layer.bias_k is None and not layer.add_zero_attn
+    if not packed or layer.dropout or not layer.batch_first or key_padding_mask is not None:
+        raise NoRule(
+            "batch_first, and no dropout, kdim, vdim, add_bias_kv, add_zero_attn and "
+            "key_padding_mask are needed"
+        )
+    if not (isinstance(query, Value) and query == key == value and query.last):
+        raise NoRule("queries, keys and values must be the same [B, T, C]")
+    causal = attn_mask is not None and is_causal_mask(attn_mask)
+    start, flag = step.parameters(layer), int(layer.in_proj_bias is not None)
+    x, code = query.buffer, step.code
+    projected, out = code.buffer(3 * x.channels, 1, x.width), step.like(query)
+    code.line(Opcode.CONV, x, projected, parameters=start, flag=flag)
+    seen = attend(step, projected, layer.num_heads, is_causal=causal)
+    start += 3 * x.channels * (x.channels + flag)
+    code.line(Opcode.CONV, seen, out.buffer, parameters=start, flag=flag)
+    return [out, None]
+
+
 def _activation(kind: Activation) -> Rule:
     def rule(step: Step, layer: nn.Module, x: Value) -> Value:
         return activate(step, kind, x, getattr(layer, "inplace", False))
@@ -320,6 +354,7 @@ LAYERS: dict[type[nn.Module], Rule] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.LayerNorm: _layer_norm,
+    nn.MultiheadAttention: _multihead_attention,
     nn.RMSNorm: _rms_norm,
     nn.ReLU: _activation(Activation.RELU),
     nn.Sigmoid: _activation(Activation.SIGMOID),
@@ -340,7 +375,7 @@ LAYERS: dict[type[nn.Module], Rule] = {
 }
 """By class, which must be the very one: a subclass may do something else."""
 
-TAKE_CONSTANTS = WEIGHING | {_embedding}
+TAKE_CONSTANTS = WEIGHING | {_embedding, _multihead_attention}
 """Rules that take parameters or constants, and not features alone."""
 
 TAKE_ANY_ORDER = ANY_ORDER | {_flatten, _unflatten, _same, _dropout}

@@ -39,7 +39,9 @@ from tests.support.transformers import (
     Encoder,
     FullAttention,
     GPTBlock,
+    MaskedAttention,
     Parts,
+    PlainAttention,
     SeparateHeads,
     ViT,
 )
@@ -191,7 +193,12 @@ def test_positions_may_come_first_for_a_while() -> None:
 @pytest.mark.parametrize("optimizer", [SGD(), AdamW()])
 def test_a_gpt(optimizer: Optimizer) -> None:
     tokens = torch.randint(0, 7, (40, 5), generator=torch.Generator().manual_seed(0))
-    seeds = {"attention": SeparateHeads, "block": lambda channels: GPTBlock(channels, 3)}
+    seeds = {
+        "attention": SeparateHeads,
+        "block": lambda channels: GPTBlock(channels, 3),
+        "masked": MaskedAttention,
+        "plain": PlainAttention,
+    }
     host = ModuleHost(GPT, ["h.0", "h.1"], tokens[:1], seeds)
     assert_engines_agree(host, tokens, targets=tokens.roll(1, 1), optimizer=optimizer)
 
@@ -227,6 +234,33 @@ class Seen(Dense):
 def test_nothing_is_changed_in_place_that_another_step_reads(look: Callable) -> None:
     host = ModuleHost(lambda: Seen(look), ["conv"], torch.zeros(1, 2, 8, 8))
     assert isinstance(population(host, images()).passes, PlainPasses)
+
+
+class Biased(nn.Module):
+    """Attention with terms of the scores that are learned, or that see one position ahead."""
+
+    def __init__(self, channels: int, learned: bool) -> None:
+        super().__init__()
+        ahead = torch.ones(4, 4, dtype=torch.bool).tril(1)
+        self.bias = nn.Parameter(torch.zeros(4, 4)) if learned else nn.Buffer(ahead)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=self.bias)
+
+
+@pytest.mark.parametrize(
+    ("learned", "says"), [(True, r"a constant \[T, T\]"), (False, "after each")]
+)
+def test_masks_of_other_kinds_run_in_torch(
+    learned: bool, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = torch.arange(28).view(7, 4) % 7
+    seeds = {"biased": lambda channels: Biased(channels, learned)}
+    host = ModuleHost(TextNet, ["block1"], tokens[:1], seeds)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(population(host, tokens, tokens).passes, PlainPasses)
+    assert "scaled_dot_product_attention here: a mask must" in caplog.text
+    assert re.search(says, caplog.text)
 
 
 class AddsInPlace(nn.Module):

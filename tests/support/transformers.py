@@ -111,6 +111,34 @@ class Encoder(nn.Module):
         return x + self.out(F.gelu(self.mlp(self.norm2(x))))
 
 
+class MaskedAttention(nn.Module):
+    """PyTorch's own layer with a causal mask, and its function with one of another kind."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(channels, 2, batch_first=True)
+        self.qkv = nn.Linear(channels, 3 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        mask = torch.full((length, length), -torch.inf).triu(1)
+        y, _ = self.attn(x, x, x, attn_mask=mask, need_weights=False)
+        q, k, v = self.qkv(y).chunk(3, dim=-1)
+        seen = torch.ones(length, length, dtype=torch.bool).tril()
+        return x + F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+
+class PlainAttention(nn.Module):
+    """PyTorch's own layer without a mask, bias or query for weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(channels, 1, bias=False, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attn(x, x, x)[0]
+
+
 class ViT(nn.Module):
     """The mean of all patches is classified."""
 
