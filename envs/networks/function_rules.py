@@ -19,8 +19,10 @@ from envs.networks.views import (
     LOOKS,
     Value,
     View,
+    in_order,
     is_like,
     look,
+    same_order,
     value_of,
     view_of,
 )
@@ -82,13 +84,28 @@ def average(step: Step, x: Value) -> Value:
     return step.line(Opcode.AVERAGE, x, out)
 
 
+def channels_first(x: Value) -> Value:
+    found = in_order(x, last=False)
+    if found is None:
+        raise NoRule("its input must be [B, C, H, W]")
+    return found
+
+
+def channels_last(x: Value) -> Value:
+    found = x if len(x.shape) == 1 else in_order(x, last=True)
+    if found is None:
+        raise NoRule("its input must be [B, C] or [B, T, C]")
+    return found
+
+
 def _mean(step: Step, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     dims = {d % (1 + len(x.shape)) for d in ((dim,) if isinstance(dim, int) else dim or ())}
-    positions = {1, 2} if len(x.shape) == 3 else {1}
-    positions = positions if x.last else {2, 3}
-    if dims != positions or len(x.shape) != 1 + len(positions):
-        raise NoRule("the average of all pixels or positions is needed")
-    return average(step, x)
+    behind = {1, 2} if len(x.shape) == 3 else {1}
+    for last, positions in ((False, {2, 3}), (True, behind)):
+        ordered = in_order(x, last)
+        if ordered and dims == positions and len(x.shape) == 1 + len(positions):
+            return average(step, ordered)
+    raise NoRule("the average of all pixels or positions is needed")
 
 
 def norm(step: Step, x: Value, pixels: int, scale: int, shift: int, epsilon: float) -> Value:
@@ -117,25 +134,26 @@ def norm(step: Step, x: Value, pixels: int, scale: int, shift: int, epsilon: flo
     )
 
 
-def _scale_of(x: Value, shape: Sequence[int], *weights: Any) -> int:
-    """Pixels to be normalised each by itself, with parameters for each channel."""
+def _by_channel(x: Value, shape: Sequence[int], *weights: Any) -> tuple[Value, int]:
+    """Channels last, and pixels that are normalised each, with parameters for each channel."""
+    x = channels_last(x)
     channels = x.buffer.channels
-    if tuple(shape) != (channels,) or not (x.last or len(x.shape) == 1):
+    if tuple(shape) != (channels,):
         raise NoRule("it must be over the channels of [B, C] or [B, T, C]")
     if any(not isinstance(w, Weight) or w.view[1:] != ((channels,), (1,)) for w in weights):
         raise NoRule("a learned number for each channel is needed")
-    return x.buffer.height * x.buffer.width
+    return x, x.buffer.height * x.buffer.width
 
 
 def layer_norm(
     step: Step, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Value:
-    pixels = _scale_of(x, shape, weight, bias)
+    x, pixels = _by_channel(x, shape, weight, bias)
     return norm(step, x, pixels, weight.view.start, bias.view.start, eps)
 
 
 def rms_norm(step: Step, x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Value:
-    pixels = _scale_of(x, shape, weight)
+    x, pixels = _by_channel(x, shape, weight)
     return step.line(
         Opcode.RMS_NORM,
         x,
@@ -162,7 +180,7 @@ def _add(step: Step, x: Any, y: Any, sign: int = 1) -> Value:
         x, y = y, x
     if isinstance(x, Value) and isinstance(y, Weight):
         return _weigh(step, x, y, sign)
-    if not (isinstance(x, Value) and isinstance(y, Value)) or x[1:] != y[1:]:
+    if not (isinstance(x, Value) and isinstance(y, Value) and same_order(x, y)):
         raise NoRule("two features of the same shape are needed")
     return step.line(Opcode.ADD, x, step.like(x), other=y.buffer, flag=sign)
 
@@ -192,7 +210,7 @@ def _multiply(step: Step, x: Any, y: Any) -> Value:
     if isinstance(x, Value) and isinstance(y, Value):
         if x.shape == (*y.shape[:1], 1, 1):
             x, y = y, x
-        if x[1:] == y[1:]:
+        if same_order(x, y):
             return step.line(Opcode.SCALE, x, step.like(x), other=y.buffer, size=1)
         if y.shape == (*x.shape[:1], 1, 1) and not x.last:
             pixels = x.buffer.height * x.buffer.width

@@ -20,6 +20,8 @@ from envs.networks.function_rules import (
     activate,
     attend,
     average,
+    channels_first,
+    channels_last,
     gelu_of,
     is_causal_mask,
     layer_norm,
@@ -29,16 +31,11 @@ from envs.networks.function_rules import (
 )
 from envs.networks.layers import DrawnConv, Mix, RelativeAttention
 from envs.networks.steps import RELUS, NoRule, Step, Weight, does, only_user
-from envs.networks.views import Value, View, contiguous
-
-
-def _check_channels_first(x: Value) -> None:
-    if x.last:
-        raise NoRule("its input must be [B, C, H, W]")
+from envs.networks.views import Value, View, contiguous, same_order
 
 
 def _conv(step: Step, layer: nn.Conv2d, x: Value) -> Value:
-    _check_channels_first(x)
+    x = channels_first(x)
     size, stride = layer.kernel_size[0], layer.stride[0]
     padding = size // 2 if layer.padding == "same" else layer.padding[0]
     if (
@@ -108,7 +105,7 @@ def _stem(step: Step, conv: nn.Conv2d, x: Value) -> Value | None:
 
 
 def _drawn_conv(step: Step, layer: DrawnConv, x: Value) -> Value:
-    _check_channels_first(x)
+    x = channels_first(x)
     out = Value(step.code.buffer(*step.shape), step.shape)
     return step.line(Opcode.CONV, x, out, parameters=step.parameters(layer), size=DRAWN)
 
@@ -125,10 +122,9 @@ def _split(step: Step, x: Value) -> Value:
 
 
 def _linear(step: Step, layer: nn.Linear, x: Value) -> Value:
+    x = channels_last(x)
     if len(x.shape) == 1:
         x = x._replace(buffer=Buffer(x.buffer.start, x.buffer.size))
-    elif not x.last:
-        raise NoRule("its input must be [B, C] or [B, T, C]")
     b = x.buffer
     out = Value(step.code.buffer(layer.out_features, b.height, b.width), step.shape, x.last)
     flag = int(layer.bias is not None)
@@ -153,7 +149,7 @@ def _embedding(step: Step, layer: nn.Embedding, x: Value | Tensor) -> Value | We
 
 
 def _group_norm(step: Step, layer: nn.GroupNorm, x: Value) -> Value:
-    _check_channels_first(x)
+    x = channels_first(x)
     if not layer.affine:
         raise NoRule("a learned scale and shift are needed")
     parameters, relu, b = step.parameters(layer), step.relu_after(), x.buffer
@@ -201,20 +197,21 @@ def _group_norms(
 def _layer_norm(step: Step, layer: nn.LayerNorm, x: Value) -> Value:
     if not layer.elementwise_affine or layer.bias is None:
         raise NoRule("a learned scale and shift are needed")
-    start, channels = step.parameters(layer), (x.buffer.channels,)
-    scale, shift = (Weight(View(start + i * channels[0], channels, (1,))) for i in range(2))
-    return layer_norm(step, x, layer.normalized_shape, scale, shift, layer.eps)
+    start, shape = step.parameters(layer), tuple(layer.normalized_shape)
+    scale, shift = (Weight(View(start + i * shape[-1], shape, (1,))) for i in range(2))
+    return layer_norm(step, x, shape, scale, shift, layer.eps)
 
 
 def _rms_norm(step: Step, layer: nn.RMSNorm, x: Value) -> Value:
     if not layer.elementwise_affine:
         raise NoRule("a learned scale is needed")
-    scale = Weight(View(step.parameters(layer), (x.buffer.channels,), (1,)))
-    return rms_norm(step, x, layer.normalized_shape, scale, layer.eps)
+    shape = tuple(layer.normalized_shape)
+    scale = Weight(View(step.parameters(layer), shape, (1,)))
+    return rms_norm(step, x, shape, scale, layer.eps)
 
 
 def _batch_norm(step: Step, layer: nn.BatchNorm2d, x: Value) -> Value:
-    _check_channels_first(x)
+    x = channels_first(x)
     if not layer.affine or not layer.track_running_stats:
         raise NoRule("a learned scale and shift, and running statistics are needed")
     if layer.momentum is None:
@@ -235,14 +232,16 @@ def _batch_norm(step: Step, layer: nn.BatchNorm2d, x: Value) -> Value:
 
 
 def _mix(step: Step, layer: Mix, x: Value, y: Value) -> Value:
-    if x[1:] != y[1:] or x.last != (len(layer.shape) == 1):
+    x = channels_last(x) if len(layer.shape) == 1 else channels_first(x)
+    if not same_order(x, y):
         raise NoRule("two features of the same shape are needed")
     parameters = step.parameters(layer)
     return step.line(Opcode.MIX, x, step.like(x), other=y.buffer, parameters=parameters)
 
 
 def _relative_attention(step: Step, layer: RelativeAttention, x: Value) -> Value:
-    if len(x.shape) != 2 or not x.last:
+    x = channels_last(x)
+    if len(x.shape) != 2:
         raise NoRule("its input must be [B, T, 3 · C]")
     length, channels = step.shape
     seen = Value(step.code.buffer(channels, 1, length), step.shape, True)
@@ -277,11 +276,12 @@ def _multihead_attention(
             "batch_first, and no dropout, kdim, vdim, add_bias_kv, add_zero_attn and "
             "key_padding_mask are needed"
         )
-    if not (isinstance(query, Value) and query == key == value and query.last):
+    if not (isinstance(query, Value) and query == key == value and len(query.shape) == 2):
         raise NoRule("queries, keys and values must be the same [B, T, C]")
     causal = attn_mask is not None and is_causal_mask(attn_mask)
     start, flag = step.parameters(layer), int(layer.in_proj_bias is not None)
-    x, code = query.buffer, step.code
+    query, code = channels_last(query), step.code
+    x = query.buffer
     projected, out = code.buffer(3 * x.channels, 1, x.width), step.like(query)
     code.line(Opcode.CONV, x, projected, parameters=start, flag=flag)
     seen = attend(step, projected, layer.num_heads, is_causal=causal)
@@ -303,7 +303,7 @@ def _gelu(step: Step, layer: nn.GELU, x: Value) -> Value:
 
 def _pool(opcode: Opcode) -> Rule:
     def rule(step: Step, layer: Any, x: Value) -> Value:
-        _check_channels_first(x)
+        x = channels_first(x)
         numbers = [layer.kernel_size, layer.stride, layer.padding]
         pairs = [each if isinstance(each, tuple) else (each, each) for each in numbers]
         if any(tall != wide for tall, wide in pairs) or len(x.shape) != 3 or layer.ceil_mode:
@@ -322,7 +322,7 @@ def _pool(opcode: Opcode) -> Rule:
 
 
 def _global_average(step: Step, layer: nn.AdaptiveAvgPool2d, x: Value) -> Value:
-    _check_channels_first(x)
+    x = channels_first(x)
     if layer.output_size not in (1, (1, 1)) or len(x.shape) != 3:
         raise NoRule("the average of all pixels is needed")
     return average(step, x)

@@ -81,6 +81,20 @@ def value_of(view: View, last: bool = False) -> Value | None:
     return None
 
 
+def in_order(x: Value, last: bool) -> Value | None:
+    """The same features with their channels last, or first; None where they lie otherwise.
+
+    Both is possible where there is one channel, or one position.
+    """
+    found = x if x.last == last else value_of(view_of(x), last)
+    return found if found and found.last == last else None
+
+
+def same_order(x: Value, y: Value) -> bool:
+    """Are these features of the same shape, in the same order?"""
+    return x.shape == y.shape and is_like(view_of(x), view_of(y))
+
+
 def is_like(view: View, other: View) -> bool:
     """Are numbers apart as those of a view of the same shape?"""
     strides = zip(view.shape, view.strides, other.strides, strict=True)

@@ -19,7 +19,7 @@ from envs.batched.optimizers import SGD, AdamW, Optimizer
 from envs.batched.workers import run_chunks
 from envs.networks.compiling import NotCompiledError
 from envs.networks.segments import Segment
-from envs.networks.steps import Value
+from envs.networks.views import Value, in_order, same_order
 from envs.populations.base import SlotInputs
 from envs.populations.data import LabelledData
 from envs.populations.left_out import SetsLeftOut
@@ -244,8 +244,11 @@ def assemble(
         own, kept = networks.segments[i], networks.kept[i]
         name = f"segment {i} of the host"
         h = _emit(name, segment, code, h, features[i], own, kept)
-        if h.last != (host.classes_last if is_last else host.channels_last):
+        last = host.classes_last if is_last else host.channels_last
+        ordered = h if len(h.shape) == 1 else in_order(h, last)
+        if ordered is None:
             raise NotCompiledError(f"in {name}, channels and positions come in another order")
+        h = ordered
         in_place = before.start <= h.buffer.start < before.start + before.size
         if in_place and i < networks.num_slots:
             # A seed changes the features at its slot in place: not those of the slot before, or
@@ -284,7 +287,7 @@ def assemble(
             name = f"blueprint {networks.blueprints[kind]!r}"
             own, kept = networks.seed_columns(s, kind), networks.kept_columns(s, kind)
             given = _emit(name, seed, code, seen, example, own, kept)
-            if given[1:] != seen[1:]:
+            if not same_order(given, seen):
                 raise NotCompiledError(f"in {name}, channels and positions come in another order")
             code.line(
                 Opcode.BLEND,

@@ -88,7 +88,7 @@ def same_shape(draw: st.DrawFn, channels: int) -> Callable[[], nn.Module]:
 def hosts(draw: st.DrawFn) -> ModuleHost:
     """A chain of layers with slots after some of them, and seeds of one to three layers."""
     makers: list[Callable[[], nn.Module]] = []
-    channels, size = 2, SIZE
+    channels, size, chosen = 2, SIZE, 0
     for _ in range(draw(st.integers(1, 5))):
         kind = draw(st.sampled_from(["same", "conv", "pool"]))
         stride = draw(st.sampled_from([1, 2]))
@@ -106,7 +106,9 @@ def hosts(draw: st.DrawFn) -> ModuleHost:
             )
             channels, size = outputs, (size + 2 * padding - kernel) // stride + 1
         elif size >= 3:
-            pool = draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]))
+            # A second one would choose among what the first made equal: rounding would decide.
+            pool = draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d][chosen:]))
+            chosen = chosen or int(pool is nn.MaxPool2d)
             makers.append(lambda pool=pool, s=stride: pool(3, stride=s, padding=1))
             size = (size - 1) // stride + 1
     slots = sorted(draw(st.sets(st.integers(0, len(makers) - 1), min_size=1, max_size=2)))
