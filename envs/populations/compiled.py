@@ -64,7 +64,7 @@ class CompiledPasses:
         self._validation_inputs = prepare(data.validation_inputs()).flatten(1).T
         self._answers = _flat_targets(objective, wanted).T
         self._at_once = max(_LEAST, _PIECE // answers)
-        mass = objective.mass(wanted).reshape(len(wanted), -1).sum(1)
+        mass = objective.mass(wanted).double().reshape(len(wanted), -1).sum(1)
         self._mass = np.array([[part.sum()] for part in mass.split(self._at_once)])
         members = SetsLeftOut(networks.num_slots).members
         digits = 1 << torch.arange(networks.num_slots).flip(0)

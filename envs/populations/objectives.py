@@ -57,8 +57,8 @@ class Objective(ABC):
         """Sum of the answers' scores, each at most 1, and of their squares: ``[n]`` both."""
 
     def mass(self, targets: Tensor) -> Tensor:
-        """Weight of each target in the mean loss: float64, shaped like ``targets``."""
-        return torch.ones_like(targets, dtype=torch.float64)
+        """Weight of each target in the mean loss: float32, shaped like ``targets``."""
+        return torch.ones_like(targets, dtype=torch.float32)
 
     def count(self, targets: Tensor) -> int:
         """Number of answers that are asked for."""
@@ -108,7 +108,7 @@ class Classes(Objective):
         return total, total
 
     def mass(self, targets: Tensor) -> Tensor:
-        asked, weight = self._asked(targets).double(), self.module.weight
+        asked, weight = self._asked(targets).float(), self.module.weight
         return asked if weight is None else asked * weight[targets.clamp(0, len(weight) - 1)]
 
     def count(self, targets: Tensor) -> int:

@@ -248,8 +248,8 @@ class TrainedPopulation:
         places = sets.place(sets.bits & mixed)
         total, square = (each[rows].gather(1, places) for each in scores)
         answers = self.data.count_answers()
-        spread = (square.double() * answers - total.double().square()).to(total.dtype)
-        variance = spread * (100**2 / answers**3)  # of a mean of so many answers
+        spread = square * answers - total.square()  # exact up to some thousand answers
+        variance = spread * (100**2 / answers**3)  # of a mean of so many
         variance = variance.nan_to_num(nan=_MOST_VARIANCE).clamp(0, _MOST_VARIANCE)
         total = total.nan_to_num(nan=0.0).clamp(0, answers)
         lost = total[:, :1] - total
