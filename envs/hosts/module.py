@@ -201,7 +201,7 @@ def _check_cut(module: nn.Module, segments: Sequence[Segment], example: Tensor) 
     """Refuse a module that does something else in pieces: sums in place are traced as others."""
     generator = torch.Generator().manual_seed(0)
     if example.is_floating_point():
-        example = torch.randn(example.shape, generator=generator)
+        example = torch.randn(example.shape, generator=generator, dtype=example.dtype)
     in_pieces = example
     for segment in segments:
         in_pieces = segment.features(in_pieces)

@@ -56,7 +56,8 @@ def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
         raise NotCompiledError("its forward asks self.training")
     examples = torch.cat([example] * EXAMPLES)
     if examples.is_floating_point():
-        examples = torch.randn(examples.shape, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        examples = torch.randn(examples.shape, generator=generator, dtype=examples.dtype)
     try:
         with torch.no_grad():
             given, expected = _Run(traced).run(examples.clone()), module(examples.clone())
