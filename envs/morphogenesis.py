@@ -15,11 +15,7 @@ from envs.batched_state import cloned
 from envs.checkpointing import check_options, load_tensors, save_tensors
 from envs.checks import check_choice, check_device, check_integer, check_seed
 from envs.governor import Governor
-from envs.lifecycle import (
-    GATES,
-    action_masks,
-    draw_action,
-)
+from envs.lifecycle import GATES, action_masks, draw_action
 from envs.networks.growing import GrowingNetwork
 from envs.observation import compute_observation
 from envs.populations.base import Population, SlotInputs

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.checks import check_choice
-from envs.networks.behaviour import observe
+from envs.networks.behaviour import examples_like, observe
 from envs.networks.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS, Blueprint
 from envs.networks.cutting import split_at
 from envs.networks.drawing import Initialisation, ModuleFactory, tensors_of
@@ -199,10 +199,7 @@ def _segments(factory: ModuleFactory, slots: Sequence[str], example: Tensor) -> 
 
 def _check_cut(module: nn.Module, segments: Sequence[Segment], example: Tensor) -> None:
     """Refuse a module that does something else in pieces: sums in place are traced as others."""
-    generator = torch.Generator().manual_seed(0)
-    if example.is_floating_point():
-        example = torch.randn(example.shape, generator=generator, dtype=example.dtype)
-    in_pieces = example
+    in_pieces = example = examples_like(example, 1)
     for segment in segments:
         in_pieces = segment.features(in_pieces)
     with torch.no_grad():

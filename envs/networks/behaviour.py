@@ -22,6 +22,20 @@ class Behaviour:
     draws: bool = False
 
 
+def examples_like(example: Tensor, count: int) -> Tensor:
+    """Some examples to try a module on, ``[count, …]``: always the same random numbers.
+
+    Args:
+        example: an input ``[1, …]``, which is repeated where its numbers are whole.
+        count: how many.
+    """
+    examples = torch.cat([example] * count)
+    if examples.is_floating_point():
+        generator = torch.Generator().manual_seed(0)
+        examples = torch.randn(examples.shape, generator=generator, dtype=examples.dtype)
+    return examples
+
+
 def observe(module: nn.Module, example: Tensor) -> Behaviour:
     """Run copies of a module on two examples, in training and in evaluation.
 
@@ -36,9 +50,7 @@ def observe(module: nn.Module, example: Tensor) -> Behaviour:
     state = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(0)
-        examples = torch.cat([example, example])
-        if examples.is_floating_point():
-            examples = torch.randn_like(examples)
+        examples = examples_like(example, 2)
         start = torch.get_rng_state()
         trials = [copy.deepcopy(module).train() for _ in range(2)]
         before = {name: (buffer, buffer.clone()) for name, buffer in trials[0].named_buffers()}

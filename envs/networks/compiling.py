@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from envs.batched.instructions import Assembler, Buffer
+from envs.networks.behaviour import examples_like
 from envs.networks.cutting import UNTRACEABLE, ByMode, trace, why_untraceable
 from envs.networks.function_rules import FUNCTIONS, SIZES, look_at
 from envs.networks.rules import LAYERS, TAKE_ANY_ORDER, TAKE_CONSTANTS
@@ -54,10 +55,7 @@ def trace_shapes(module: nn.Module, example: Tensor) -> fx.GraphModule:
     traced = modes[1]  # and all of the module is in evaluation again
     if modes[0].code != traced.code:
         raise NotCompiledError("its forward asks self.training")
-    examples = torch.cat([example] * EXAMPLES)
-    if examples.is_floating_point():
-        generator = torch.Generator().manual_seed(0)
-        examples = torch.randn(examples.shape, generator=generator, dtype=examples.dtype)
+    examples = examples_like(example, EXAMPLES)
     try:
         with torch.no_grad():
             given, expected = _Run(traced).run(examples.clone()), module(examples.clone())

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from envs.batched.instructions import Activation, Buffer, Opcode
-from envs.networks.steps import RELUS, NoRule, Step, Weight, does
+from envs.networks.steps import RELUS, NoRule, Step, Weight, copy_features, does
 from envs.networks.views import (
     APART,
     EXAMPLES,
@@ -281,7 +281,7 @@ def _attention(
     if any(part.start != x.start + i * part.size for i, part in enumerate(parts)):
         x = step.code.buffer(3 * channels, 1, length)
         for i, part in enumerate(parts):
-            step.copy(part, replace(part, start=x.start + i * part.size))
+            copy_features(step.code, part, replace(part, start=x.start + i * part.size))
     given = first._replace(start=attend(step, x, channels // size, is_causal=is_causal).start)
     return value_of(given, last=True) or given
 

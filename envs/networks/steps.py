@@ -87,14 +87,15 @@ class Step:
         b = x.buffer
         return x._replace(buffer=self.code.buffer(b.channels, b.height, b.width))
 
-    def copy(self, x: Buffer, out: Buffer) -> None:
-        """Write an instruction that copies features."""
-        self.code.line(Opcode.AVERAGE_POOL, x, out)  # of one pixel
-
     def relu_after(self) -> fx.Node | None:
         """The only step that uses the result, if that is ReLU."""
         after = only_user(self.node)
         return after if after and does(self.module, after, nn.ReLU, *RELUS) else None
+
+
+def copy_features(code: Assembler, x: Buffer, out: Buffer) -> None:
+    """Write an instruction that copies features."""
+    code.line(Opcode.AVERAGE_POOL, x, out)  # of one pixel
 
 
 def only_user(node: fx.Node) -> fx.Node | None:

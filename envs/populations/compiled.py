@@ -19,6 +19,7 @@ from envs.batched.optimizers import SGD, AdamW, Optimizer
 from envs.batched.workers import run_chunks
 from envs.networks.compiling import NotCompiledError
 from envs.networks.segments import Segment
+from envs.networks.steps import copy_features
 from envs.networks.views import Value, in_order, same_order
 from envs.populations.base import SlotInputs
 from envs.populations.data import LabelledData
@@ -254,7 +255,7 @@ def assemble(
             # A seed changes the features at its slot in place: not those of the slot before, or
             # the examples, of which these are a view.
             room = code.buffer(before.channels, before.height, before.width)
-            code.line(Opcode.AVERAGE_POOL, before, room)  # of one pixel: a copy
+            copy_features(code, before, room)
             h = h._replace(
                 buffer=replace(h.buffer, start=room.start + h.buffer.start - before.start)
             )

@@ -28,6 +28,7 @@ class LabelledData:
         targets: of the same.
         validation_size: V.
         objective: loss and score.
+        num_answers: that the validation asks for.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class LabelledData:
         self._validation = prepare(validation[0]).to(device), validation[1].to(device)
         self.validation_size = len(validation[1])
         self.objective = make_objective(loss or nn.CrossEntropyLoss(), device)
+        self.num_answers = self.objective.count(self.validation_targets())
 
     def to(self, device: torch.device) -> None:
         """Move the examples to a device."""
@@ -74,7 +76,3 @@ class LabelledData:
     def validation_targets(self) -> Tensor:
         """Targets of all validation examples: ``[V, …]``."""
         return self._validation[1]
-
-    def count_answers(self) -> int:
-        """Number of answers that the validation asks for."""
-        return self.objective.count(self.validation_targets())

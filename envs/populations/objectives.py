@@ -48,9 +48,10 @@ class Objective(ABC):
         """Loss beyond which a network may be failing, where guessing costs ``guess``."""
         return 10.0
 
-    @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of each network, ``[n]``."""
+        each = self.module.to(outputs.dtype)(outputs, targets.to(outputs.dtype))
+        return each.flatten(1).mean(1)
 
     @abstractmethod
     def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,9 +132,6 @@ class Labels(Objective):
     def guess(self, targets: Tensor, channels: int) -> float:
         return self.loss(torch.zeros_like(targets)[None], targets[None]).item()
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return _mean_of_each(self.module, outputs, targets)
-
     def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         right = ((outputs > 0) == (targets > 0.5)).to(outputs.dtype).flatten(1).sum(1)
         return right, right
@@ -162,9 +160,6 @@ class Numbers(Objective):
     def guess(self, targets: Tensor, channels: int) -> float:
         mean = self._mean(targets).expand_as(targets)
         return self.loss(mean[None], targets[None]).item()
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return _mean_of_each(self.module, outputs, targets)
 
     def score(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         each = 1 - (outputs - targets).square() / self.spread(targets[0])
@@ -201,11 +196,6 @@ def make_objective(loss: nn.Module, device: torch.device | str = "cpu") -> Objec
     objective = OBJECTIVES[type(loss)](loss)
     objective.module.to(device)
     return objective
-
-
-def _mean_of_each(module: Any, outputs: Tensor, targets: Tensor) -> Tensor:
-    each = module.to(outputs.dtype)(outputs, targets.to(outputs.dtype))
-    return each.flatten(1).mean(1)
 
 
 def _numbers(targets: Tensor, shape: tuple[int, ...]) -> Tensor:

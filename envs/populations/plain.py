@@ -81,6 +81,8 @@ class PlainPasses:
         self.networks, self.data, self.optimizer = networks, data, optimizer
         inputs = data.validation_inputs()
         example = torch.zeros(1, *inputs.shape[1:], dtype=inputs.dtype)
+        self._sets = SetsLeftOut(networks.num_slots)
+        self._places = {bits: place for place, bits in enumerate(self._sets.bits.tolist())}
         self._activation_size = max(h.numel() for h in networks.host.features(example))
 
     def prepare(self, params: Tensor, buffers: Tensor) -> None:
@@ -149,8 +151,13 @@ class PlainPasses:
         norms = params.new_zeros(len(params), 1 + self.networks.num_slots)
         matrices = [params, *buffers]
 
+        kind, mode = inputs.kind(training=True), inputs.mode
+
         def train(chunk: Tensor) -> None:
-            self._train_chunk(matrices, inputs, examples[chunk], keys[chunk], chunk, norms)
+            seeds = kind[chunk], mode[chunk], inputs.alpha[chunk]
+            rates = inputs.host_lr[chunk], inputs.seed_lr[chunk]
+            drawn = examples[chunk], keys[chunk]
+            self._train_chunk(matrices, seeds, rates, *drawn, chunk, norms)
 
         chunks = self._chunks(rows, examples.shape[2])
         if self.networks.draws:  # from torch's generator, which threads share
@@ -164,7 +171,8 @@ class PlainPasses:
     def _train_chunk(
         self,
         matrices: Sequence[Tensor],
-        inputs: SlotInputs,
+        seeds: tuple[Tensor, Tensor, Tensor],
+        rates: tuple[Tensor, Tensor],
         examples: Tensor,
         keys: Tensor,
         rows: Tensor,
@@ -172,17 +180,17 @@ class PlainPasses:
     ) -> None:
         networks = self.networks
         params, *buffers = (matrix[rows] for matrix in matrices)
-        seeds = inputs.kind(training=True)[rows], inputs.mode[rows], inputs.alpha[rows]
+        host_lr, seed_lr = rates
         chunk = _Chunk(params.requires_grad_(), matrices[0][rows], *seeds, training=True)
         groups = [_groups(chunk, slot) for slot in range(networks.num_slots)]
         everything = torch.arange(len(rows), device=rows.device)
-        parts = [(0, slice(networks.host_size), everything, inputs.host_lr[rows])]
+        parts = [(0, slice(networks.host_size), everything, host_lr)]
         beside = [(everything, columns) for columns in networks.kept]
         for slot, of_slot in enumerate(groups):
             for kind, _, here in of_slot:
                 stop = networks.seed_columns(slot, kind).stop
                 columns = slice(networks.slots[slot].start, stop)
-                parts.append((1 + slot, columns, here, inputs.seed_lr[rows][here, slot]))
+                parts.append((1 + slot, columns, here, seed_lr[here, slot]))
                 beside.append((here, networks.kept_columns(slot, kind)))
         for number, chosen in enumerate(examples.unbind(1)):
             chunk.keys = fold(keys, number) if networks.draws else None
@@ -227,8 +235,7 @@ class PlainPasses:
             Mean loss ``[N]``, and sums of the answers' scores and of their squares, ``[2, N, K]``,
             0 where nothing is measured.
         """
-        sets = SetsLeftOut(self.networks.num_slots)
-        most, places = sets.most if ablate else 0, sets.bits.tolist()
+        most, places = self._sets.most if ablate else 0, self._places
         kind, mode = inputs.kind(training=False), inputs.mode
         loss = params.new_zeros(len(params))
         scores = params.new_zeros(2, len(params), len(places))
@@ -250,8 +257,7 @@ class PlainPasses:
                 measure(h, i + 1, rows, left_out)
                 return
             outputs, answers = self._outputs(h), targets.expand(len(h), *targets.shape)
-            place = places.index(left_out)
-            scores[:, rows, place] = torch.stack(objective.score(outputs, answers))
+            scores[:, rows, places[left_out]] = torch.stack(objective.score(outputs, answers))
             if left_out == 0:
                 loss[rows] = objective.loss(outputs, answers)
 

@@ -241,13 +241,13 @@ class TrainedPopulation:
 
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
         loss, scores = self.passes.validate(self.params, inputs, rows, ablate=ablate)
-        sets, slots = sets_left_out(self.num_slots, self.device), torch.arange(self.num_slots)
+        sets = sets_left_out(self.num_slots, self.device)
         ablated = (inputs.kind(training=False)[rows] >= 0) & ablate
         # Leaving out a slot that gives nothing is leaving out the others of the set.
-        mixed = (ablated << slots.to(self.device)).sum(1, keepdim=True)
+        mixed = (ablated << torch.arange(self.num_slots, device=self.device)).sum(1, keepdim=True)
         places = sets.place(sets.bits & mixed)
         total, square = (each[rows].gather(1, places) for each in scores)
-        answers = self.data.count_answers()
+        answers = self.data.num_answers
         spread = square * answers - total.square()  # exact up to some thousand answers
         variance = spread * (100**2 / answers**3)  # of a mean of so many
         variance = variance.nan_to_num(nan=_MOST_VARIANCE).clamp(0, _MOST_VARIANCE)
