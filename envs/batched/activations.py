@@ -23,7 +23,7 @@ _LEAST = 1 / (1 + _FURTHEST / 2)
 
 
 def _mills_ratio() -> np.ndarray:
-    """Coefficients of ½ · erfcx(v / √2) for v ≥ 0 as a polynomial of :func:`_tails`' u."""
+    """Coefficients of ½ · erfcx(v / √2) for v ≥ 0 as a polynomial of :func:`_shares`' u."""
     fitted = Chebyshev.interpolate(
         lambda u: erfcx((2 / (_LEAST + (1 - _LEAST) * (u + 1) / 2) - 2) * math.sqrt(0.5)) / 2, 20
     )
@@ -35,10 +35,10 @@ _TILE = 256
 
 
 @kernel
-def _tails(x: Array, density: Array, tail: Array) -> None:
-    """exp(−x²/2), and the share of a normal distribution beyond |x|, in vectorised operations.
+def _shares(x: Array, density: Array, share: Array) -> None:
+    """exp(−x²/2), and the share of a normal distribution below x, in vectorised operations.
 
-    The share is exp(−x²/2) · ½ erfcx(|x| / √2), and the second factor a polynomial of
+    The share beyond |x| is exp(−x²/2) · ½ erfcx(|x| / √2), the second factor a polynomial of
     u = 2 (t − least) / (1 − least) − 1 with t = 1 / (1 + |x| / 2). NaN passes.
     """
     number = x.dtype.type
@@ -48,15 +48,16 @@ def _tails(x: Array, density: Array, tail: Array) -> None:
         v = furthest if abs(x[i]) > furthest else abs(x[i])
         density[i] = -half * v * v
         t = one / (one + half * v)
-        tail[i] = two * (t - least) / (one - least) - one
+        share[i] = two * (t - least) / (one - least) - one
     exponentials(density[: len(x)])
     ratio = np.full(len(x), number(_MILLS_RATIO[0]), x.dtype)
     for n in range(1, len(_MILLS_RATIO), 2):  # outside, since a loop with another in it is slow
         first, second = number(_MILLS_RATIO[n]), number(_MILLS_RATIO[n + 1])
         for i in range(len(x)):
-            ratio[i] = (ratio[i] * tail[i] + first) * tail[i] + second
+            ratio[i] = (ratio[i] * share[i] + first) * share[i] + second
     for i in range(len(x)):
-        tail[i] = ratio[i] * density[i]
+        beyond = ratio[i] * density[i]
+        share[i] = beyond if x[i] < 0 else one - beyond
 
 
 @kernel
@@ -76,13 +77,12 @@ def activate(further: bool | None, x: Array, out: Array, kind: int) -> None:
                 out[m, b] = 1 / (1 + np.exp(-x[m, b]))
     elif further is not None and kind == _GELU:
         values, to = x.ravel(), out[:rows].ravel()
-        density, tail = np.empty(_TILE, x.dtype), np.empty(_TILE, x.dtype)
+        density, share = np.empty(_TILE, x.dtype), np.empty(_TILE, x.dtype)
         for start in range(0, len(values), _TILE):
             own = values[start : start + _TILE]
-            _tails(own, density, tail)
+            _shares(own, density, share)
             for i in range(len(own)):
-                share = tail[i] if own[i] < 0 else 1 - tail[i]
-                to[start + i] = own[i] * share
+                to[start + i] = own[i] * share[i]
     elif further is not None:
         for m in range(rows):
             for b in range(batch):
@@ -113,14 +113,13 @@ def activate_backward(
                 grad_x[m, b] += grad[m, b] * share * (1 - share)
     elif further is not None and kind == _GELU:
         values, given, to = x.ravel(), grad[:rows].ravel(), grad_x.ravel()
-        density, tail = np.empty(_TILE, x.dtype), np.empty(_TILE, x.dtype)
+        density, share = np.empty(_TILE, x.dtype), np.empty(_TILE, x.dtype)
         slope = x.dtype.type(_DENSITY)
         for start in range(0, len(values), _TILE):
             own = values[start : start + _TILE]
-            _tails(own, density, tail)
+            _shares(own, density, share)
             for i in range(len(own)):
-                share = tail[i] if own[i] < 0 else 1 - tail[i]
-                to[start + i] += given[start + i] * (share + own[i] * density[i] * slope)
+                to[start + i] += given[start + i] * (share[i] + own[i] * density[i] * slope)
     elif further is not None:
         for m in range(rows):
             for b in range(batch):
