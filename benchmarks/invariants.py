@@ -187,7 +187,7 @@ class Player:
         self.state = env.step(before.clone().set("action", env_action))["next"]
         failed = self.state["metrics", "rollback"].squeeze(1)
         assert failed.equal(self.broken)
-        for mine, saved in zip(env.population.weights, env.governor.saved, strict=True):
+        for mine, saved in zip(env.population.weights, env.population.saved, strict=True):
             assert mine[failed].equal(saved[failed])
         assert not any(buffer[failed].any() for buffer in env.population.optimizer_state)
         self.rollbacks += failed

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
-from envs.batched_state import cloned, like
-from envs.governor import Governor
+from envs.batched_state import cloned
 from envs.populations.base import Population
 from envs.state import State
 
 
-def save_tensors(state: State, population: Population, governor: Governor) -> dict[str, Any]:
-    """Copy all tensors that decide how rows go on, in nested dicts."""
-    networks = _networks(population, governor)
-    return cloned({"state": state.state_dict(), "networks": networks})
+def save_tensors(state: State, population: Population) -> dict[str, Any]:
+    """Copy all that decides how rows go on, in nested dicts."""
+    return {"state": cloned(state.state_dict()), "networks": population.state_dict()}
 
 
-def load_tensors(
-    saved: Mapping[str, Any], state: State, population: Population, governor: Governor
-) -> None:
+def load_tensors(saved: Mapping[str, Any], state: State, population: Population) -> State:
     """Take over what :func:`save_tensors` gave for as many rows of the same kind.
+
+    Returns:
+        The state; that of the populations is changed in place.
 
     Raises:
         ValueError: if a tensor is missing or has another shape; nothing is changed then.
     """
-    networks = _networks(population, governor)
-    theirs = like("networks", networks, saved["networks"])
-    state.load_state_dict(saved["state"])
-    for name, tensor in networks.items():
-        tensor.copy_(theirs[name])
+    loaded = state.copy()
+    loaded.load_state_dict(saved["state"])
+    population.load_state_dict(saved["networks"])
+    return loaded
 
 
 def check_options(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
@@ -57,16 +54,6 @@ def check_options(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
                 f"state must be of an environment with {here}, got one with {there}; make this "
                 "environment with the options of the one that was saved"
             )
-
-
-def _networks(population: Population, governor: Governor) -> dict[str, Tensor]:
-    """The population's own tensors, and the governor's."""
-    kinds: dict[str, Sequence[Tensor]] = {
-        "weights": population.weights,
-        "optimizer_state": population.optimizer_state,
-        "saved": governor.saved,
-    }
-    return {f"{kind}.{i}": x for kind, tensors in kinds.items() for i, x in enumerate(tensors)}
 
 
 class _Keeper(Transform):

@@ -53,22 +53,15 @@ class Governor:
         loss_limit: loss that an epoch over the limits exceeds, in nats.
         guessing_loss: of a network that knows nothing; None where that means nothing.
 
-    Attributes:
-        saved: copies of the population's weights, of each row's last snapshot. What else belongs
-            to a snapshot is in :attr:`envs.state.State.watch`.
+    The population keeps the weights of a snapshot; what else belongs to it is in
+    :attr:`envs.state.State.watch`.
     """
 
-    @one_thread
     def __init__(
         self, population: Population, loss_limit: float, guessing_loss: float | None
     ) -> None:
         self.population, self.loss_limit = population, loss_limit
         self.guessing_loss = guessing_loss
-        self.saved = [weights.clone() for weights in population.weights]
-
-    def to(self, device: torch.device) -> None:
-        """Move the snapshots to a device."""
-        self.saved = [weights.to(device) for weights in self.saved]
 
     @one_thread
     def find_failures(self, state: State, loss: Tensor) -> Tensor:
@@ -92,9 +85,7 @@ class Governor:
         over = loss > limit
         watch.over = torch.where(over, watch.over + 1, 0)
 
-        failed = ~loss.isfinite() | (watch.over >= PATIENCE)
-        for weights in self.population.weights:
-            failed |= ~weights.reshape(len(weights), -1).sum(1).isfinite()
+        failed = ~loss.isfinite() | (watch.over >= PATIENCE) | ~self.population.finite()
         if self.guessing_loss is not None:
             knew = (count >= LEAST_EPOCHS) & (mean < KNOWING_SHARE * self.guessing_loss)
             failed |= knew & ((loss / self.guessing_loss - 1).abs() <= GUESSING_SHARE)
@@ -117,11 +108,7 @@ class Governor:
         state.rolled_back = failed
         if not failed.any():
             return
-        rows = failed.nonzero().squeeze(1)
-        for weights, saved in zip(self.population.weights, self.saved, strict=True):
-            weights[rows] = saved[rows]
-        for buffer in self.population.optimizer_state:
-            buffer[rows] = 0
+        self.population.restore(failed.nonzero().squeeze(1))
         watch, slots, snapshot = state.watch, state.slots, state.watch.snapshot
         state.history.replace(failed, snapshot.history)
         state.host_gradient_norm = torch.where(
@@ -165,12 +152,8 @@ class Governor:
     @one_thread
     def save(self, state: State, where: Tensor) -> None:
         """Take a snapshot of the rows ``where [N]``."""
-        watch, rows = state.watch, where.nonzero().squeeze(1)
-        for weights, saved in zip(self.population.weights, self.saved, strict=True):
-            if len(rows) == len(saved):
-                saved.copy_(weights)
-            else:
-                saved[rows] = weights[rows]
+        watch = state.watch
+        self.population.save(where.nonzero().squeeze(1))
         now = Snapshot(state.slots.copy(), state.history.copy(), state.host_gradient_norm)
         watch.snapshot.replace(where, now)
         watch.age = torch.where(where, 0, watch.age)

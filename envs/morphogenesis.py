@@ -15,19 +15,19 @@ from envs.batched_state import cloned
 from envs.checkpointing import check_options, load_tensors, save_tensors
 from envs.checks import check_choice, check_device, check_integer, check_seed
 from envs.governor import Governor
-from envs.lifecycle import GATES, action_masks, draw_action
+from envs.lifecycle import GATES, draw_action
 from envs.networks.growing import GrowingNetwork
-from envs.observation import compute_observation
-from envs.populations.base import Population, SlotInputs
+from envs.populations.absent import with_absent_slots
+from envs.populations.base import SlotInputs
 from envs.populations.left_out import MOST_SLOTS
 from envs.registration import make_task
 from envs.reset import begin
 from envs.reward import REWARD_TERMS, RewardConfig
-from envs.specs import SpecMaker, show
+from envs.specs import SpecMaker
 from envs.state import Slots, State
 from envs.step_inputs import check_action, check_begun, marked_rows
 from envs.tasks.base import Task
-from envs.transition import World, advance, legal_ops
+from envs.transition import World, advance, observe
 
 TIME_LIMITS: tuple[str, ...] = ("terminate", "truncate")
 """Values of the environment's ``time_limit``."""
@@ -71,7 +71,8 @@ class MorphogenesisEnv(EnvBase):
     Args:
         task: name of the task, one of :func:`envs.list_tasks`; or a :class:`envs.Task`.
         num_envs: networks grown at once, rows N.
-        num_slots: slots of a host that are used, S, from the input on.
+        num_slots: slots that are shown, S: those of the host from the input on. A host that has
+            fewer lacks the last ones: they are dormant for ever, and nothing is legal there.
         max_epochs: epochs of an episode, a step each; default: the task's.
         seed: of everything random, 0 to 2⁶³ − 1; default: another one every time. See
             :meth:`set_seed`.
@@ -136,9 +137,8 @@ class MorphogenesisEnv(EnvBase):
         num_envs = check_integer("num_envs", num_envs)
         max_epochs = check_integer("max_epochs", max_epochs)
         counterfactual_every = check_integer("counterfactual_every", counterfactual_every)
-        most_slots = task.num_slots
-        num_slots = check_integer("num_slots", num_slots, most=most_slots, what="slots of its host")
-        check_integer("num_slots", num_slots, most=MOST_SLOTS, what="most whose pairs it measures")
+        what = "most whose pairs it measures"
+        num_slots = check_integer("num_slots", num_slots, most=MOST_SLOTS, what=what)
         chosen_seed = check_seed("seed", seed)
         if reward is not None and not isinstance(reward, RewardConfig):
             raise TypeError(f"reward must be a RewardConfig or None, got {reward!r}")
@@ -156,7 +156,10 @@ class MorphogenesisEnv(EnvBase):
         self.reward_config.check_cadence(counterfactual_every)
         self.counterfactual_every = counterfactual_every
         self.time_limit = time_limit
-        self.population: Population = task.make_population(num_envs, num_slots, self.device)
+        present = min(num_slots, task.num_slots)
+        self.population = with_absent_slots(
+            task.make_population(num_envs, present, self.device), present, num_slots
+        )
         self.governor = Governor(self.population, task.loss_limit, task.guessing_loss)
         self.world = World(
             task,
@@ -164,6 +167,7 @@ class MorphogenesisEnv(EnvBase):
             self.governor,
             self.reward_config,
             {**REWARD_TERMS, **task.reward_terms},
+            present,
             max_epochs,
             time_limit,
             gates,
@@ -206,13 +210,12 @@ class MorphogenesisEnv(EnvBase):
         moved = super().to(check_device("device", device))
         self.state = self.state.to(self.device)
         self.population.to(self.device)
-        self.governor.to(self.device)
         self._rows = self._rows.to(self.device)
         return moved
 
     def get_extra_state(self) -> dict[str, Any]:
         """All that decides how it goes on, copied: ``state_dict()`` holds it."""
-        tensors = save_tensors(self.state, self.population, self.governor)
+        tensors = save_tensors(self.state, self.population)
         return {"options": self._options(), "seed": self._seed, **tensors}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -223,7 +226,7 @@ class MorphogenesisEnv(EnvBase):
                 nothing is changed then.
         """
         check_options(self._options(), state.get("options", {}))
-        load_tensors(state, self.state, self.population, self.governor)
+        self.state = load_tensors(state, self.state, self.population)
         self._seed = state["seed"]
 
     def _options(self) -> dict[str, Any]:
@@ -266,7 +269,7 @@ class MorphogenesisEnv(EnvBase):
         action = check_action(tensordict.get("action", None), self.num_envs, self.head_sizes)
         stepping = marked_rows(tensordict, "_step", self._rows)
         check_begun(stepping, self.state.done)
-        reward = advance(self.world, self.state, action, stepping)
+        self.state, reward = advance(self.world, self.state, action, stepping)
         return self.observe().set("reward", reward)
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
@@ -298,10 +301,6 @@ class MorphogenesisEnv(EnvBase):
         Returns:
             The keys of a reset (see the class), with copies of all tensors.
         """
-        state, legal = self.state, legal_ops(self.state, strict=self.gates == "strict")
-        observation = compute_observation(
-            state, max_epochs=self.max_epochs, parameter_budget=self.task.parameter_budget
-        )
-        shown = show(state, observation, action_masks(legal, self.population.offered))
+        shown = observe(self.world, self.state)
         # What others do to it in place must not reach the environment's state.
         return TensorDict(cloned(shown), batch_size=self.batch_size, device=self.device)

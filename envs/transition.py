@@ -1,13 +1,14 @@
 """One step of all rows, phase by phase: the rules of the world in the order in which they hold.
 
-The state is changed in place. A copy of what a step began with is kept: rewards compare the two,
-and rows that don't step are put back.
+A phase takes a state and gives another one; only the networks themselves are changed in place.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,19 @@ from envs.actions import Op, Stage
 from envs.batched.randomness import Stream, fold
 from envs.credit import age_measurements, credit_helpers, record_measurements
 from envs.governor import Governor
-from envs.lifecycle import Applied, advance_alpha, advance_clocks, apply_action, legal_slots
+from envs.lifecycle import (
+    Applied,
+    action_masks,
+    advance_alpha,
+    advance_clocks,
+    apply_action,
+    legal_slots,
+)
+from envs.observation import compute_observation
 from envs.populations.base import Population, SlotInputs, Validation
 from envs.reset import shown_loss
 from envs.reward import RewardConfig, RewardTerm, Transition, compute_terms
+from envs.specs import show
 from envs.state import Slots, State
 from envs.tasks.base import Task
 
@@ -34,6 +44,7 @@ class World:
         governor: watches them.
         reward: weights of the reward's terms.
         terms: formulas of the terms, by name.
+        num_present: slots that the hosts have, from the input on; nothing is legal in the others.
         max_epochs, time_limit, gates, counterfactual_every: see
             :class:`~envs.morphogenesis.MorphogenesisEnv`.
     """
@@ -43,6 +54,7 @@ class World:
     governor: Governor
     reward: RewardConfig
     terms: Mapping[str, RewardTerm]
+    num_present: int
     max_epochs: int
     time_limit: str
     gates: str
@@ -58,49 +70,53 @@ class World:
         )
 
 
-def advance(world: World, state: State, action: dict[str, Tensor], stepping: Tensor) -> Tensor:
+def advance(
+    world: World, state: State, action: dict[str, Tensor], stepping: Tensor
+) -> tuple[State, Tensor]:
     """Take one step.
 
     Args:
         world: what rows live by.
-        state: of all rows, changed in place.
+        state: of all rows.
         action: int64 ``[N]`` by head.
         stepping: bool ``[N]``, rows that step; the others stay as they are.
 
     Returns:
-        The reward, ``[N, 1]``.
+        The state after it, and the reward, ``[N, 1]``.
     """
-    rows = stepping.nonzero().squeeze(1)
-    legal = legal_ops(state, strict=world.gates != "permissive") & stepping[:, None, None]
+    legal = legal_ops(world, state, strict=world.gates != "permissive") & stepping[:, None, None]
     if world.counterfactual_every > 1:
-        measure_pruned(world, state, action, legal)
-    before = state.copy()
+        state = measure_pruned(world, state, action, legal)
+    before = state
 
-    applied = act(world, state, action, legal)
-    move_alpha(world, state, before.slots)
-    train(world, state, rows)
-    advance_clocks(state.slots)
-    end_epoch(world, state)
-    validation, due = validate(world, state, applied, rows)
-    failed = world.governor.find_failures(state, validation.loss) & stepping
-    record(world, state, validation, due & ~failed)
-    world.governor.roll_back(state, failed, applied)
-    credit_helpers(state, applied.fossilized)
-    world.governor.save_healthy(state, stepping)
-    reward = pay(world, before, state, applied)
-    if len(rows) < len(stepping):
+    state, applied = act(world, state, action, legal)
+    state = train(world, state, stepping)
+    state, applied = judge(world, state, applied, stepping)
+    state, reward = pay(world, before, state, applied)
+    if not stepping.all():
         state.replace(~stepping, before)
         reward = reward * stepping[:, None]
-    return reward
+    return state, reward
 
 
-def legal_ops(state: State, *, strict: bool) -> Tensor:
-    """The slots in which each op is legal now, see :func:`~envs.lifecycle.legal_slots`."""
-    return legal_slots(state.slots, state.host_gradient_norm, strict=strict)
+def legal_ops(world: World, state: State, *, strict: bool) -> Tensor:
+    """The slots in which each op is legal now, bool ``[N, 6, S]``.
+
+    See :func:`~envs.lifecycle.legal_slots`; in slots that a host lacks nothing is but WAIT.
+    """
+    legal = legal_slots(state.slots, state.host_gradient_norm, strict=strict)
+    legal[:, Op.WAIT + 1 :, world.num_present :] = False
+    return legal
 
 
-def act(world: World, state: State, action: dict[str, Tensor], legal: Tensor) -> Applied:
-    """Carry out what is legal of the action, and plant seeds and gates."""
+def act(
+    world: World, state: State, action: dict[str, Tensor], legal: Tensor
+) -> tuple[State, Applied]:
+    """Carry out what is legal of the action, plant seeds and gates, and advance α.
+
+    A ramp takes its first part in the step in which it begins; one to removal may empty its slot.
+    """
+    before, state = state.slots, state.copy()
     slots, population = state.slots, world.population
     applied = apply_action(slots, action, legal, population.offered)
     state.success, state.executed_op = applied.success, applied.op
@@ -110,27 +126,46 @@ def act(world: World, state: State, action: dict[str, Tensor], legal: Tensor) ->
         keys = fold(state.key[:, None], Stream.SEED, state.epoch[:, None], numbers)
         population.plant(applied.germinated, slots.blueprint, keys)
     population.reset_gates(applied.gated)
-    return applied
-
-
-def move_alpha(world: World, state: State, before: Slots) -> None:
-    """Advance the ramps, which may empty slots, and see what is in the slots now."""
-    slots = state.slots
     advance_alpha(slots)
     slots.alpha_velocity = torch.where(slots.has_module, slots.alpha - before.alpha, 0.0)
-    state.seed_params = world.population.count_seed_params(slots.blueprint, slots.algorithm)
+    state.seed_params = population.count_seed_params(slots.blueprint, slots.algorithm)
+    return state, applied
 
 
-def train(world: World, state: State, rows: Tensor) -> None:
-    """Train rows for one epoch, each random only by its own seed and epoch."""
+def train(world: World, state: State, stepping: Tensor) -> State:
+    """Train the rows ``stepping [N]`` for an epoch, each random only by its own seed and epoch."""
+    state, rows = state.copy(), stepping.nonzero().squeeze(1)
     keys = fold(state.key, Stream.SHUFFLE, state.epoch)
     norms = world.population.train_epoch(world.slot_inputs(state.slots), keys, rows)
     state.host_gradient_norm, state.slots.gradient_norm = norms
+    return state
 
 
-def measure_pruned(world: World, state: State, action: dict[str, Tensor], legal: Tensor) -> None:
+def judge(world: World, state: State, applied: Applied, stepping: Tensor) -> tuple[State, Applied]:
+    """Count the epoch, validate, record what was measured, and take failed rows back.
+
+    Args:
+        world: what rows live by.
+        state: of all rows, after their training.
+        applied: what became of the action.
+        stepping: bool ``[N]``, rows that step.
+
+    Returns:
+        The state, and what became of the action now: a rollback undoes it.
+    """
+    state, applied = count_epoch(world, state), copy.copy(applied)
+    validation, due = validate(world, state, applied, stepping)
+    failed = world.governor.find_failures(state, validation.loss) & stepping
+    state = record(world, state, validation, due & ~failed)
+    world.governor.roll_back(state, failed, applied)
+    credit_helpers(state, applied.fossilized)
+    world.governor.save_healthy(state, stepping)
+    return state, applied
+
+
+def measure_pruned(world: World, state: State, action: dict[str, Tensor], legal: Tensor) -> State:
     """Measure the contribution that a legal PRUNE is paid by, where the last one is older."""
-    slots = state.slots
+    state, slots = state.copy(), state.slots
     numbers = torch.arange(slots.num_slots, device=state.key.device)
     pruned = legal[:, Op.PRUNE] & (numbers == action["slot"][:, None])
     pruned &= (action["op"] == Op.PRUNE)[:, None]
@@ -138,25 +173,30 @@ def measure_pruned(world: World, state: State, action: dict[str, Tensor], legal:
     rows = due.nonzero().squeeze(1)
     if len(rows):
         validation = world.population.validate(world.slot_inputs(slots), rows, ablate=True)
-        record_measurements(slots, validation.spread(rows, len(due)), due)
+        record_measurements(state.slots, validation.spread(rows, len(due)), due)
+    return state
 
 
-def end_epoch(world: World, state: State) -> None:
-    """Count the epoch; the last one ends the episode."""
+def count_epoch(world: World, state: State) -> State:
+    """Move the slots' clocks; the last epoch ends the episode."""
+    state = state.copy()
+    advance_clocks(state.slots)
     state.epoch = state.epoch + 1
     over = state.epoch >= world.max_epochs
     state.terminated = over & (world.time_limit == "terminate")
     state.truncated = over & ~state.terminated
+    return state
 
 
 def validate(
-    world: World, state: State, applied: Applied, rows: Tensor
+    world: World, state: State, applied: Applied, stepping: Tensor
 ) -> tuple[Validation, Tensor]:
-    """Measure rows, with seeds left out where that is due.
+    """Measure the rows ``stepping [N]``, with seeds left out where that is due.
 
     Returns:
         What was measured, of all rows, and bool ``[N]``, where contributions are due.
     """
+    rows = stepping.nonzero().squeeze(1)
     due = state.epoch % world.counterfactual_every == 0
     due = due | applied.fossilized.any(1) | state.done  # the reward asks for them then
     inputs = world.slot_inputs(state.slots)
@@ -164,18 +204,29 @@ def validate(
     return validation.spread(rows, len(due)), due
 
 
-def record(world: World, state: State, validation: Validation, measured: Tensor) -> None:
+def record(world: World, state: State, validation: Validation, measured: Tensor) -> State:
     """Remember a validation, and contributions where they were ``measured``, bool ``[N]``."""
+    state = state.copy()
     age_measurements(state.slots)
     record_measurements(state.slots, validation, measured)
     loss = shown_loss(validation.loss, world.task)
     state.history = state.history.recorded(loss, validation.accuracy)
+    return state
 
 
-def pay(world: World, before: State, state: State, applied: Applied) -> Tensor:
+def pay(world: World, before: State, state: State, applied: Applied) -> tuple[State, Tensor]:
     """Compute the reward of a step, ``[N, 1]``, and remember its terms."""
-    sizes = world.population.host_size, world.task.parameter_budget
+    state, sizes = state.copy(), (world.population.host_size, world.task.parameter_budget)
     step = Transition(before, state, applied, world.reward, *sizes)
     state.terms = compute_terms(step, world.terms)
     state.settle_credit()
-    return torch.stack(list(state.terms.values())).sum(0)[:, None]
+    return state, torch.stack(list(state.terms.values())).sum(0)[:, None]
+
+
+def observe(world: World, state: State) -> dict[str, Any]:
+    """All that the state shows: observation, masks, metrics, reward terms and ends."""
+    legal = legal_ops(world, state, strict=world.gates == "strict")
+    observation = compute_observation(
+        state, max_epochs=world.max_epochs, parameter_budget=world.task.parameter_budget
+    )
+    return show(state, observation, action_masks(legal, world.population.offered))

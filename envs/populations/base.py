@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -104,17 +104,28 @@ class Population(Protocol):
     blueprints: tuple[str, ...]
     offered: Tensor
 
-    @property
-    def weights(self) -> Sequence[Tensor]:
-        """All that the networks have learned: tensors with a row for each, ``[N, …]``.
-
-        They are the population's own: writing into a row changes that network.
-        """
+    def finite(self) -> Tensor:
+        """Bool ``[N]``: rows that have learned nothing but numbers."""
         ...
 
-    @property
-    def optimizer_state(self) -> Sequence[Tensor]:
-        """The optimizer's memory, in the same way; 0 before the first step."""
+    def save(self, rows: Tensor) -> None:
+        """Keep what ``rows [n]`` have learned, to go back to it."""
+        ...
+
+    def restore(self, rows: Tensor) -> None:
+        """Take ``rows [n]`` back to what was kept of them; the optimizer's memory begins anew."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of all that decides how the networks go on, by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: for what isn't of such a population; nothing changes then.
+        """
         ...
 
     def reset_hosts(self, rows: Tensor, keys: Tensor) -> None:

@@ -16,6 +16,7 @@ from envs.batched.workers import one_thread
 from envs.networks.growing import GrowingNetwork
 from envs.populations.base import SlotInputs, Validation, blueprint_choices
 from envs.populations.left_out import SetsLeftOut
+from envs.populations.tensor_rows import TensorRows
 
 CHANCE = 10.0
 """Accuracy of an untrained host with ten classes, in percent."""
@@ -56,7 +57,7 @@ class SeedCurve:
     alone: float = 1.0
 
 
-class FormulaPopulation:
+class FormulaPopulation(TensorRows):
     """Hosts whose accuracy is a formula of what was planted, and when.
 
     Seeds are of two kinds: **learners**, whose curve has a peak, and candidates for a **helper**.
@@ -128,6 +129,7 @@ class FormulaPopulation:
         self.helper = self._candidates[:1].repeat(num_rows)
         self._age = torch.zeros(num_rows, dtype=torch.float32, device=device)
         self._learned = torch.zeros_like(self._age)[:, None].repeat(1, num_slots)
+        self.keep_first()
 
     @property
     def weights(self) -> Sequence[Tensor]:
@@ -169,6 +171,7 @@ class FormulaPopulation:
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value.to(device))
+        self.saved = [weights.to(device) for weights in self.saved]
 
     def train_epoch(self, inputs: SlotInputs, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """One epoch of ``rows``; see the class for the formulas and the gradient norms."""

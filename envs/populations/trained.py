@@ -29,6 +29,7 @@ from envs.populations.data import LabelledData
 from envs.populations.left_out import sets_left_out
 from envs.populations.networks import Networks
 from envs.populations.plain import PlainPasses
+from envs.populations.tensor_rows import TensorRows
 
 if TYPE_CHECKING:
     from envs.populations.compiled import CompiledPasses
@@ -40,7 +41,7 @@ _MOST_VARIANCE = 50.0**2
 """Of a score from 0 to 100, in points²."""
 
 
-class TrainedPopulation:
+class TrainedPopulation(TensorRows):
     """Hosts and seeds of N rows, trained on one set of data.
 
     Args:
@@ -81,6 +82,7 @@ class TrainedPopulation:
                 self._module_sizes[slot, kind] = seed.size
         self.params = torch.zeros(num_rows, networks.size, dtype=torch.float32)
         self.buffers = torch.zeros(optimizer.num_buffers, *self.params.shape, dtype=torch.float32)
+        self.keep_first()
         self.to(device)
 
     def to(self, device: torch.device) -> None:
@@ -89,6 +91,7 @@ class TrainedPopulation:
         tables = ("offered", "_module_sizes", "_gate_sizes")
         for name in ("params", "buffers", *tables):
             setattr(self, name, getattr(self, name).to(device))
+        self.saved = [weights.to(device) for weights in self.saved]
         self.passes = make_passes(self.networks, self.data, self.optimizer, device)
         self.passes.prepare(self.params, self.buffers)
 

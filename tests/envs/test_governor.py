@@ -15,6 +15,7 @@ from benchmarks.invariants import differences
 from envs.actions import Op, Stage
 from envs.governor import Governor
 from envs.lifecycle import Applied
+from envs.populations.tensor_rows import TensorRows
 from envs.registration import make_task
 from tests.support.environments import (
     CONV_LIGHT,
@@ -32,11 +33,13 @@ from tests.support.states import make_state
 # -- when a row has failed -------------------------------------------------------------------
 
 
-class OneWeight:
+class OneWeight(TensorRows):
     """A population whose network is a number."""
 
+    weights, optimizer_state = [torch.zeros(1, 1)], [torch.zeros(1, 1)]
+
     def __init__(self) -> None:
-        self.weights, self.optimizer_state = [torch.zeros(1, 1)], [torch.zeros(1, 1)]
+        self.keep_first()
 
     def count_seed_params(self, blueprint, algorithm):
         return torch.zeros(1, 1)
@@ -152,7 +155,7 @@ def reset_classifier(env) -> None:
 def test_the_other_rows_go_on_as_if_nothing_had_happened(fault):
     env, twin = (small_env(num_envs=4, max_epochs=12) for _ in range(2))
     state, healthy = fully_live(env)[-1], fully_live(twin)[-1]
-    saved = env.governor.saved[0].clone()
+    saved = env.population.saved[0].clone()
     fault(env)
     state, healthy = act(env, state), act(twin, healthy)
     assert rolled_back(state) == [False, False, True, False]
@@ -185,7 +188,7 @@ def test_a_row_that_has_lost_what_it_knew_goes_back():
     env, twin = (small_env(**LEARNS) for _ in range(2))
     state, healthy = (play(each, [{}] * 12)[-1] for each in (env, twin))
     assert (state["metrics", "val_loss"] < 1).all()
-    saved = env.governor.saved[0].clone()
+    saved = env.population.saved[0].clone()
     reset_classifier(env)
     state, healthy = act(env, state), act(twin, healthy)
     assert rolled_back(state) == [False, False, True, False]
@@ -267,7 +270,7 @@ def test_fossilized_seeds_come_back_bitwise():
     plan = [*HOLDING, {"op": Op.FOSSILIZE}, {"op": Op.GERMINATE, "slot": 1, "blueprint": 7}, {}]
     states = play(env, plan)
     fossilized = states[len(HOLDING) + 1]
-    params = env.governor.saved[0].clone()
+    params = env.population.saved[0].clone()
     state = broken(env, states[-1])
     assert state["metrics", "stage"][1].tolist() == [
         Stage.FOSSILIZED,
@@ -334,13 +337,13 @@ def test_rows_are_saved_every_five_healthy_epochs():
     for epoch in range(1, 12):
         state = act(env, state)
         past.append(env.population.params.clone())
-        assert env.governor.saved[0].equal(past[epoch - epoch % 5]), epoch
+        assert env.population.saved[0].equal(past[epoch - epoch % 5]), epoch
 
 
 def test_an_epoch_over_the_limits_is_not_saved():
     env = small_env(num_envs=1, max_epochs=12)
     state = play(env, [{}] * 4)[-1]
-    before = env.governor.saved[0].clone()
+    before = env.population.saved[0].clone()
     validate, high = env.population.validate, [20.0, 20.0]
 
     def too_high(*args, **options):
@@ -348,16 +351,16 @@ def test_an_epoch_over_the_limits_is_not_saved():
 
     env.population.validate = too_high
     state = act(env, act(env, state))
-    assert env.governor.saved[0].equal(before)
+    assert env.population.saved[0].equal(before)
     env.population.validate = validate
     state = act(env, state)
-    assert env.governor.saved[0].equal(env.population.params)
+    assert env.population.saved[0].equal(env.population.params)
 
 
 def test_a_fossil_of_an_epoch_over_the_limits_waits_for_a_healthy_one():
     env = small_env(num_envs=1, max_epochs=20)
     state = play(env, HOLDING)[-1]
-    before = env.governor.saved[0].clone()
+    before = env.population.saved[0].clone()
     validate = env.population.validate
 
     def too_high(*args, **options):
@@ -366,20 +369,20 @@ def test_a_fossil_of_an_epoch_over_the_limits_waits_for_a_healthy_one():
     env.population.validate = too_high
     state = act(env, state, op=Op.FOSSILIZE)
     assert state["metrics", "stage"][0, 0] == Stage.FOSSILIZED
-    assert env.governor.saved[0].equal(before)
+    assert env.population.saved[0].equal(before)
     env.population.validate = validate
     act(env, state)
-    assert env.governor.saved[0].equal(env.population.params)
+    assert env.population.saved[0].equal(env.population.params)
 
 
 def test_a_row_that_is_not_stepped_keeps_its_snapshot():
     env = small_env(num_envs=2, max_epochs=12)
     state = play(env, [{}] * 4)[-1]
-    saved = env.governor.saved[0].clone()
+    saved = env.population.saved[0].clone()
     env.population.params[1] += 1  # were it saved, it would be seen
     data = act_partly(env, state, [True, False])
-    assert not env.governor.saved[0][0].equal(saved[0])
-    assert env.governor.saved[0][1].equal(saved[1])
+    assert not env.population.saved[0][0].equal(saved[0])
+    assert env.population.saved[0][1].equal(saved[1])
     assert rolled_back(data) == [False, False]
 
 

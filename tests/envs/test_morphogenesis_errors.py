@@ -47,7 +47,6 @@ def test_counts_that_are_none(name):
 @pytest.mark.parametrize(
     ("name", "value", "most"),
     [
-        ("num_slots", 4, 3),
         ("validation_size", 501, 500),
         ("minibatch_size", 1298, 1297),
         ("batches_per_epoch", 163, 162),  # of 8 images each
