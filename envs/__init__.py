@@ -12,12 +12,13 @@ from envs.networks.growing import GrowingNetwork
 from envs.observation import feature_names
 from envs.registration import list_tasks, make_task, register_ids, register_task
 from envs.reward import RewardConfig
-from envs.tasks import ArrayTask, Task
+from envs.tasks import ArrayTask, LoopTask, Task
 
 __all__ = [
     "ArrayTask",
     "ConvHost",
     "GrowingNetwork",
+    "LoopTask",
     "ModuleHost",
     "MorphogenesisEnv",
     "ResumableEnv",

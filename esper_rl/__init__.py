@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esper_rl.config import TrainConfig
+    from esper_rl.grower import Grower
     from esper_rl.growing import PolicyConfig
     from esper_rl.growing.baselines import RandomPolicy
     from esper_rl.objectives import FactoredClipPPOLoss
@@ -22,6 +23,7 @@ __all__ = [
     "PPO",
     "Callback",
     "FactoredClipPPOLoss",
+    "Grower",
     "PPOConfig",
     "PolicyConfig",
     "RandomPolicy",
@@ -36,6 +38,7 @@ _MODULES = {
     "PPO": "ppo",
     "Callback": "training.callbacks",
     "FactoredClipPPOLoss": "objectives",
+    "Grower": "grower",
     "PPOConfig": "ppo",
     "PolicyConfig": "growing",
     "RandomPolicy": "growing.baselines",

@@ -23,6 +23,7 @@ DOCUMENTS = (
     "docs/results.md",
     "docs/runs.md",
     "docs/observation.md",
+    "docs/growing.md",
 )
 SCRIPTS = [
     pytest.param(name, script, id=f"{name} {i + 1}")
@@ -40,7 +41,7 @@ def test_scripts_run(name: str, script: str) -> None:
 
 def test_there_are_scripts() -> None:
     names = [parameter.values[0] for parameter in SCRIPTS]
-    assert names.count("README.md") == 3
+    assert names.count("README.md") == 4
     assert names.count("CONTRIBUTING.md") == 4
 
 

@@ -36,6 +36,15 @@ def test_growing_pays_on_a_task_or_host_of_ones_own(name: str) -> None:
     assert grown > waiting + 20
 
 
+def test_a_network_grows_in_a_loop_of_ones_own() -> None:
+    (path,) = (path for path in EXAMPLES if path.stem == "grow_in_your_loop")
+    first, *steps, last = run(path).splitlines()
+    assert len(steps) == 50
+    (alone,) = map(float, re.findall(r"without growth: (\d+\.\d) %", first))
+    (grown,) = map(float, re.findall(r"grown: (\d+\.\d) %", last))
+    assert grown > alone + 20
+
+
 def test_a_loop_of_ones_own_trains() -> None:
     (path,) = (path for path in EXAMPLES if path.stem == "own_loop")
     lines = run(path, "2").splitlines()

@@ -30,6 +30,7 @@ class Stream(IntEnum):
     HOST = 0
     SEED = 1
     SHUFFLE = 2
+    POLICY = 3
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

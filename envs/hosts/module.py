@@ -9,12 +9,12 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from envs.checks import check_choice
 from envs.networks.behaviour import examples_like, observe
 from envs.networks.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS, Blueprint
 from envs.networks.cutting import split_at
 from envs.networks.drawing import Initialisation, ModuleFactory, tensors_of
 from envs.networks.growing import Gate
+from envs.networks.offers import find_offer
 from envs.networks.segments import Segment, make_seed
 
 
@@ -51,10 +51,11 @@ class ModuleHost:
         blueprints: what can be planted, by name: functions that make a module for so many channels.
             It takes features as the host's own modules give them, and returns features of the same
             shape. Default: the convolutional ones where the features at all slots are
-            ``[B, C, H, W]``, those of transformers where they are ``[B, T, C]``.
+            ``[B, C, H, W]``, those of transformers where they are ``[B, T, C]``, and of these the
+            ones without positions where they are ``[B, C]``.
         topology: kind of network; a policy knows the blueprints of one kind only. Default:
-            ``"convolutional"`` or ``"transformer"`` with the default blueprints, otherwise
-            ``"module"``.
+            ``"convolutional"``, ``"transformer"`` or ``"dense"`` with the default blueprints,
+            otherwise ``"module"``.
         channel_dim: dimension of the channels in the features at the slots: 1, or −1 as in a
             transformer's ``[B, T, C]``. Default: −1 for features of three dimensions.
 
@@ -87,15 +88,6 @@ class ModuleHost:
         self.segments: Sequence[Segment] = _segments(factory, slots, example)
         features = self.features(example)
         at_slots, logits = features[1:-1], features[-1]
-        if channel_dim is not None:
-            check_choice("channel_dim", channel_dim, (1, -1))
-        of_positions = all(h.dim() == 3 for h in at_slots)
-        self.channels_last = of_positions if channel_dim is None else channel_dim == -1
-        if self.channels_last and not of_positions:
-            raise ValueError(
-                "channel_dim can be -1 only where the features at every slot are [B, T, C], got "
-                f"shapes {[list(h.shape) for h in at_slots]}"
-            )
         if logits.dim() == 2:
             self.classes_last = False
         elif logits.dim() == 3 and example.shape[1] in logits.shape[1:]:
@@ -108,20 +100,10 @@ class ModuleHost:
                 f"[B, classes, T] or [B, T, classes], got {list(logits.shape)} for an example"
             )
         self.num_classes = logits.shape[2 if self.classes_last else 1]
-        images = all(h.dim() == 4 for h in at_slots)
-        if blueprints is None and not images and not self.channels_last:
-            raise ValueError(
-                "blueprints must be given, since the default ones need features [B, C, H, W] or "
-                f"[B, T, C] at every slot, got shapes {[list(h.shape) for h in at_slots]}"
-            )
-        if blueprints is not None and not blueprints:
-            raise ValueError("blueprints must have at least one, got none")
-        kind = "convolutional" if images else "transformer"
-        self.topology = topology or (kind if blueprints is None else "module")
-        defaults: Mapping[str, Blueprint] = CONV_BLUEPRINTS if images else TEXT_BLUEPRINTS
-        self.blueprints = defaults if blueprints is None else blueprints
-        dim = -1 if self.channels_last else 1
-        self.slot_channels: Sequence[int] = tuple(h.shape[dim] for h in at_slots)
+        offer = find_offer(at_slots, blueprints, channel_dim)
+        self.blueprints, self.topology = offer.blueprints, topology or offer.topology
+        self.slot_channels: Sequence[int] = offer.channels
+        self.channels_last = (dim := offer.channel_dim) == -1
         self.gates: Sequence[Segment] = [
             make_seed(partial(Gate, dims=h.dim(), channel_dim=dim), h.shape[dim]) for h in at_slots
         ]

@@ -130,3 +130,8 @@ TEXT_BLUEPRINTS: dict[str, Blueprint] = {
     "flex_attention": partial(attention, window=WINDOW),
 }
 """The seven blueprints that transformer hosts offer, by name."""
+
+DENSE_BLUEPRINTS: dict[str, Blueprint] = {
+    name: TEXT_BLUEPRINTS[name] for name in ("norm", "lora", "lora_large", "mlp_small", "mlp")
+}
+"""The five of these that hosts offer whose features are ``[B, C]``: those without positions."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch.autograd.function import once_differentiable
 
 from envs.batched.modes import Mode
 from envs.checks import check_integer, check_number
+from envs.networks.blueprints import Blueprint
+from envs.networks.cutting import split_at
 from envs.networks.layers import zero
+from envs.networks.offers import Offer, find_offer
 
 
 class Gate(nn.Module):
@@ -62,6 +66,7 @@ def blend(mode: Mode, h: Tensor, given: Tensor, weight: Tensor) -> Tensor:
         given: what the seed gives, of detached features if it incubates.
         weight: α, times the gate's output where there is one; it broadcasts with ``h``.
     """
+    given, weight = given.to(h.dtype), weight.to(h.dtype)  # under autocast they differ
     if mode is Mode.INCUBATE:
         return _Incubate.apply(h, given)
     if mode is Mode.MULTIPLY:
@@ -89,10 +94,15 @@ class Blend(nn.Module):
         self, seed: nn.Module, mode: Mode, alpha: float = 0.0, gate: nn.Module | None = None
     ) -> None:
         super().__init__()
+        self.seed = seed
+        self.register_buffer("alpha", torch.tensor(float(alpha), dtype=torch.float32))
+        self.become(mode, gate)
+
+    def become(self, mode: Mode, gate: nn.Module | None = None) -> None:
+        """Act in another way from now on; errors as above."""
         if (mode is Mode.GATE) != (gate is not None):
             raise ValueError(f"gate must be given for mode GATE and no other, got {mode.name}")
-        self.seed, self.mode, self.gate = seed, mode, gate
-        self.register_buffer("alpha", torch.tensor(float(alpha)))
+        self.mode, self.gate = mode, gate
 
     def forward(self, h: Tensor) -> Tensor:
         incubates = self.mode is Mode.INCUBATE
@@ -110,16 +120,35 @@ class GrowingNetwork(nn.Module):
     """A host in pieces, with a slot after each but the last.
 
     It is an ordinary module: it can be trained, saved, moved and exported, and does what a network
-    in the care of a population does.
+    in the care of a population does. A module of one's own is cut after some of its submodules by
+    :mod:`torch.fx`, so nothing else may lead around a slot; it shares its parameters with this one.
 
     Args:
-        pieces: modules that run one after the other.
+        host: a module to cut, or pieces, modules that run one after the other.
+        slots: names of the submodules of ``host`` after which a seed can be planted, in the order
+            in which they run, such as ``"layer1"``. This and what follows goes with a module only.
+        example: an input ``[1, …]`` of it.
+        blueprints: what can be planted, by name: functions that make a module for so many channels.
+            Default: by the shape of the features at the slots, see :class:`envs.ModuleHost`.
+        channel_dim: dimension of the channels in these features, 1 or −1. Default: −1 for
+            ``[B, T, C]``.
 
     Attributes:
-        pieces: as given.
+        pieces: of the host.
         slots: for every slot an :class:`Blend`, or :class:`torch.nn.Identity` where nothing grows.
+        offer: what can be planted, an :class:`~envs.networks.offers.Offer`; None for one that is
+            made of pieces.
+
+    Raises:
+        TypeError: for something else than modules, or a module without ``slots`` and ``example``.
+        ValueError: for slots that the module lacks, or around which something leads; no
+            blueprints, or features for which there are no default ones.
 
     Examples:
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Flatten(), nn.Linear(128, 3))
+        >>> network = GrowingNetwork(model, slots=["0"], example=torch.zeros(1, 1, 4, 4))
+        >>> sorted(network.offer.blueprints)[:2], network.offer.channels
+        (['attention', 'bottleneck'], (8,))
         >>> network = GrowingNetwork([nn.Conv2d(1, 8, 1), nn.Flatten(), nn.Linear(128, 3)])
         >>> network.plant(0, nn.Conv2d(8, 8, 3, padding=1), Mode.ADD, alpha=0.5)
         >>> network(torch.zeros(2, 1, 4, 4)).shape
@@ -136,10 +165,33 @@ class GrowingNetwork(nn.Module):
         )
     """
 
-    def __init__(self, pieces: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        host: nn.Module | Sequence[nn.Module],
+        slots: Sequence[str] = (),
+        example: Tensor | None = None,
+        blueprints: Mapping[str, Blueprint] | None = None,
+        channel_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        self.pieces = nn.ModuleList(pieces)
-        self.slots = nn.ModuleList(nn.Identity() for _ in pieces[1:])
+        self.offer: Offer | None = None
+        if isinstance(host, nn.Module):
+            if not slots or example is None:
+                raise TypeError(
+                    "slots and example must be given with a module, the names of the submodules "
+                    "after which seeds can be planted and an input [1, …]"
+                )
+            mode = host.training
+            self.pieces = nn.ModuleList(split_at(host, slots))
+            at_slots = _features(self.pieces, example)[:-1]
+            self.offer = find_offer(at_slots, blueprints, channel_dim)
+            host.train(mode)
+            self.train(mode)
+        elif isinstance(host, Sequence) and all(isinstance(each, nn.Module) for each in host):
+            self.pieces = nn.ModuleList(host)
+        else:
+            raise TypeError(f"host must be a torch.nn.Module, or a sequence of them, got {host!r}")
+        self.slots = nn.ModuleList(nn.Identity() for _ in self.pieces[1:])
 
     def forward(self, x: Tensor, left_out: Collection[int] = ()) -> Tensor:
         """Outputs for examples ``[B, …]``, without the seeds of the slots ``left_out``."""
@@ -186,6 +238,22 @@ class GrowingNetwork(nn.Module):
         check_integer("slot", slot, least=0, most=len(self.slots) - 1, what="last slot")
         self.slots[slot] = nn.Identity()
 
+    @contextmanager
+    def without(self, slots: Collection[int]) -> Iterator[None]:
+        """For a while, the α of these slots is 0: their seeds act on nothing.
+
+        Unlike ``left_out`` it holds for whatever runs this network, compiled or wrapped.
+        """
+        alphas = [blend.alpha for slot in slots if isinstance(blend := self.slots[slot], Blend)]
+        before = [alpha.clone() for alpha in alphas]
+        try:
+            for alpha in alphas:
+                alpha.zero_()
+            yield
+        finally:
+            for alpha, value in zip(alphas, before, strict=True):
+                alpha.copy_(value)
+
     def freeze(self) -> nn.Sequential:
         """The same function in evaluation, as a plain module without slots.
 
@@ -200,3 +268,13 @@ class GrowingNetwork(nn.Module):
                 whole = blend.mode is Mode.ADD and blend.alpha == 1
                 parts.append(blend.seed if whole else blend)
         return nn.Sequential(*parts)
+
+
+def _features(pieces: Iterable[nn.Module], example: Tensor) -> list[Tensor]:
+    """Features after each piece for an example ``[1, …]``, in evaluation."""
+    features, examples = [], torch.cat([example, example])  # some layers want more than one
+    with torch.no_grad():
+        for piece in pieces:
+            examples = piece.eval()(examples)
+            features.append(examples[:1])
+    return features

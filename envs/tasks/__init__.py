@@ -2,5 +2,6 @@
 
 from envs.tasks.arrays import ArrayTask
 from envs.tasks.base import Task
+from envs.tasks.loops import LoopTask
 
-__all__ = ["ArrayTask", "Task"]
+__all__ = ["ArrayTask", "LoopTask", "Task"]

@@ -24,8 +24,9 @@ _EPOCH, _PLATEAU = feature_columns("epoch_progress", "plateau_norm")
 _MASK_KEYS = tuple(("action_mask", head) for head in HEADS)
 _ACTION_KEYS = tuple(("action", head) for head in HEADS)
 
-STRONG = ("conv_heavy", "flex_attention")
-"""Blueprints that do well alone at the first slot of a convolutional or a transformer host."""
+STRONG = ("conv_heavy", "flex_attention", "mlp")
+"""Blueprints that do well alone at the first slot of a convolutional or a transformer host, or of
+one without positions."""
 
 
 class WaitPolicy(TensorDictModuleBase):

@@ -328,7 +328,11 @@ REFUSED = {
         [],
         r"must give logits \[B, classes\], or",
     ),
-    "flat features": (perceptron, ["2"], r"blueprints must be given, .* got shapes \[\[1, 6\]\]"),
+    "features of two kinds": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.LazyLinear(6), nn.Linear(6, 3)),
+        ["0", "2"],
+        r"blueprints must be given, .* the same at every slot, got shapes \[\[1, 4, .*\[1, 6\]\]",
+    ),
 }
 
 
@@ -337,6 +341,12 @@ def test_modules_that_cannot_be_hosts_are_refused(case: str) -> None:
     factory, slots, says = REFUSED[case]
     with pytest.raises(ValueError, match=says):
         ModuleHost(factory, slots, IMAGE)
+
+
+def test_flat_features_have_default_blueprints_too() -> None:
+    host = ModuleHost(perceptron, ["2"], IMAGE)
+    assert host.topology == "dense"
+    assert sorted(host.blueprints) == ["lora", "lora_large", "mlp", "mlp_small", "norm"]
 
 
 class AddsInPlace(Around):
