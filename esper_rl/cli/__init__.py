@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from errno import EDQUOT, EIO, ENOSPC
 from types import ModuleType
 
-from esper_rl.cli import compare, evaluate, export, report, tasks, train
+from esper_rl.cli import compare, evaluate, export, grow, report, tasks, train
 from esper_rl.cli.parsing import parse_arguments
 from esper_rl.errors import ConfigError
 from esper_rl.runs import CheckpointError
@@ -17,6 +17,7 @@ from esper_rl.training.trainer import TrainingInterrupted
 COMMANDS: Mapping[str, ModuleType] = {
     "train": train,
     "evaluate": evaluate,
+    "grow": grow,
     "compare": compare,
     "report": report,
     "export": export,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from tensordict import TensorDictBase
 from torchrl.envs.utils import set_exploration_type
 
 from envs.actions import STAGES, Op, Stage
@@ -26,6 +28,14 @@ _MARKS = {
     Op.ADVANCE: "A",
 }
 """A letter for each op that does something."""
+
+LEGEND = (
+    "A lane is a slot, the input's first; its colour is the stage of the seed in it and the line "
+    "how far it is mixed in (α, from the bottom to the top). Letters are the agent's ops: G "
+    "germinate, A advance, α set alpha target, F fossilize, P prune; grey where it could not be "
+    "done."
+)
+"""Explains :func:`draw_trace` to people."""
 
 
 @dataclass(frozen=True)
@@ -78,29 +88,33 @@ def trace_episodes(
     """
     arena = Arena(run, episodes)
     policy, env = arena.enter(player), arena.world
-    names = np.array([*env.population.blueprints, ""])
     with set_exploration_type(EXPLORATION[player.mode]):
         played = env.rollout(env.max_epochs, policy, break_when_any_done=False)  # [E, T]
-    after, metrics = played["next"], played["next", "metrics"]
-    discounts = gamma ** torch.arange(env.max_epochs)
-    earned = (after["reward"].squeeze(-1).cpu() * discounts).sum(1)
-    accuracy = torch.cat(
-        [played["metrics", "val_accuracy"][:, :1], metrics["val_accuracy"]], 1
-    ).squeeze(-1)
-    traces = [
-        EpisodeTrace(
-            earned=float(earned[row]),
-            accuracy=accuracy[row].cpu().numpy(),
-            stage=metrics["stage"][row].cpu().numpy(),
-            alpha=metrics["alpha"][row].cpu().numpy(),
-            blueprint=names[after["blueprint_indices"][row].cpu().numpy()],
-            op=played["action", "op"][row].cpu().numpy(),
-            slot=played["action", "slot"][row].cpu().numpy(),
-            success=after["last_action_success"][row].squeeze(-1).cpu().numpy(),
-        )
-        for row in range(episodes)
-    ]
+    traces = [trace_of(row, env.population.blueprints, gamma) for row in played.cpu().unbind(0)]
     return sorted(traces, key=lambda trace: -trace.earned)
+
+
+def trace_of(played: TensorDictBase, blueprints: Sequence[str], gamma: float) -> EpisodeTrace:
+    """The trace of an episode.
+
+    Args:
+        played: ``[T]``: actions, metrics, and under ``next`` all that the world showed.
+        blueprints: names of the choices of head ``blueprint``.
+        gamma: discount of the return.
+    """
+    after, metrics, names = played["next"], played["next", "metrics"], np.array([*blueprints, ""])
+    discounts = gamma ** torch.arange(len(played))
+    accuracy = [played["metrics", "val_accuracy"][:1], metrics["val_accuracy"]]
+    return EpisodeTrace(
+        earned=float((after["reward"].squeeze(-1) * discounts).sum()),
+        accuracy=torch.cat(accuracy).squeeze(-1).numpy(),
+        stage=metrics["stage"].numpy(),
+        alpha=metrics["alpha"].numpy(),
+        blueprint=names[after["blueprint_indices"].numpy()],
+        op=played["action", "op"].numpy(),
+        slot=played["action", "slot"].numpy(),
+        success=after["last_action_success"].squeeze(-1).numpy(),
+    )
 
 
 def draw_trace(trace: EpisodeTrace) -> bytes:

@@ -16,6 +16,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 div, figure { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse }
+pre { overflow-x: auto }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884 }
 td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }

@@ -13,7 +13,7 @@ import numpy as np
 from esper_rl.config import TrainConfig
 from esper_rl.evaluation import BASELINES, GREEDY
 from esper_rl.evaluation.episodes import Summary
-from esper_rl.report.episode_trace import EpisodeTrace, draw_trace, trace_episodes
+from esper_rl.report.episode_trace import LEGEND, EpisodeTrace, draw_trace, trace_episodes
 from esper_rl.report.page import as_page, as_picture, as_row, as_table
 from esper_rl.report.run_figures import SECTIONS, Columns, draw_learning
 from esper_rl.report.tables import evaluation_rows
@@ -26,13 +26,6 @@ _LOGGER = logging.getLogger(__name__)
 
 _LINES = {"return": "returns", "final_accuracy": "final_accuracy"}
 """Measures of an evaluation, by the metric whose curve they are drawn beside."""
-
-_LEGEND = (
-    "A lane is a slot, the input's first; its colour is the stage of the seed in it and the line "
-    "how far it is mixed in (α, from the bottom to the top). Letters are the agent's ops: G "
-    "germinate, A advance, α set alpha target, F fossilize, P prune; grey where it could not be "
-    "done."
-)
 
 
 def report_run(run: str | Path, episodes: int = 16) -> str:
@@ -126,7 +119,7 @@ def _episodes(folder: RunFolder, config: TrainConfig, episodes: int) -> list[str
         return ["<h2>What it grows</h2>", f"<p>{escape(str(error))}</p>"]
     parts = [
         "<h2>What it grows</h2>",
-        f"<p>The greedy policy on {episodes} hosts of an evaluation. {_LEGEND}</p>",
+        f"<p>The greedy policy on {episodes} hosts of an evaluation. {LEGEND}</p>",
     ]
     for title, trace in _choose(traces).items():
         parts += [
