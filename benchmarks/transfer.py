@@ -321,24 +321,25 @@ def scores(found: Found, problem: str, player: str) -> list[float] | None:
 
 
 def show(found: Found) -> None:
-    titles = f"{'':<18}{'policies':>14}{WAIT:>10}{HEURISTIC:>10}{SCHEDULE:>10}"
-    print(f"{titles}   wins/ties/losses against each")
+    """Scores; and what policies score more than others, with wins, ties and losses."""
+    titles = f"{'':<16}{'policies':>11}{'parameters':>13}"
+    print(titles + "".join(f"{other:>10}{'more':>13}{'w/t/l':>8}" for other in OTHERS))
     for problem in found:
-        learned = [scores(found, problem, each) for each in policies(found, problem)]
+        players = policies(found, problem)
+        learned = [scores(found, problem, each) for each in players]
         mean, width = interval([fmean(each) for each in learned])
-        line, counts = f"{problem:<18}{mean:>7.1f} ± {width:<4.1f}", []
+        params = fmean(host["seed_params"] for each in players for host in found[problem][each])
+        line = f"{problem:<16}{mean:>5.1f} ± {width:<4.1f}{params:>12,.0f}"
         for other in OTHERS:
             theirs = scores(found, problem, other)
-            line += f"{'–' if theirs is None else f'{fmean(theirs):.1f}':>10}"
             if theirs is None:
-                counts.append("–")
+                line += f"{'–':>10}{'':>21}"
                 continue
+            more, spread = interval([fmean(each) - fmean(theirs) for each in learned])
             results = [compare(each, theirs) for each in learned]
-            counts.append("/".join(str(results.count(r)) for r in ("win", "tie", "loss")))
-        params = fmean(
-            h["seed_params"] for p in policies(found, problem) for h in found[problem][p]
-        )
-        print(f"{line}   {'  '.join(counts)}   {params:,.0f} seed parameters")
+            counts = "/".join(str(results.count(r)) for r in ("win", "tie", "loss"))
+            line += f"{fmean(theirs):>10.1f}{more:>+7.1f} ± {spread:<4.1f}{counts:>7}"
+        print(line)
 
 
 def draw(found: Found, path: Path) -> None:

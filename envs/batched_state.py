@@ -30,7 +30,12 @@ class Rows:
 
     def copy(self) -> Self:
         """A second object with the same tensors."""
-        return self._made(_map(lambda tensor: tensor, self))
+        return self._made(
+            {
+                name: value.copy() if isinstance(value, Rows | dict) else value
+                for name, value in vars(self).items()
+            }
+        )
 
     def to(self, device: torch.device) -> Self:
         """The same on a device."""

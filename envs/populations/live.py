@@ -6,7 +6,6 @@ large gradients are is seen by a hook.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, cast
@@ -207,9 +206,9 @@ class LiveNetwork:
 
     def finite(self) -> bool:
         """Are all parameters and buffers numbers?"""
-        tensors = (*self.network.parameters(), *self.network.buffers())
-        numbers = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
-        return bool(get_total_norm(numbers, math.inf).isfinite())
+        with torch.no_grad():
+            sums = [tensor.sum() for tensor in self.network.state_dict().values()]
+            return bool(torch.stack([each.float() for each in sums]).isfinite().all())
 
     def save(self) -> None:
         """Keep what host and fossilized seeds are now."""

@@ -57,50 +57,39 @@ def measure(
         ValueError: for a score that isn't from 0 to 100.
     """
     device = next(network.parameters()).device
+    modes = [(module, module.training) for module in network.modules()]
+    alphas = {id(each.alpha) for each in network.slots if isinstance(each, Blend)}
+    everything = (*network.parameters(), *network.buffers())
+    kept = [tensor for tensor in everything if id(tensor) not in alphas]
+    versions = [tensor._version for tensor in kept]  # count changes in place
 
     def measured(function: Measure) -> list[float]:
-        return mean(_validated(network, function))
+        network.eval()
+        given = function()
+        if [tensor._version for tensor in kept] != versions:
+            raise RuntimeError(
+                "validate must leave the network as it is, but it has changed parameters or "
+                "buffers; call no optimizer.step() and no network.train() there"
+            )
+        return mean(_numbers(given))
 
     start = _generators(device)
-    loss, score = measured(validate)
-    after, whole, lost = _generators(device), score, list[float]()
-    try:
-        if sets and compare is not None:
-            _set_generators(start, device)
-            _, whole = measured(compare)
-        for slots in sets:
-            _set_generators(start, device)
-            with torch.no_grad(), network.without(slots):
-                lost.append(whole - measured(compare or validate)[1])
-    finally:
-        _set_generators(after, device)
-    return loss, score, lost
-
-
-def _validated(network: GrowingNetwork, validate: Measure) -> list[float]:
-    """Loss and score; modules are in the mode again in which they were."""
-    modes = [(module, module.training) for module in network.modules()]
-    before = _versions(network)
-    network.eval()
     try:
         with torch.no_grad():
-            given = validate()
+            loss, score = measured(validate)
+            after, whole, lost = _generators(device), score, list[float]()
+            if sets and compare is not None:
+                _set_generators(start, device)
+                _, whole = measured(compare)
+            for slots in sets:
+                _set_generators(start, device)
+                with network.without(slots):
+                    lost.append(whole - measured(compare or validate)[1])
+            _set_generators(after, device)
     finally:
         for module, mode in modes:
             module.training = mode
-    if _versions(network) != before:
-        raise RuntimeError(
-            "validate must leave the network as it is, but it has changed parameters or buffers; "
-            "call no optimizer.step() and no network.train() there"
-        )
-    return _numbers(given)
-
-
-def _versions(network: GrowingNetwork) -> list[int]:
-    """Counts of changes in place."""
-    alphas = {id(each.alpha) for each in network.slots if isinstance(each, Blend)}
-    tensors = (*network.parameters(), *network.buffers())
-    return [tensor._version for tensor in tensors if id(tensor) not in alphas]
+    return loss, score, lost
 
 
 def _numbers(given: Any) -> list[float]:
