@@ -179,20 +179,21 @@ class Grower:
             guessing_loss=guessing_loss,
         )
         self.world = World(
-            task,
-            population,
-            Governor(population, loss_limit, guessing_loss),
-            RewardConfig(),
-            {},
-            num_present,
-            task.max_epochs,
-            "terminate",
-            getattr(policy, "gates", "permissive"),
-            measure_every,
+            task=task,
+            population=population,
+            governor=Governor(population, loss_limit, guessing_loss),
+            reward=RewardConfig(),
+            terms={},
+            num_present=num_present,
+            max_epochs=task.max_epochs,
+            time_limit="terminate",
+            gates=getattr(policy, "gates", "permissive"),
+            counterfactual_every=measure_every,
         )
         self._applied: Applied | None = None
         self._row = torch.ones(1, dtype=torch.bool)
 
+    @torch.inference_mode(False)  # what is made in it couldn't be trained
     def begin(self, validate: Measure) -> GrowthStep:
         """Measure the untrained network, and let the policy act before the first epoch.
 
@@ -206,6 +207,7 @@ class Grower:
             raise RuntimeError("begin must be called before anything is trained, and once")
         return self._act(self._first(validate))
 
+    @torch.inference_mode(False)
     def step(self, validate: Measure, compare: Measure | None = None) -> GrowthStep:
         """Measure what the last epoch has made of the network, and act on it.
 
@@ -256,7 +258,7 @@ class Grower:
 
     def _blank(self) -> State:
         """The state of a row of which nothing is known."""
-        nothing, none = torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+        nothing, none = torch.zeros(1, dtype=torch.float32), torch.zeros(1, dtype=torch.int64)
         key = fold(none + self._seed)
         return State.fresh(
             self.num_slots, (), episode=none, key=key, loss=nothing, accuracy=nothing
@@ -269,7 +271,8 @@ class Grower:
         shown = TensorDict(cloned(observe(world, state)), batch_size=[1])
         action = {head: torch.zeros(1, dtype=torch.int64) for head in HEADS}
         if not (state.done or state.watch.rollbacks >= MOST_ROLLBACKS):
-            with seeded(int(fold(state.key, Stream.POLICY, state.epoch)), torch.device("cpu")):
+            key = int(fold(state.key, Stream.POLICY, state.epoch))
+            with torch.no_grad(), seeded(key, torch.device("cpu")):
                 chosen = self.policy(shown).get("action", None)
             action = check_action(chosen, 1, sizes)
             action = {head: self._live.agree(index) for head, index in action.items()}
@@ -277,6 +280,7 @@ class Grower:
         after, self._applied = act(world, state, action, legal)
         inputs = world.slot_inputs(after.slots)
         self._own.settle(inputs, torch.arange(1))
+        self._live.begin_epoch()
         self.state = after
         return self._report(state, after, action)
 

@@ -46,7 +46,7 @@ class LiveNetwork:
     Attributes:
         network, optimizer: as given.
         offer: what can be planted.
-        steps: of the optimizer, since :meth:`pop_norms` was called.
+        steps: of the optimizer in this epoch.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class LiveNetwork:
         self.planted: list[tuple[str, Blend] | None] = [None] * num_slots
         self.stages = [Stage.DORMANT] * num_slots
         self.factors = [1.0] * num_slots
-        self.steps, self._norms = 0, torch.zeros(1 + num_slots, device=self.device)
+        self._norms = torch.zeros(1 + num_slots, dtype=torch.float32, device=self.device)
+        self.steps = 0
         self._saved = self._kept()
         optimizer.register_step_pre_hook(self._before_step)
         several = shared and dist.is_available() and dist.is_initialized()
@@ -168,12 +169,14 @@ class LiveNetwork:
                 self._norms[place] += norm if scale is None else norm / scale
         self.steps += 1
 
-    def pop_norms(self) -> Tensor:
-        """Mean gradient norms of the optimizer's steps since the last call: host, then slots."""
-        norms = self._norms.cpu() / max(1, self.steps)
+    def begin_epoch(self) -> None:
+        """Forget the gradients of the epoch before."""
         self._norms.zero_()
         self.steps = 0
-        return norms
+
+    def mean_norms(self) -> Tensor:
+        """Mean gradient norms of the optimizer's steps in this epoch: host, then slots."""
+        return self._norms.cpu() / max(1, self.steps)
 
     # -- validation -------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from envs.populations.measuring import Measure, seeded
 
 
 class LivePopulation:
-    """Networks that were trained since the last call of :meth:`train_epoch`.
+    """Networks that are trained before :meth:`train_epoch` is called.
 
     It lives on the CPU, wherever the networks are.
 
@@ -93,9 +93,10 @@ class LivePopulation:
             self.networks[row].settle(inputs, row)
 
     def train_epoch(self, inputs: SlotInputs, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        norms = torch.zeros(inputs.stage.shape[0], 1 + inputs.stage.shape[1])
+        num_rows, num_slots = inputs.stage.shape
+        norms = _zeros(num_rows, 1 + num_slots)
         for row in rows.tolist():
-            norms[row] = self.networks[row].pop_norms()
+            norms[row] = self.networks[row].mean_norms()
         return norms[:, 0], norms[:, 1:]
 
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
@@ -103,8 +104,8 @@ class LivePopulation:
         sets = sets_left_out(num_slots, torch.device("cpu"))
         ablated = inputs.mixed[rows] & (inputs.blueprint[rows] >= 0) & ablate
         mixed = (ablated << torch.arange(num_slots)).sum(1)
-        loss, score = torch.zeros(len(rows)), torch.zeros(len(rows))
-        lost = torch.zeros(len(rows), len(sets.bits))
+        loss, score = _zeros(len(rows)), _zeros(len(rows))
+        lost = _zeros(len(rows), len(sets.bits))
         for place, row in enumerate(rows.tolist()):
             validate, compare = self.validations[row]
             effective = sets.bits & mixed[place]  # what the sets leave out of what is there
@@ -113,7 +114,7 @@ class LivePopulation:
             slots = [each.nonzero().squeeze(1).tolist() for each in members]
             measured = self.networks[row].measure(validate, compare, slots)
             loss[place], score[place], points = measured
-            by_set = torch.tensor([0.0, *points])
+            by_set = torch.tensor([0.0, *points], dtype=torch.float32)
             lost[place] = by_set[torch.searchsorted(torch.cat([sets.bits[:1], chosen]), effective)]
         return Validation(loss, score, lost, torch.zeros_like(lost), ablated)
 
@@ -176,6 +177,7 @@ class LoopPopulation(LivePopulation):
         self.settle(inputs, rows)
         for row in rows.tolist():
             live = self.networks[row]
+            live.begin_epoch()
             live.network.train()
             with seeded(int(keys[row]), live.device):
                 self._train(live.network, live.optimizer)
@@ -191,6 +193,10 @@ class LoopPopulation(LivePopulation):
         return super().validate(inputs, rows, ablate=ablate)
 
 
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32)
+
+
 def _seed_sizes(
     offer: Offer, names: Sequence[str], blueprints: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
@@ -199,8 +205,7 @@ def _seed_sizes(
     Raises:
         ValueError: for a seed that doesn't keep the shape of the features at a slot.
     """
-    sizes = torch.zeros(len(offer.channels), len(blueprints))
-    gates = torch.zeros(len(offer.channels))
+    sizes, gates = _zeros(len(offer.channels), len(blueprints)), _zeros(len(offer.channels))
     with seeded(0, torch.device("cpu")), torch.no_grad():
         for slot, (channels, shape) in enumerate(zip(offer.channels, offer.shapes, strict=True)):
             gate = Gate(channels, 1 + len(shape), offer.channel_dim)

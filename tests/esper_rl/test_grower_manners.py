@@ -17,7 +17,7 @@ from esper_rl.growing.baselines import (
     RandomPolicy,
     WaitPolicy,
 )
-from tests.support.own_loop import BLUEPRINTS_HERE, IMAGES, SGD, SLOTS, OwnLoop, host
+from tests.support.own_loop import BLUEPRINTS_HERE, IMAGES, SGD, SLOTS, OwnLoop, busy, host
 
 # -- what it leaves alone --------------------------------------------------------------------
 
@@ -107,6 +107,21 @@ def test_a_validation_that_trains_is_refused() -> None:
         loop.grower.step(trains)
     assert loop.network.training
     assert loop.grower.step(loop.validate).epoch == 1
+
+
+def test_a_step_that_fails_can_be_made_again() -> None:
+    """With the same gradient norms, and as if it hadn't failed."""
+    loops = OwnLoop(busy(0), 12, seed=2), OwnLoop(busy(0), 12, seed=2)
+    for epoch in range(12):
+        for loop in loops:
+            loop.train(torch.arange(epoch, epoch + 40).view(2, 20))
+        with pytest.raises(ValueError, match="from 0 to 100"):
+            loops[0].grower.step(lambda: (1.0, 1000.0))
+        steps = [loop.grower.step(loop.validate) for loop in loops]
+        assert steps[0] == steps[1]
+        mine, theirs = (loop.grower.state for loop in loops)
+        assert mine.slots.gradient_norm.equal(theirs.slots.gradient_norm)
+        assert mine.host_gradient_norm > 0
 
 
 @pytest.mark.parametrize(

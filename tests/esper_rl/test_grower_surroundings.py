@@ -190,6 +190,30 @@ def test_networks_of_another_precision() -> None:
     assert {weight.dtype for weight in network.parameters()} == {torch.float64}
 
 
+def test_trainers_may_step_it_in_inference_mode() -> None:
+    """As they have it around validation; seeds that are planted then can be trained."""
+    one, other = OwnLoop(busy(0), 12, seed=1), OwnLoop(busy(0), 12, seed=1)
+    for epoch in range(12):
+        one.epoch(epoch)
+        generator = torch.Generator().manual_seed(epoch)
+        other.train(torch.randperm(120, generator=generator)[:60].view(3, 20))
+        with torch.inference_mode():
+            other.grower.step(other.validate)
+    assert one.grower.history == other.grower.history
+
+
+def test_another_default_dtype_changes_no_network() -> None:
+    loop = OwnLoop(NORM, 12)
+    torch.set_default_dtype(torch.float64)
+    try:
+        for epoch in range(8):
+            loop.epoch(epoch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert loop.grower.history[-1].stages[1] is Stage.FOSSILIZED
+    assert {weight.dtype for weight in loop.network.parameters()} == {torch.float32}
+
+
 # -- cost ------------------------------------------------------------------------------------
 
 
