@@ -132,6 +132,10 @@ class ArrayTask(Task):
         """Parameters of the host."""
         return sum(segment.size for segment in self.host.segments)
 
+    @property
+    def offered(self) -> tuple[str, ...]:
+        return tuple(self.host.blueprints)
+
     def numbers(self) -> dict[str, float | str | None]:
         numbers = super().numbers() | {"optimizer": repr(self.optimizer)}
         loss = _describe(self.loss)

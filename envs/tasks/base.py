@@ -83,6 +83,13 @@ class Task(ABC):
         names = ("name", "warm_up", "host_lr", "seed_lr", "parameter_budget", "loss_limit")
         return {name: getattr(self, name) for name in (*names, "guessing_loss")}
 
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """Names of the blueprints that its hosts offer."""
+        population = self.make_population(1, self.num_slots, torch.device("cpu"))
+        names = zip(population.blueprints, population.offered.tolist(), strict=True)
+        return tuple(name for name, offered in names if offered)
+
     @abstractmethod
     def make_population(self, num_rows: int, num_slots: int, device: torch.device) -> Population:
         """Make N untrained hosts of which the first S slots are used."""

@@ -108,6 +108,10 @@ class LoopTask(Task):
         self._set("blueprints", network.offer.blueprints)
         super().__post_init__()
 
+    @property
+    def offered(self) -> tuple[str, ...]:
+        return tuple(self.blueprints or ())
+
     def make_population(
         self, num_rows: int, num_slots: int, device: torch.device
     ) -> LoopPopulation:
@@ -116,10 +120,10 @@ class LoopTask(Task):
                 f"device must be the CPU for a LoopTask, got {device}; let make_network put "
                 "networks where they shall be"
             )
-        names = tuple(self.blueprints or ())
-        make = partial(self._make, num_slots)
-        choices = blueprint_choices(names)
-        return LoopPopulation(num_rows, make, self.train_epoch, self.validate, choices, names)
+        choices, make = blueprint_choices(self.offered), partial(self._make, num_slots)
+        return LoopPopulation(
+            num_rows, make, self.train_epoch, self.validate, choices, self.offered
+        )
 
     def _make(self, num_slots: int) -> LiveNetwork:
         """An untrained network with its first slots."""

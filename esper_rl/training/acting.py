@@ -9,11 +9,36 @@ from typing import Literal
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.envs import EnvBase
 
-from esper_rl.config import make_env
+from envs import make_task
+from envs.actions import head_sizes
+from envs.populations.base import blueprint_choices
+from envs.specs import SpecMaker
 from esper_rl.errors import check_choice
 from esper_rl.runs import RunFolder
 from esper_rl.training.loading import policy_in, read_config
+
+
+class _Specs(EnvBase):
+    """The specs of a world of one row, without its networks, which may have to be compiled."""
+
+    def __init__(self, num_slots: int, num_blueprints: int, topology: str) -> None:
+        cpu = torch.device("cpu")
+        super().__init__(device=cpu, batch_size=torch.Size([1]))
+        self.topology = topology
+        make = SpecMaker(1, num_slots, head_sizes(num_slots, num_blueprints), cpu)
+        self.observation_spec, self.action_spec = make.observation(1, ()), make.action()
+        self.reward_spec, self.done_spec = make.reward(), make.done()
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
+        raise NotImplementedError
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        raise NotImplementedError
+
+    def _set_seed(self, seed: int | None) -> None:
+        raise NotImplementedError
 
 
 class RunPolicy:
@@ -43,11 +68,11 @@ class RunPolicy:
         check_choice("mode", mode, ("greedy", "sampled"))
         folder = RunFolder.open(run)
         config = read_config(folder)
-        env = make_env(config, num_envs=1, seed=config.seed)
-        self.num_slots, self.gates = env.num_slots, env.gates
-        self.blueprints = env.population.blueprints
-        offered = env.population.offered.tolist()
-        self.known = {name for name, each in zip(self.blueprints, offered, strict=True) if each}
+        task = make_task(config.env.task)
+        self.num_slots, self.gates = config.env.num_slots, config.env.gates
+        self.known = frozenset(task.offered)
+        self.blueprints = blueprint_choices(task.offered)
+        env = _Specs(self.num_slots, len(self.blueprints), task.topology)
         self.step = policy_in(folder, env, config.policy).step_module(greedy=mode == "greedy").cpu()
         self.memory: Sequence[Tensor] = self.step.initial_state(rows=1)
 

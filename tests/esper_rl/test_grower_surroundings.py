@@ -14,12 +14,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from envs import GrowingNetwork
-from envs.actions import BLUEPRINTS, Op, Stage
+from envs.actions import BLUEPRINTS, HEADS, Op, Stage
 from esper_rl import Grower, train
 from esper_rl.config import compose_config
+from esper_rl.evaluation import GREEDY, Arena
 from esper_rl.growing.baselines import FixedSchedulePolicy, WaitPolicy
+from esper_rl.training.acting import RunPolicy
 from tests.support.own_loop import (
     BLUEPRINTS_HERE,
     CLASSES,
@@ -62,6 +65,17 @@ def test_a_run_serves_networks_with_fewer_slots(run: Path, mode: str, slots: lis
         assert step.slot is None or step.slot < len(slots)
         assert not step.refused
     assert mode == "greedy" or {step.op for step in grower.history} > {Op.WAIT}
+
+
+def test_a_runs_policy_acts_as_it_does_in_its_world(run: Path) -> None:
+    arena = Arena(run, 1)
+    policy, own = arena.enter(GREEDY), RunPolicy(run)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        played = arena.world.rollout(arena.world.max_epochs, policy)
+    for step in played.unbind(1):
+        mine = own(step.exclude("action", "next"))["action"]
+        for head in HEADS:
+            assert mine[head].equal(step["action", head])
 
 
 def test_a_runs_policy_goes_on_bitwise(run: Path) -> None:
