@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -39,10 +40,30 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
 
+def _trace(tracer: _Tracer, module: nn.Module) -> fx.Graph:
+    """The graph of a module that is called with one input: what else it takes is its default."""
+    parameters = list(inspect.signature(module.forward).parameters.values())[1:]
+    plain = (type(None), bool, int, float, str)
+    defaults = {p.name: p.default for p in parameters if isinstance(p.default, plain)}
+    graph = tracer.trace(module, concrete_args=defaults or None)
+    surplus = {
+        node
+        for node in graph.nodes
+        if node.op == "placeholder" and str(node.target).rpartition("_")[0] in defaults
+    }
+    for node in graph.nodes:  # checks that the defaults are what was given
+        if surplus.intersection(node.all_input_nodes):
+            surplus.add(node)
+    for node in reversed(graph.nodes):
+        if node in surplus:
+            graph.erase_node(node)
+    return graph
+
+
 def why_untraceable(module: nn.Module) -> str:
     """Why :mod:`torch.fx` can't trace a module, nothing if it can."""
     try:
-        _Tracer(()).trace(module)
+        _trace(_Tracer(()), module)
     except UNTRACEABLE as error:
         return str(error) or type(error).__name__
     return ""
@@ -57,9 +78,9 @@ def trace(module: nn.Module, slots: Sequence[str] = ()) -> fx.Graph:
         UNTRACEABLE: if the module itself can't be traced.
     """
     try:
-        graph = _Tracer(slots).trace(module)
+        graph = _trace(_Tracer(slots), module)
     except UNTRACEABLE:
-        graph = _Tracer(slots, whole=True).trace(module)
+        graph = _trace(_Tracer(slots, whole=True), module)
     for node in graph.nodes:
         if node.target in _OF_SIZES:  # or code would be made that wraps a name with a dot
             node.meta.pop("is_wrapped", None)
@@ -81,9 +102,22 @@ def split_at(module: nn.Module, slots: Sequence[str]) -> list[nn.Module]:
     """Cut a module after some of its submodules into pieces, one after the other.
 
     Raises:
-        ValueError: if the module can't be traced, lacks a submodule or runs it another number of
+        TypeError: if ``slots`` is a text.
+        ValueError: if the module can't be traced, takes more than one input, lacks a submodule or runs it another number of
             times than once or in another order, or if something leads around a cut.
     """
+    if isinstance(slots, str):
+        raise TypeError(f"slots must be names, such as [{slots!r}], got the text {slots!r}")
+    required = [
+        parameter.name
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    if len(required) != 1:
+        raise ValueError(
+            f"the module must take one input, got forward({', '.join(required)}); wrap it in a "
+            "module that takes one"
+        )
     pieces: list[nn.Module] = []
     cuts = [_cut(module.train(mode), slots) for mode in (True, False)]
     module.train()

@@ -244,3 +244,63 @@ def test_slots_take_modules_only() -> None:
     assert [type(part) for part in network.freeze()] == [nn.Linear] * 3
     network.remove(0)
     assert len(network.freeze()) == 2
+
+
+class Masked(nn.Module):
+    """Takes more than an input, as many modules of other libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0, twice: bool = False
+    ) -> Tensor:
+        h = self.first(x if mask is None else x * mask) * scale
+        return self.last(h + h if twice else h)
+
+
+def test_what_else_a_module_takes_is_its_default() -> None:
+    torch.manual_seed(0)
+    module, x = Masked(), torch.randn(5, 4)
+    network = GrowingNetwork(module, slots=["first"], example=x[:1])
+    torch.testing.assert_close(network(x), module(x))
+    host = ModuleHost(Masked, ["first"], x[:1])
+    assert (host.topology, host.slot_channels, host.num_classes) == ("dense", (6,), 3)
+
+
+def test_modules_that_take_several_inputs_are_refused() -> None:
+    class Two(Masked):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(x, mask)
+
+    with pytest.raises(ValueError, match=r"must take one input, got forward\(x, mask\)"):
+        GrowingNetwork(Two(), slots=["first"], example=torch.zeros(1, 4))
+    with pytest.raises(TypeError, match=r"slots must be names, such as \['first'\], got the text"):
+        GrowingNetwork(Masked(), slots="first", example=torch.zeros(1, 4))
+    with pytest.raises(TypeError, match="slots and example must be given with a module"):
+        GrowingNetwork(Masked())
+
+
+def test_a_network_shares_its_parameters_with_the_module_it_is_made_of() -> None:
+    module = Chain()
+    module.eval()
+    network = GrowingNetwork(module, slots=["0", "1"], example=IMAGES[:1])
+    assert {id(p) for p in network.parameters()} == {id(p) for p in module.parameters()}
+    assert not module.training
+    assert not network.training
+    torch.testing.assert_close(network(IMAGES), module(IMAGES))
+
+
+def test_slots_without_effect_for_a_while() -> None:
+    network = GrowingNetwork(Chain(), slots=["0", "1"], example=IMAGES[:1]).eval()
+    network.plant(0, nn.Conv2d(8, 8, 3, padding=1), Mode.ADD, alpha=0.5)
+    network.plant(1, nn.Tanh(), Mode.MULTIPLY, alpha=1.0)
+    with torch.no_grad():
+        before = network(IMAGES)
+        with network.without([0]):
+            torch.testing.assert_close(network(IMAGES), network(IMAGES, left_out=[0]))
+            with network.without([0, 1]):
+                torch.testing.assert_close(network(IMAGES), network(IMAGES, left_out=[0, 1]))
+            torch.testing.assert_close(network(IMAGES), network(IMAGES, left_out=[0]))
+        assert network(IMAGES).equal(before)
