@@ -103,8 +103,9 @@ def split_at(module: nn.Module, slots: Sequence[str]) -> list[nn.Module]:
 
     Raises:
         TypeError: if ``slots`` is a text.
-        ValueError: if the module can't be traced, takes more than one input, lacks a submodule or runs it another number of
-            times than once or in another order, or if something leads around a cut.
+        ValueError: if the module can't be traced, takes more than one input, lacks a submodule or
+            runs it another number of times than once or in another order, or if something leads
+            around a cut.
     """
     if isinstance(slots, str):
         raise TypeError(f"slots must be names, such as [{slots!r}], got the text {slots!r}")
