@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from envs.networks.behaviour import examples_like, observe
 from envs.networks.blueprints import CONV_BLUEPRINTS, TEXT_BLUEPRINTS, Blueprint
-from envs.networks.cutting import split_at
+from envs.networks.cutting import check_same, split_at
 from envs.networks.drawing import Initialisation, ModuleFactory, tensors_of
 from envs.networks.growing import Gate
 from envs.networks.offers import find_offer
@@ -180,17 +180,13 @@ def _segments(factory: ModuleFactory, slots: Sequence[str], example: Tensor) -> 
 
 
 def _check_cut(module: nn.Module, segments: Sequence[Segment], example: Tensor) -> None:
-    """Refuse a module that does something else in pieces: sums in place are traced as others."""
+    """Refuse a module that does something else in pieces."""
     in_pieces = example = examples_like(example, 1)
     for segment in segments:
         in_pieces = segment.features(in_pieces)
     with torch.no_grad():
         whole = module.eval()(torch.cat([example, example]))[:1]
-    if not torch.allclose(in_pieces, whole, rtol=1e-4, atol=1e-5, equal_nan=True):
-        raise ValueError(
-            "the module must do the same when torch.fx has traced it, but it gives something else; "
-            "write h = h + x for h += x where another step reads h too"
-        )
+    check_same(whole, in_pieces)
 
 
 _make_once = cache(make_seed)  # what is built in is the same for all hosts

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -126,6 +127,30 @@ def split_at(module: nn.Module, slots: Sequence[str]) -> list[nn.Module]:
         differ = in_training.code != in_evaluation.code
         pieces.append(ByMode(in_training, in_evaluation) if differ else in_training)
     return pieces
+
+
+def check_same(whole: Any, in_pieces: Any) -> None:
+    """Refuse a module that gives something else in pieces: sums in place are traced as others.
+
+    Args:
+        whole: what the module gives, a tensor, or a sequence or mapping of such.
+        in_pieces: what its pieces give.
+
+    Raises:
+        ValueError: if they differ beyond rounding.
+    """
+    if isinstance(whole, Mapping):
+        whole, in_pieces = list(whole.values()), list(in_pieces.values())
+    if isinstance(whole, Sequence):
+        for mine, theirs in zip(whole, in_pieces, strict=True):
+            check_same(mine, theirs)
+    elif isinstance(whole, Tensor) and not torch.allclose(
+        in_pieces, whole, rtol=1e-4, atol=1e-5, equal_nan=True
+    ):
+        raise ValueError(
+            "the module must do the same when torch.fx has traced it, but it gives something else; "
+            "write h = h + x for h += x where another step reads h too"
+        )
 
 
 def _cut(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:

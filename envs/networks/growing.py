@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from envs.batched.modes import Mode
 from envs.checks import check_integer, check_number
+from envs.networks.behaviour import examples_like
 from envs.networks.blueprints import Blueprint
-from envs.networks.cutting import split_at
+from envs.networks.cutting import check_same, split_at
 from envs.networks.layers import zero
 from envs.networks.offers import Offer, find_offer
 
@@ -183,8 +184,12 @@ class GrowingNetwork(nn.Module):
                 )
             mode = host.training
             self.pieces = nn.ModuleList(split_at(host, slots))
-            at_slots = _features(self.pieces, example)[:-1]
-            self.offer = find_offer(at_slots, blueprints, channel_dim)
+            examples = examples_like(example, 2).to(example.device)  # one is too few for some
+            with torch.no_grad():
+                whole = host.eval()(examples.clone())
+                *at_slots, in_pieces = _features(self.pieces, examples)
+            check_same(whole, in_pieces)
+            self.offer = find_offer([h[:1] for h in at_slots], blueprints, channel_dim)
             host.train(mode)
             self.train(mode)
         elif isinstance(host, Sequence) and all(isinstance(each, nn.Module) for each in host):
@@ -270,11 +275,10 @@ class GrowingNetwork(nn.Module):
         return nn.Sequential(*parts)
 
 
-def _features(pieces: Iterable[nn.Module], example: Tensor) -> list[Tensor]:
-    """Features after each piece for an example ``[1, …]``, in evaluation."""
-    features, examples = [], torch.cat([example, example])  # some layers want more than one
-    with torch.no_grad():
-        for piece in pieces:
-            examples = piece.eval()(examples)
-            features.append(examples[:1])
+def _features(pieces: Iterable[nn.Module], x: Tensor) -> list[Any]:
+    """Features after each piece for some examples, in evaluation."""
+    features = []
+    for piece in pieces:
+        x = piece.eval()(x)
+        features.append(x)
     return features

@@ -304,3 +304,26 @@ def test_slots_without_effect_for_a_while() -> None:
                 torch.testing.assert_close(network(IMAGES), network(IMAGES, left_out=[0, 1]))
             torch.testing.assert_close(network(IMAGES), network(IMAGES, left_out=[0]))
         assert network(IMAGES).equal(before)
+
+
+def test_a_module_that_is_another_one_in_pieces_is_refused() -> None:
+    class AddsInPlace(Masked):
+        def forward(self, x: Tensor) -> Tensor:
+            h = kept = self.first(x)
+            h += 1
+            return self.last(h * kept)
+
+    with pytest.raises(ValueError, match=r"must do the same when torch\.fx has traced it"):
+        GrowingNetwork(AddsInPlace(), slots=["first"], example=torch.zeros(1, 4))
+
+
+def test_a_module_may_give_more_than_a_tensor() -> None:
+    class Several(Masked):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            h = self.first(x)
+            return {"logits": self.last(h), "features": h}
+
+    module, x = Several(), torch.randn(3, 4)
+    network = GrowingNetwork(module, slots=["first"], example=x[:1])
+    for name, values in module(x).items():
+        torch.testing.assert_close(network(x)[name], values)
