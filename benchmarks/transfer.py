@@ -155,10 +155,14 @@ TABLE_SEEDS: dict[str, Blueprint] = {
 """By the names of the convolutional seeds that do the like."""
 
 
-def digits() -> tuple[Tensor, Tensor]:
-    task = make_task("digits")
+def of_task(name: str) -> tuple[Tensor, Tensor]:
+    """All examples of a task, those of its validation last."""
+    task = make_task(name)
     parts = (task.train, task.validation)
     return torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts])
+
+
+digits, text = partial(of_task, "digits"), partial(of_task, "pydoc")
 
 
 def signals_data() -> tuple[Tensor, Tensor]:
@@ -171,13 +175,6 @@ def table(load: Callable[..., tuple]) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
     x = torch.tensor(inputs, dtype=torch.float32)[order]
     return (x - x.mean(0)) / x.std(0), torch.tensor(classes)[order]
-
-
-def text() -> tuple[Tensor, Tensor]:
-    task = make_task("pydoc")
-    parts = (task.train, task.validation)
-    inputs = torch.cat([p.inputs for p in parts])
-    return inputs, torch.cat([p.targets for p in parts])
 
 
 class Text(nn.Module):

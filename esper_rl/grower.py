@@ -239,7 +239,6 @@ class Grower:
         assert self._applied is not None  # since it has begun
         state = train(self.world, self.state, self._row)
         state, self._applied = judge(self.world, state, self._applied, self._row)
-        state.settle_credit()
         return self._act(state)
 
     def _first(self, validate: Measure) -> State:

@@ -215,3 +215,17 @@ def blueprint_choices(offered: tuple[str, ...]) -> tuple[str, ...]:
         ('flex_attention', 'mine')
     """
     return (*BLUEPRINTS, *(name for name in offered if name not in BLUEPRINTS))
+
+
+def look_up_sizes(sizes: Tensor, gates: Tensor, blueprint: Tensor, algorithm: Tensor) -> Tensor:
+    """Parameters of the seed in every slot, its gate included: float32 ``[N, S]``, 0 without one.
+
+    Args:
+        sizes: of the seeds by slot and choice, ``[S, blueprints]``.
+        gates: of the slots' gates, ``[S]``.
+        blueprint, algorithm: int64 ``[N, S]``.
+    """
+    slots = torch.arange(len(gates), device=gates.device)
+    size = sizes[slots, blueprint.clamp(min=0)]
+    size = size + torch.where(algorithm == Algorithm.GATE, gates, 0.0)
+    return torch.where(blueprint >= 0, size, 0.0)

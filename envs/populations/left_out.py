@@ -43,6 +43,11 @@ class SetsLeftOut:
         self.singles = self.place(1 << slots)
         self.pairs = self.place((1 << slots)[:, None] | 1 << slots)
 
+    def within(self, slots: Tensor) -> Tensor:
+        """Each set's members among the slots bool ``[n, S]``, as sums of bits: int64 ``[n, K]``."""
+        among = (slots << torch.arange(slots.shape[1], device=slots.device)).sum(1, keepdim=True)
+        return self.bits & among
+
     def place(self, bits: Tensor) -> Tensor:
         """Places of sets."""
         return torch.searchsorted(self.bits, bits)

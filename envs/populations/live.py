@@ -6,6 +6,7 @@ large gradients are is seen by a hook.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, cast
@@ -83,9 +84,7 @@ class LiveNetwork:
     def plant(self, slot: int, blueprint: str, key: int) -> None:
         """Make a seed, drawn from ``key``; it runs as soon as :meth:`settle` says so."""
         self.remove(slot)
-        with seeded(key, self.device):
-            seed = self.offer.blueprints[blueprint](self.offer.channels[slot])
-        blend = Blend(seed, Mode.INCUBATE).to(self._like(slot))
+        blend = self._make(slot, blueprint, key)
         if self._processes is not None:
             for tensor in (*blend.parameters(), *blend.buffers()):
                 dist.broadcast(tensor.data, 0, self._processes)
@@ -113,10 +112,20 @@ class LiveNetwork:
                 gate = blend.gate or self._gate(slot) if mode is Mode.GATE else None
                 blend.become(mode, gate)
                 blend.alpha.fill_(alphas[slot])
-                if self.network.slots[slot] is not blend:
-                    blend.train(self.network.training)
-                    self.network.slots[slot] = blend
-                self._optimize(slot, list(blend.parameters()))
+                self._run(slot, blend)
+
+    def _make(self, slot: int, blueprint: str, key: int, mode: Mode = Mode.INCUBATE) -> Blend:
+        """A fresh seed for a slot."""
+        with seeded(key, self.device):
+            seed = self.offer.blueprints[blueprint](self.offer.channels[slot])
+        gate = self._gate(slot) if mode is Mode.GATE else None
+        return Blend(seed, mode, gate=gate).to(self._like(slot))
+
+    def _run(self, slot: int, blend: Blend) -> None:
+        """Let a seed run in the network, and be optimized."""
+        if self.network.slots[slot] is not blend:
+            self.network.slots[slot] = blend.train(self.network.training)
+        self._optimize(slot, list(blend.parameters()))
 
     def _like(self, slot: int) -> Any:
         """A tensor of the device and dtype that a slot's seed should have."""
@@ -247,7 +256,7 @@ class LiveNetwork:
         return {
             "planted": planted,
             "pieces": pieces,
-            "optimizer": _copied(self.optimizer.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "saved": cloned(self._saved),
             "stages": [int(stage) for stage in self.stages],
             "factors": list(self.factors),
@@ -274,11 +283,7 @@ class LiveNetwork:
                     f"state must be of a network that offers {blueprint!r} in slot {slot}, as it "
                     "was saved"
                 )
-            mode = Mode(seed["mode"])
-            with seeded(0, self.device):
-                module = self.offer.blueprints[blueprint](self.offer.channels[slot])
-            gate = self._gate(slot) if mode is Mode.GATE else None
-            blend = Blend(module, mode, gate=gate).to(self._like(slot))
+            blend = self._make(slot, blueprint, 0, Mode(seed["mode"]))
             try:
                 blend.load_state_dict(seed["weights"])
             except RuntimeError as error:
@@ -287,11 +292,10 @@ class LiveNetwork:
         for slot, each in enumerate(planted):
             self.remove(slot)
             if each is not None and state["planted"][str(slot)]["runs"]:
-                self.network.slots[slot] = each[1].train(self.network.training)
-                self._optimize(slot, list(each[1].parameters()))
+                self._run(slot, each[1])
         self.planted = planted
         self.network.pieces.load_state_dict(pieces)
-        self.optimizer.load_state_dict(_copied(state["optimizer"]))
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._saved = cloned(dict(state["saved"]))
         self.stages = [Stage(stage) for stage in state["stages"]]
         self.factors = list(state["factors"])
@@ -337,12 +341,3 @@ def _group_of(piece: nn.Module, optimizer: Optimizer) -> int:
         sum(p.numel() for p in group["params"] if id(p) in own) for group in optimizer.param_groups
     ]
     return numbers.index(max(numbers))
-
-
-def _copied(value: Any) -> Any:
-    """A copy, of tensors too."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, Mapping):
-        return {key: _copied(each) for key, each in value.items()}
-    return [_copied(each) for each in value] if isinstance(value, list | tuple) else value

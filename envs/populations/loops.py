@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from envs.actions import Algorithm
 from envs.checks import check_integer
 from envs.networks.growing import Gate, GrowingNetwork
 from envs.networks.offers import Offer
-from envs.populations.base import SlotInputs, Validation
+from envs.populations.base import SlotInputs, Validation, look_up_sizes
 from envs.populations.left_out import sets_left_out
 from envs.populations.live import LiveNetwork
 from envs.populations.measuring import Measure, seeded
@@ -102,20 +101,19 @@ class LivePopulation:
     def validate(self, inputs: SlotInputs, rows: Tensor, *, ablate: bool) -> Validation:
         num_slots = inputs.stage.shape[1]
         sets = sets_left_out(num_slots, torch.device("cpu"))
-        ablated = inputs.mixed[rows] & (inputs.blueprint[rows] >= 0) & ablate
-        mixed = (ablated << torch.arange(num_slots)).sum(1)
+        ablated = (inputs.kind(training=False)[rows] >= 0) & ablate
+        places = sets.place(sets.within(ablated))
         loss, score = _zeros(len(rows)), _zeros(len(rows))
         lost = _zeros(len(rows), len(sets.bits))
         for place, row in enumerate(rows.tolist()):
             validate, compare = self.validations[row]
-            effective = sets.bits & mixed[place]  # what the sets leave out of what is there
-            chosen = effective.unique()[1:]
-            members = sets.members[sets.place(chosen)]
-            slots = [each.nonzero().squeeze(1).tolist() for each in members]
+            chosen = places[place].unique()[1:]  # without the set of none
+            slots = [each.nonzero().squeeze(1).tolist() for each in sets.members[chosen]]
             measured = self.networks[row].measure(validate, compare, slots)
             loss[place], score[place], points = measured
-            by_set = torch.tensor([0.0, *points], dtype=torch.float32)
-            lost[place] = by_set[torch.searchsorted(torch.cat([sets.bits[:1], chosen]), effective)]
+            by_set = _zeros(len(sets.bits))
+            by_set[chosen] = torch.tensor(points, dtype=torch.float32)
+            lost[place] = by_set[places[place]]
         return Validation(loss, score, lost, torch.zeros_like(lost), ablated)
 
     def network(self, row: int, inputs: SlotInputs) -> GrowingNetwork:
@@ -134,10 +132,7 @@ class LivePopulation:
         live.optimizer.state.clear()
 
     def count_seed_params(self, blueprint: Tensor, algorithm: Tensor) -> Tensor:
-        slots = torch.arange(blueprint.shape[1])
-        size = self._sizes[slots, blueprint.clamp(min=0)]
-        size = size + torch.where(algorithm == Algorithm.GATE, self._gate_sizes, 0.0)
-        return torch.where(blueprint >= 0, size, 0.0)
+        return look_up_sizes(self._sizes, self._gate_sizes, blueprint, algorithm)
 
 
 class LoopPopulation(LivePopulation):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from envs.actions import Algorithm
 from envs.batched.modes import Mode
 from envs.batched.optimizers import Optimizer
 from envs.batched.workers import keep_freed_memory
@@ -24,7 +23,7 @@ from envs.checks import check_integer
 from envs.hosts import ModuleHost
 from envs.networks.compiling import NotCompiledError
 from envs.networks.growing import Blend, GrowingNetwork
-from envs.populations.base import SlotInputs, Validation
+from envs.populations.base import SlotInputs, Validation, look_up_sizes
 from envs.populations.data import LabelledData
 from envs.populations.left_out import sets_left_out
 from envs.populations.networks import Networks
@@ -116,10 +115,7 @@ class TrainedPopulation(TensorRows):
         return [self.params[:, columns] for columns in self.networks.slots]
 
     def count_seed_params(self, blueprint: Tensor, algorithm: Tensor) -> Tensor:
-        slots = torch.arange(self.num_slots, device=self.device)
-        size = self._module_sizes[slots, blueprint.clamp(min=0)]
-        size = size + torch.where(algorithm == Algorithm.GATE, self._gate_sizes, 0.0)
-        return torch.where(blueprint >= 0, size, 0.0)
+        return look_up_sizes(self._module_sizes, self._gate_sizes, blueprint, algorithm)
 
     def network(self, row: int, inputs: SlotInputs) -> GrowingNetwork:
         """One row's network as an ordinary module on the CPU, in evaluation mode.
@@ -247,8 +243,7 @@ class TrainedPopulation(TensorRows):
         sets = sets_left_out(self.num_slots, self.device)
         ablated = (inputs.kind(training=False)[rows] >= 0) & ablate
         # Leaving out a slot that gives nothing is leaving out the others of the set.
-        mixed = (ablated << torch.arange(self.num_slots, device=self.device)).sum(1, keepdim=True)
-        places = sets.place(sets.bits & mixed)
+        places = sets.place(sets.within(ablated))
         total, square = (each[rows].gather(1, places) for each in scores)
         answers = self.data.num_answers
         spread = square * answers - total.square()  # exact up to some thousand answers

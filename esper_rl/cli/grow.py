@@ -18,7 +18,6 @@ from esper_rl.evaluation import EVALUATION_SEED, GREEDY, SAMPLED, Arena
 from esper_rl.evaluation.best_network import (
     GrownNetwork,
     check_network_file,
-    example_of,
     play_best,
     save_network,
 )
@@ -102,11 +101,9 @@ def _grow(arguments: argparse.Namespace) -> tuple[GrownNetwork, MorphogenesisEnv
     name, hosts, seed = arguments.policy, arguments.hosts, arguments.seed
     if name not in _BASELINES and "@" not in name:
         arena = Arena(name, hosts, seed=seed, settings=arguments.settings)
-        example_of(arena.world.task)  # fails before anything is played
         player = SAMPLED if arguments.sampled else GREEDY
         return play_best(arena.enter(player), arena.world, player.mode), arena.world.base_env
     env = make_env(compose_config(arguments.settings), num_envs=hosts, seed=seed)
-    example_of(env.task)
     torch.manual_seed(seed)
     policy = _BASELINES[name]() if name in _BASELINES else _schedule(name, env)
     return play_best(policy, env, "sampled"), env
@@ -117,7 +114,6 @@ def _schedule(text: str, env: MorphogenesisEnv) -> SchedulePolicy:
     blueprints = torch.full((env.num_slots,), -1)
     epochs = torch.zeros_like(blueprints)
     names = env.population.blueprints
-    offered = [name for name, each in zip(names, env.population.offered, strict=True) if each]
     for part in text.split(","):
         match = _SEED_OF_A_SCHEDULE.fullmatch(part.strip())
         if match is None:
@@ -126,7 +122,7 @@ def _schedule(text: str, env: MorphogenesisEnv) -> SchedulePolicy:
             )
         blueprint, slot, epoch = match.groups(default="0")
         with config_errors(f"schedule {part!r}: "):
-            check_choice("blueprint", blueprint, offered)
+            check_choice("blueprint", blueprint, env.task.offered)
             last, end = len(blueprints) - 1, env.max_epochs - 1
             check_integer("slot", int(slot), least=0, most=last, what="last slot")
             check_integer("epoch", int(epoch), least=0, most=end, what="last epoch")

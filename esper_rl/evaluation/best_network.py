@@ -69,7 +69,6 @@ def save_best_network(
     """
     check_network_file(path)
     arena = Arena(run, episodes, seed=seed, settings=settings)
-    example_of(arena.world.task)  # fails before anything is played
     grown = play_best(arena.enter(player), arena.world, player.mode)
     return save_network(grown, path, arena.world.task)
 
@@ -123,6 +122,7 @@ def play_best(
     policy: Callable[[TensorDictBase], TensorDictBase], env: EnvBase, mode: Mode
 ) -> GrownNetwork:
     """Play an episode on each row of a world, from its next reset on; keep the best network."""
+    example_of(env.task)  # fails before anything is played
     rows = env.batch_size.numel()
     best, network, row, length = -1.0, None, 0, 0
     steps, playing = [], torch.ones(rows, dtype=torch.bool)
