@@ -12,6 +12,7 @@ from envs.networks.growing import GrowingNetwork
 from envs.observation import feature_names
 from envs.registration import list_tasks, make_task, register_ids, register_task
 from envs.reward import RewardConfig
+from envs.reward_schedule import Ramp, RewardSchedule
 from envs.tasks import ArrayTask, LoopTask, Task
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "LoopTask",
     "ModuleHost",
     "MorphogenesisEnv",
+    "Ramp",
     "ResumableEnv",
     "RewardConfig",
+    "RewardSchedule",
     "Task",
     "TextHost",
     "feature_names",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from envs.populations.left_out import MOST_SLOTS
 from envs.registration import make_task
 from envs.reset import begin
 from envs.reward import REWARD_TERMS, RewardConfig
+from envs.reward_schedule import RewardSchedule
 from envs.specs import SpecMaker
 from envs.state import Slots, State
 from envs.step_inputs import check_action, check_begun, marked_rows
@@ -84,7 +86,8 @@ class MorphogenesisEnv(EnvBase):
         gates: ``"permissive"``, ``"strict"`` (asks also for a healthy gradient before blending
             and a contribution before fossilizing) or ``"hidden"`` (strict, but not shown in the
             masks).
-        reward: weights of the reward's terms; default: the task's.
+        reward: weights of the reward's terms; default: the task's. A :class:`envs.RewardSchedule`
+            lets them change with the steps that this environment has taken.
         counterfactual_every: epochs between two measurements of contributions and interactions.
             A contribution that is paid for is measured then; a reward with ``synergy`` or
             ``hindsight`` needs the interactions of every epoch.
@@ -97,7 +100,8 @@ class MorphogenesisEnv(EnvBase):
 
     Raises:
         ValueError: on an unknown task or choice, or a number out of range.
-        TypeError: if a number isn't an integer, or ``reward`` no RewardConfig.
+        TypeError: if a number isn't an integer, or ``reward`` neither a RewardConfig nor a
+            schedule.
 
     Examples:
         >>> env = MorphogenesisEnv(num_envs=2, max_epochs=3)
@@ -120,7 +124,7 @@ class MorphogenesisEnv(EnvBase):
         minibatch_size: int | None = None,
         validation_size: int | None = None,
         gates: str = "permissive",
-        reward: RewardConfig | None = None,
+        reward: RewardConfig | RewardSchedule | None = None,
         counterfactual_every: int = 1,
         time_limit: str = "terminate",
     ) -> None:
@@ -140,8 +144,10 @@ class MorphogenesisEnv(EnvBase):
         what = "most whose pairs it measures"
         num_slots = check_integer("num_slots", num_slots, most=MOST_SLOTS, what=what)
         chosen_seed = check_seed("seed", seed)
-        if reward is not None and not isinstance(reward, RewardConfig):
-            raise TypeError(f"reward must be a RewardConfig or None, got {reward!r}")
+        if not isinstance(reward, RewardConfig | RewardSchedule | None):
+            raise TypeError(
+                f"reward must be a RewardConfig, a RewardSchedule or None, got {reward!r}"
+            )
         check_choice("gates", gates, GATES)
         check_choice("time_limit", time_limit, TIME_LIMITS)
         super().__init__(device=check_device("device", device), batch_size=torch.Size([num_envs]))
@@ -152,8 +158,11 @@ class MorphogenesisEnv(EnvBase):
         self.num_slots = num_slots
         self.max_epochs = max_epochs
         self.gates = gates
-        self.reward_config = task.reward if reward is None else reward
-        self.reward_config.check_cadence(counterfactual_every)
+        self.reward_schedule = reward if isinstance(reward, RewardSchedule) else None
+        final = reward.final if isinstance(reward, RewardSchedule) else reward
+        self.reward_config = task.reward if final is None else final
+        for weights in (self.reward_config, self._weights(steps=0)):
+            weights.check_cadence(counterfactual_every)
         self.counterfactual_every = counterfactual_every
         self.time_limit = time_limit
         present = min(num_slots, task.num_slots)
@@ -183,7 +192,7 @@ class MorphogenesisEnv(EnvBase):
         self.action_spec = make.action()
         self.reward_spec = make.reward()
         self.done_spec = make.done()
-        self._seed = chosen_seed
+        self._seed, self._steps = chosen_seed, 0
         self.state = self._fresh()
         self.state.terminated = ~self.state.terminated  # until it is reset
 
@@ -216,7 +225,8 @@ class MorphogenesisEnv(EnvBase):
     def get_extra_state(self) -> dict[str, Any]:
         """All that decides how it goes on, copied: ``state_dict()`` holds it."""
         tensors = save_tensors(self.state, self.population)
-        return {"options": self._options(), "seed": self._seed, **tensors}
+        progress = {"seed": self._seed, "steps": self._steps}
+        return {"options": self._options(), **progress, **tensors}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from there, bitwise; ``load_state_dict`` calls it.
@@ -227,13 +237,15 @@ class MorphogenesisEnv(EnvBase):
         """
         check_options(self._options(), state.get("options", {}))
         self.state = load_tensors(state, self.state, self.population)
-        self._seed = state["seed"]
+        self._seed, self._steps = int(state["seed"]), int(state.get("steps", 0))
 
     def _options(self) -> dict[str, Any]:
         """By name, all that decides how a state goes on and isn't in it: plain values."""
         sizes = ("num_envs", "num_slots", "batches_per_epoch", "minibatch_size", "validation_size")
         rules = ("max_epochs", "time_limit", "gates", "counterfactual_every")
+        schedule = self.reward_schedule
         return {
+            **({} if schedule is None else {"reward_schedule": repr(schedule)}),
             **{f"task.{name}": value for name, value in self.task.numbers().items()},
             **{name: getattr(self, name) for name in (*sizes, *rules)},
             **{f"reward.{name}": value for name, value in self.reward_config.weights().items()},
@@ -269,8 +281,15 @@ class MorphogenesisEnv(EnvBase):
         action = check_action(tensordict.get("action", None), self.num_envs, self.head_sizes)
         stepping = marked_rows(tensordict, "_step", self._rows)
         check_begun(stepping, self.state.done)
-        self.state, reward = advance(self.world, self.state, action, stepping)
+        world = replace(self.world, reward=self._weights(self._steps))
+        self.state, reward = advance(world, self.state, action, stepping)
+        self._steps += 1
         return self.observe().set("reward", reward)
+
+    def _weights(self, steps: int) -> RewardConfig:
+        """Weights of the reward after so many steps."""
+        schedule = self.reward_schedule
+        return self.reward_config if schedule is None else schedule.at(steps)
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
         """Draw an action and write it: a legal one where the TensorDict holds ``action_mask``.

@@ -37,18 +37,18 @@ def digits_full() -> ArrayTask:
     )
 
 
-def digits_varied(kernel_size: Sequence[int | None] = (None, None, None)) -> ArrayTask:
-    """1×1 or 3×3 kernels, drawn block by block in every episode, so that watching pays.
+def digits_varied(kernel_size: Sequence[int | None] = (None, 1, None)) -> ArrayTask:
+    """1×1 or 3×3 kernels in the first and in the last block, drawn in every episode.
 
-    The agent isn't told which of the eight variants it has, but how well a host does after the ten
-    epochs that it learns alone: 12 ± 3 % right where all kernels are 1×1, 89 ± 4 % where none is.
-    A seed with spatial kernels near the input is worth much where the host has none there, and
-    little where it has. So planting and size cost ten times and more what they do in ``digits``,
-    and a seed that contributes, or helps another one, isn't paid for that: a host comes to lean on
-    seeds that it could do without.
+    The agent isn't told which of the four variants it has, but how well a host does after the ten
+    epochs that it learns alone. A seed with spatial kernels near the input is worth much where the
+    host has none in its first block, and costs more than it brings where it has. So planting and
+    size cost far more than in ``digits``: always planting earns no more than always waiting, and
+    all that is earned beyond that is earned by watching. A seed that contributes, or helps another
+    one, isn't paid for that: a host comes to lean on seeds that it could do without.
 
     Args:
-        kernel_size: of every block, 1, 3 or None, which is drawn: ``(1, 3, 1)`` is one variant.
+        kernel_size: of every block, 1, 3 or None, which is drawn: ``(1, 1, 3)`` is one variant.
     """
     return _digits(
         "digits_varied",
@@ -56,7 +56,7 @@ def digits_varied(kernel_size: Sequence[int | None] = (None, None, None)) -> Arr
         description="8×8 digits, host with 1×1 or 3×3 kernels, drawn block by block",
         reward=RewardConfig(
             rent=0.05,
-            intervention={**RewardConfig().intervention, Op.GERMINATE: 0.2},
+            intervention={**RewardConfig().intervention, Op.GERMINATE: 1.2},
             bonus=0.0,
             hindsight=0.0,
             upkeep=0.003,

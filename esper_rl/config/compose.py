@@ -110,6 +110,11 @@ def in_another_world(config: TrainConfig, overrides: Sequence[str]) -> TrainConf
         return config
     settings = _parse_single(overrides)
     for key, setting in settings.items():
+        if key.startswith("reward.schedule"):
+            raise ConfigError(
+                f"override {setting.input_line!r}: a policy is played at the final prices; set "
+                "those, reward.rent for example"
+            )
         if not key.startswith(_OF_A_WORLD):
             raise ConfigError(
                 f"override {setting.input_line!r}: a policy is played as it was trained; only "

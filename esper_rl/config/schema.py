@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from envs import RewardConfig, make_task
+from envs import Ramp, RewardConfig, make_task
 from envs.actions import Op
 from esper_rl.errors import (
     check_device,
@@ -77,6 +77,12 @@ class RewardOptions:
     size: float | None = _price("size", "weight of the parameter budget's share, at the end")
     hasty_prune: float | None = _price("hasty_prune", "cost of pruning a young seed, if minimal")
     governor: float | None = _price("governor", "cost of a rollback")
+    schedule: list[Ramp] = option(
+        list,
+        "weights that change while it learns, each {key: intervention.GERMINATE, start: 0.2, "
+        "begin: 0.2, end: 0.6}: start until that share of the run, then linearly to the weight "
+        "itself, at which policies are evaluated",
+    )
 
     def weights(self, prices: RewardConfig, gamma: float) -> RewardConfig:
         """The weights of a run on a task with these prices.
@@ -85,6 +91,7 @@ class RewardOptions:
             ValueError: if a weight is out of range.
         """
         given = {name: value for name, value in vars(self).items() if value is not None}
+        del given["schedule"]
         given["intervention"] = {**prices.intervention, **given["intervention"]}
         return replace(prices, gamma=gamma, **given)
 
@@ -176,7 +183,7 @@ class TrainConfig:
             check_integer(
                 "policy.attention_span",
                 self.policy.attention_span,
-                most=self._episode,
+                most=self.episode_steps,
                 what="epochs of an episode",
             )
         check_device("device", self.device)
@@ -186,11 +193,11 @@ class TrainConfig:
         """Steps of an iteration over all rows: ``steps_per_iteration``, or whole episodes."""
         if self.steps_per_iteration is not None:
             return self.steps_per_iteration
-        return self.env.num_envs * self._episode
+        return self.env.num_envs * self.episode_steps
 
     @property
-    def _episode(self) -> int:
-        """Epochs of an episode."""
+    def episode_steps(self) -> int:
+        """Epochs of an episode, a step each."""
         if self.env.max_epochs is not None:
             return self.env.max_epochs
         with config_errors("env."):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from envs import MorphogenesisEnv, make_task
+from envs import MorphogenesisEnv, RewardSchedule, make_task
 from esper_rl.config.schema import RewardOptions, TrainConfig
 from esper_rl.errors import config_errors
 
@@ -13,13 +13,17 @@ _OF_TASK = ("max_epochs", "batches_per_epoch", "minibatch_size", "validation_siz
 """Fields of ``env`` that are the task's where nothing is said."""
 
 
-def make_env(config: TrainConfig, *, seed: int, num_envs: int | None = None) -> MorphogenesisEnv:
+def make_env(
+    config: TrainConfig, *, seed: int, num_envs: int | None = None, scheduled: bool = False
+) -> MorphogenesisEnv:
     """Build the world that ``config`` describes; its potentials are discounted as PPO discounts.
 
     Args:
         config: of the run.
         seed: seed of the world's random numbers.
         num_envs: number of rows, if not the configuration's.
+        scheduled: the reward's weights change with the world's steps, as they do where the policy
+            learns; otherwise they are the final ones.
 
     Raises:
         ConfigError: when the world refuses a value.
@@ -28,8 +32,24 @@ def make_env(config: TrainConfig, *, seed: int, num_envs: int | None = None) -> 
         options: dict[str, Any] = vars(config.env) | {"task": make_task(config.env.task)}
         if num_envs is not None:
             options["num_envs"] = num_envs
-        reward = config.reward.weights(options["task"].reward, config.ppo.gamma)
+        schedule = make_schedule(config)
+        reward = schedule if scheduled and schedule.ramps else schedule.final
         return MorphogenesisEnv(**options, seed=seed, device=config.device, reward=reward)
+
+
+def make_schedule(config: TrainConfig) -> RewardSchedule:
+    """The reward of a run, by the steps that a row has taken; it changes between episodes.
+
+    Raises:
+        ConfigError: for a weight, or a schedule of one, that is out of range.
+    """
+    with config_errors():
+        return RewardSchedule(
+            config.reward.weights(make_task(config.env.task).reward, config.ppo.gamma),
+            config.reward.schedule,
+            steps=config.iterations * config.rollout_steps // config.env.num_envs,
+            every=config.episode_steps,
+        )
 
 
 def pin_world(config: TrainConfig) -> TrainConfig:
@@ -50,7 +70,8 @@ def pin_world(config: TrainConfig) -> TrainConfig:
         }
         weights = config.reward.weights(task.reward, config.ppo.gamma)
     named: dict[str, Any] = {
-        each.name: getattr(weights, each.name) for each in fields(RewardOptions)
+        each.name: getattr(weights, each.name, config.reward.schedule)
+        for each in fields(RewardOptions)
     }
     return replace(config, env=replace(config.env, **sizes), reward=RewardOptions(**named))
 

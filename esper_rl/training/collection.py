@@ -127,7 +127,8 @@ def _make_world(
     """A worker's share of the rows; its own seed makes the policy's draws its own too."""
     register_tasks(tasks)
     torch.manual_seed(seed)
-    env = make_env(config, seed=seed, num_envs=config.env.num_envs // config.workers)
+    rows = config.env.num_envs // config.workers
+    env = make_env(config, seed=seed, num_envs=rows, scheduled=True)
     return ResumableEnv(env, Compose(*transforms, DiscountedRewardSum(config.ppo.gamma), Timer()))
 
 

@@ -15,7 +15,7 @@ from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import BaseCollector
 
 from envs.actions import CAUSAL_RELEVANCE
-from esper_rl.config import TrainConfig, dump_config, make_env, pin_world
+from esper_rl.config import TrainConfig, dump_config, make_env, make_schedule, pin_world
 from esper_rl.growing.monitors import (
     EXPLODED,
     cell_metrics,
@@ -186,8 +186,10 @@ def _learn(
     """Collect steps, learn from them, note what happened and save, after ``done`` iterations."""
     steps, iterations = done * config.rollout_steps, config.iterations
     rollouts, saved_at = iter(collector), perf_counter()
+    schedule, rows = make_schedule(config), config.env.num_envs
     save_policy(run, ppo.actor_critic, config.policy, topology, steps)
     for iteration in range(done, iterations):
+        prices = schedule.prices(steps // rows)
         begun = perf_counter()
         batch = next(rollouts)  # [N, T]
         collected = perf_counter()
@@ -205,6 +207,7 @@ def _learn(
         seconds = (collected - begun) + (updated - updating)
         row = {
             "steps": steps,
+            **{f"price/{key}": price for key, price in prices.items()},
             **rollout_metrics(batch),
             **credit_metrics(batch),
             **cell_metrics(batch),

@@ -124,7 +124,7 @@ def test_only_pixels_of_one_channel_take_the_closed_form(name: str) -> None:
     [
         ("digits", (1, 1, 1), 1090),
         ("digits_full", (3, 3, 3), 6274),
-        ("digits_varied", (None, None, None), 3 + 8 + 128 + 512 + 6274),
+        ("digits_varied", (None, 1, None), 6274 - 8 * 128 + 2 + 8 + 512),
     ],
 )
 def test_hosts_of_the_tasks(name, kernel_sizes, total):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
@@ -19,8 +20,11 @@ from esper_rl.config import (
     compose_jobs,
     describe_options,
     dump_config,
+    in_another_world,
     load_config,
     make_env,
+    make_schedule,
+    pin_world,
 )
 from esper_rl.errors import ConfigError
 from esper_rl.growing import PRESETS
@@ -141,6 +145,47 @@ def test_weights_of_the_reward_are_options() -> None:
     assert make_env(compose_config([]), seed=0).reward_config == default
     names = {option[0] for option in describe_options()}
     assert {f"reward.{each.name}" for each in fields(RewardConfig)} - names == {"reward.gamma"}
+
+
+GROWING_DEARER = "{key: intervention.GERMINATE, start: 0.5, begin: 0.2, end: 0.6}"
+
+
+def test_prices_change_where_a_policy_learns_and_are_final_elsewhere() -> None:
+    config = compose_config(
+        ["reward.rent=0.02", "env.max_epochs=5", f"reward.schedule=[{GROWING_DEARER}]"]
+    )
+    assert load_config(dump_config(config)) == config
+    assert pin_world(config).reward.schedule == config.reward.schedule
+    env, played = make_env(config, seed=0, scheduled=True), make_env(config, seed=0)
+    assert env.reward_schedule == make_schedule(config)
+    assert (env.reward_schedule.every, env.reward_schedule.steps) == (5, 41_600 // 32)
+    assert played.reward_schedule is None
+    assert played.reward_config == env.reward_config == make_schedule(config).final
+    assert make_schedule(config).at(0).intervention[Op.GERMINATE] == 0.5
+    assert compose_config(["reward.schedule=[]"], config).reward.schedule == []
+    unscheduled = make_env(compose_config([]), seed=0, scheduled=True)
+    assert unscheduled.reward_schedule is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        ("[{key: rend, start: 1}]", "key of a schedule must be one of"),
+        ("[{key: rent, start: -1}]", "start of rent's schedule must be"),
+        ("[{key: rent}]", "missing mandatory value: start"),
+        ("[{key: rent, start: 1, to: 2}]", "Key 'to' not in 'Ramp'"),
+        ("[3]", "reward.schedule"),
+        ("[{key: rent, start: 1}, {key: rent, start: 2}]", "each key once, got 'rent'"),
+    ],
+)
+def test_a_schedule_that_is_none_is_refused(schedule: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        make_env(compose_config([f"reward.schedule={schedule}"]), seed=0, scheduled=True)
+
+
+def test_an_evaluation_has_no_schedule() -> None:
+    with pytest.raises(ConfigError, match="played at the final prices"):
+        in_another_world(TrainConfig(), [f"reward.schedule=[{GROWING_DEARER}]"])
 
 
 def test_a_run_keeps_the_prices_of_its_task() -> None:
@@ -279,8 +324,8 @@ def test_a_tasks_own_numbers_are_defaults_of_its_runs() -> None:
     task = make_task("scaffold")
     assert (config.ppo.lr, config.workers, config.total_steps) == (7e-4, 1, 622_080)
     varied = compose_config(["task=digits_varied"])
-    assert varied.policy.initial_logits == {"op": [0, -3, -1, -4, 1, 1]}
-    assert (varied.ppo.lmbda, varied.total_steps) == (0.98, 144_000)
+    assert varied.policy.initial_logits == {"op": [0, -3, -1, -3, 1, 1]}
+    assert (varied.ppo.lmbda, varied.total_steps) == (0.95, 96_000)
     assert config.rollout_steps == config.env.num_envs * task.max_epochs
     assert config.iterations * config.rollout_steps == config.total_steps  # whole episodes
     said = compose_config(["ppo.lr=1e-5", "task=scaffold", "env.max_epochs=20"])

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensordict import TensorDictBase
 
 from benchmarks.killing import kill_until_over, numbers, same_weights, starts_at_once
+from envs.actions import Op
 from esper_rl import Callback, resume, train
 from esper_rl.cli import main
 from esper_rl.config import TrainConfig, compose_config
@@ -35,6 +37,19 @@ class Copies(Callback):
     def on_iteration(self, metrics: Mapping[str, float]) -> None:
         self.iterations += 1
         shutil.copytree(self.run, ended_in(self.run, self.iterations))
+
+
+class Paid(Callback):
+    """What planting has cost in every iteration, by row: the dearest and the cheapest."""
+
+    def on_start(self, config: TrainConfig, run: RunFolder) -> None:
+        self.prices: list[list[float]] = []
+
+    def on_rollout(self, batch: TensorDictBase) -> None:
+        planted = batch["next", "metrics", "executed_op"] == Op.GERMINATE
+        assert planted.any(1).all()  # in every row, and so in every worker
+        costs = -batch["next", "reward_terms", "intervention"].squeeze(-1)[planted]
+        self.prices.append([costs.min().item(), costs.max().item()])
 
 
 def ended_in(run: Path, iteration: int) -> Path:
@@ -71,6 +86,23 @@ def test_with_several_processes_it_does_too(tiny_config: Configure) -> None:
     threads = torch.get_num_threads()
     whole = train(tiny_config("env.max_epochs=7", "total_steps=40", "workers=2"), [Copies()])
     assert torch.get_num_threads() == threads
+    assert_same_run(resume(ended_in(whole, 2)), whole)
+
+
+DEARER = "reward.schedule=[{key: intervention.GERMINATE, start: 0.0, begin: 0.2, end: 0.6}]"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_prices_go_on_where_they_were(tiny_config: Configure, workers: int) -> None:
+    """Every worker is paid at the prices that the metrics name."""
+    eager = "policy.initial_logits.op=[-9,9,0,-9,-9,9]"
+    final = "reward.intervention.GERMINATE=2.0"
+    paid = Paid()
+    config = tiny_config(DEARER, eager, final, "total_steps=100", f"workers={workers}")
+    whole = train(config, [Copies(), paid])
+    prices = [row["price/intervention.GERMINATE"] for row in read_metrics(whole)]
+    assert prices == pytest.approx([0.0, 0.0, 1.0, 2.0, 2.0], abs=1e-6)
+    assert paid.prices == [pytest.approx([price] * 2) for price in prices]
     assert_same_run(resume(ended_in(whole, 2)), whole)
 
 
