@@ -48,21 +48,23 @@ def study_parser(
 
 
 def open_study(
-    parser: argparse.ArgumentParser, study: str, option: str
+    parser: argparse.ArgumentParser, study: str, *options: str
 ) -> tuple[argparse.Namespace, Path, dict[str, Any]]:
     """Parse a command line and find the study's results: a file for each name of other settings.
 
     Args:
         parser: of :func:`study_parser`; ends the program on a bad command line.
         study: name of the study.
-        option: that makes its results others, which asks for a ``--name``.
+        options: that make its results others, which asks for a ``--name``.
 
     Returns:
         The arguments, the file, and what it holds, nothing where it isn't there yet.
     """
     args = parser.parse_args()
-    if (getattr(args, option) != parser.get_default(option)) != bool(args.name):
-        parser.error(f"--{option} and --name go together: other settings have files of their own")
+    others = [each for each in options if getattr(args, each) != parser.get_default(each)]
+    if bool(others) != bool(args.name):
+        named = " or ".join(f"--{each}" for each in options)
+        parser.error(f"{named} and --name go together: other settings have files of their own")
     path = RESULTS / (f"{study}_{args.name}.json" if args.name else f"{study}.json")
     return args, path, json.loads(path.read_text()) if path.exists() else {}
 

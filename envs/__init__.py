@@ -1,8 +1,8 @@
 """The world: neural networks that grow while they train.
 
 >>> from envs import MorphogenesisEnv, list_tasks
->>> list_tasks()[:6]
-['cifar10', 'digits', 'digits_full', 'digits_varied', 'pydoc', 'scaffold']
+>>> list_tasks()[:4]
+['cifar10', 'digits', 'digits_full', 'digits_mixed']
 """
 
 from envs.checkpointing import ResumableEnv

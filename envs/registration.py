@@ -21,6 +21,7 @@ _BUILT_IN = {
     "cifar10": "envs.tasks.cifar:cifar10",
     "digits": "envs.tasks.digits:digits",
     "digits_full": "envs.tasks.digits:digits_full",
+    "digits_mixed": "envs.tasks.digits:digits_mixed",
     "digits_varied": "envs.tasks.digits:digits_varied",
     "pydoc": "envs.tasks.text:pydoc",
     "scaffold": "envs.tasks.scaffold:scaffold",

@@ -12,7 +12,7 @@ from torch import nn
 from envs.checks import check_choice, check_integer
 from envs.hosts.module import ModuleHost
 from envs.networks.blueprints import CONV_BLUEPRINTS, Blueprint
-from envs.networks.layers import DrawnConv, conv
+from envs.networks.layers import DrawnChannel, DrawnConv, conv
 
 
 class ConvHost(ModuleHost):
@@ -26,6 +26,8 @@ class ConvHost(ModuleHost):
         pooled: for every block, does 2×2 max pooling follow?
         classes: number of classes.
         blueprints: what can be planted, by name.
+        drawn_channel: every network sees one of two channels of the input only, which is drawn
+            with its parameters, as likely as the other.
 
     Raises:
         TypeError: if a size isn't an integer.
@@ -46,6 +48,7 @@ class ConvHost(ModuleHost):
         pooled: Sequence[bool] = (True, True, False),
         classes: int = 10,
         blueprints: Mapping[str, Blueprint] = CONV_BLUEPRINTS,
+        drawn_channel: bool = False,
     ) -> None:
         if isinstance(kernel_size, Sequence):
             kernel_sizes = tuple(kernel_size)
@@ -78,7 +81,11 @@ class ConvHost(ModuleHost):
         self.kernel_sizes, self.image_shape = kernel_sizes, image_shape
 
         shapes = tuple(zip(kernel_sizes, channels, pooled, strict=True))
-        network = partial(_network, in_channels, shapes, classes)
+        if drawn_channel and in_channels != 2:
+            raise ValueError(
+                f"image_shape must have 2 channels, of which one is drawn, got {image_shape}"
+            )
+        network = partial(_network, in_channels, shapes, classes, drawn_channel)
         slots = [f"block{i + 1}" for i in range(len(channels))]
         super().__init__(
             network, slots, torch.zeros(1, *image_shape), blueprints, topology="convolutional"
@@ -86,10 +93,15 @@ class ConvHost(ModuleHost):
 
 
 def _network(
-    inputs: int, shapes: Sequence[tuple[int | None, int, bool]], classes: int
+    inputs: int,
+    shapes: Sequence[tuple[int | None, int, bool]],
+    classes: int,
+    drawn_channel: bool,
 ) -> nn.Module:
     """Blocks of these kernel sizes, channels and pooling, and a classifier."""
     blocks = OrderedDict[str, nn.Module]()
+    if drawn_channel:
+        blocks["channel"], inputs = DrawnChannel(), 1
     for i, (size, outputs, pool) in enumerate(shapes):
         kernel = DrawnConv(inputs, outputs) if size is None else conv(inputs, outputs, size)
         norm = [nn.GroupNorm(1, outputs), nn.ReLU(), *[nn.MaxPool2d(2)] * pool]

@@ -178,3 +178,21 @@ class DrawnConv(nn.Module):
     def chosen(self) -> nn.Conv2d:
         """The one that it uses."""
         return self.large if self.coin > 0 else self.small
+
+
+class DrawnChannel(nn.Module):
+    """One of two channels, ``[B, 2, …]`` to ``[B, 1, …]``.
+
+    Which one is decided by the sign of a number that is drawn like a weight and never learns.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coin = nn.Parameter(torch.empty(1), requires_grad=False)
+        nn.init.uniform_(self.coin, -1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)
+        # Exactly 0 or 1, by steps that have a compiled form; torch.where has none.
+        chosen = torch.sigmoid(1e6 * (0 * first + self.coin))
+        return first + chosen * (second - first)

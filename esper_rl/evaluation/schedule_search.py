@@ -135,6 +135,12 @@ def all_schedules(env: MorphogenesisEnv, at_most: int) -> list[Schedule]:
     ]
 
 
+def single_schedules(env: MorphogenesisEnv) -> list[Schedule]:
+    """Always waiting, and every schedule of one seed."""
+    choices = product(range(env.num_slots), _blueprints(env), _epochs(env))
+    return [(), *((choice,) for choice in choices)]
+
+
 def _draw(env: MorphogenesisEnv, chance: Random) -> Schedule:
     """A random schedule, of one seed as often as of two or three."""
     slots = sorted(chance.sample(range(env.num_slots), chance.randint(1, env.num_slots)))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from envs import ConvHost
+from envs import ArrayTask, ConvHost, MorphogenesisEnv
 from envs.actions import Stage
 from envs.batched.instructions import Field, Opcode
 from envs.batched.optimizers import SGD
@@ -195,6 +195,27 @@ def test_every_variant_is_drawn_as_often_as_the_others():
 def test_images_that_cannot_be_halved_are_refused(image_shape):
     with pytest.raises(ValueError, match=r"image_shape must .* of 4, to be halved 2 times"):
         ConvHost(1, image_shape)
+
+
+def test_a_channel_is_drawn_and_the_other_one_is_never_seen():
+    host = ConvHost((None, 1, 1), image_shape=(2, 8, 8), drawn_channel=True)
+    pictures, classes = torch.randn(60, 2, 8, 8), torch.arange(60) % 10
+    task = ArrayTask(name="two", host=host, train=(pictures, classes), validation=20)
+    env = MorphogenesisEnv(
+        task, num_envs=12, max_epochs=2, batches_per_epoch=2, minibatch_size=8, seed=0
+    )
+    env.rollout(2)
+    seen = []
+    for row in range(env.num_envs):
+        network, x = env.network(row), pictures[:5].requires_grad_()
+        (grad,) = torch.autograd.grad(network(x).square().sum(), x)
+        seen.append(tuple((grad != 0).flatten(2).any(2).any(0).tolist()))
+    assert set(seen) == {(True, False), (False, True)}
+
+
+def test_a_channel_is_drawn_of_two():
+    with pytest.raises(ValueError, match=r"image_shape must have 2 channels, .* got \(1, 8, 8\)"):
+        ConvHost(1, drawn_channel=True)
 
 
 def test_every_block_must_say_whether_it_pools():

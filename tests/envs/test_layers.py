@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from envs.networks.layers import (
     CausalAttention,
+    DrawnChannel,
     DrawnConv,
     MixedNorm,
     Residual,
@@ -68,6 +69,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "5×5 conv with bias, stride 2": (lambda: nn.Conv2d(IN, OUT, 5, 2, 2), IMAGES),
     "drawn conv": (lambda: DrawnConv(IN, OUT), IMAGES),
     "drawn conv of 1 by 3": (lambda: DrawnConv(8, 3), (8, 1, 3)),
+    "drawn channel": (DrawnChannel, (2, 4, 6)),
     "depthwise conv": (lambda: conv(IN, IN, 3, groups=IN), IMAGES),
     "depthwise conv of 1 by 2": (lambda: conv(3, 3, 3, groups=3), (3, 1, 2)),
     "norm": (norm, IMAGES),

@@ -103,7 +103,7 @@ def test_torchrl_accepts_the_specs(num_slots, gates):
     check_env_specs(small_env(num_slots=num_slots, gates=gates), seed=1)
 
 
-@pytest.mark.parametrize("task", ["digits", "digits_full", "digits_varied"])
+@pytest.mark.parametrize("task", ["digits", "digits_full", "digits_mixed", "digits_varied"])
 def test_random_rollout_crosses_episode_ends(task):
     torch.manual_seed(0)
     env = small_env(task=task, max_epochs=6)

@@ -33,7 +33,7 @@ GERMINATE = {"op": Op.GERMINATE, "blueprint": BLUEPRINTS.index("conv_light")}
 # -- copies -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", ["digits", "digits_varied", "pydoc", "scaffold"])
+@pytest.mark.parametrize("task", ["digits", "digits_mixed", "digits_varied", "pydoc", "scaffold"])
 @pytest.mark.parametrize("how", ["pickle", "torch.save"])
 def test_a_pickled_environment_goes_on_alike(task, how):
     sizes = {} if task == "scaffold" else {"batches_per_epoch": 1, "validation_size": 20}
@@ -277,7 +277,7 @@ def test_an_environment_goes_on_on_another_device(task):
 
 
 @needs_accelerator
-@pytest.mark.parametrize("task", ["digits", "digits_varied", "pydoc"])
+@pytest.mark.parametrize("task", ["digits", "digits_mixed", "digits_varied", "pydoc"])
 def test_an_accelerator_trains_what_the_cpu_trains(task):
     shown = []
     for device in ("cpu", ACCELERATOR):

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 from torchrl.envs import check_env_specs
@@ -23,6 +24,7 @@ from envs import (
 )
 from envs.actions import Op
 from envs.registration import registered_only
+from envs.tasks.digits import digits_mixed
 from tests.support.environments import act
 from tests.support.plain import drawn_kernels
 
@@ -101,9 +103,24 @@ def test_every_episode_of_the_varied_digits_draws_its_kernels():
     assert drawn[0] != drawn[1]
 
 
+def test_mixed_digits_have_a_shape_and_a_place():
+    """Each class has bright quarters of its own."""
+    mixed, plain = make_task("digits_mixed"), make_task("digits")
+    for part in ("train", "validation"):
+        got, digits = getattr(mixed, part), getattr(plain, part)
+        assert torch.equal(got.inputs[:, :1], digits.inputs)
+        assert torch.equal(got.targets, digits.targets)
+        quarters = F.avg_pool2d(got.inputs[:, 1], 4)
+        means = [quarters[got.targets == each].mean(0) for each in range(10)]
+        assert len({tuple((mean > 0.2).flatten().tolist()) for mean in means}) == 10
+    places, shapes = digits_mixed(1, 1).train.inputs, digits_mixed(1, 0).train.inputs
+    assert torch.equal(places, mixed.train.inputs[:, [1, 1]])
+    assert torch.equal(shapes, mixed.train.inputs[:, [0, 0]])
+
+
 def test_list_tasks():
-    built_in = ["cifar10", "digits", "digits_full", "digits_varied", "pydoc", "scaffold"]
-    assert list_tasks()[:6] == built_in
+    digits = ["digits", "digits_full", "digits_mixed", "digits_varied"]
+    assert list_tasks()[:7] == ["cifar10", *digits, "pydoc", "scaffold"]
 
 
 def test_list_tasks_gives_a_list_of_its_own():

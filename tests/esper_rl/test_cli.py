@@ -68,7 +68,15 @@ def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     """With data, host, slots and blueprints; one whose data aren't there says what it needs."""
     assert cli.main(["tasks"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = ["cifar10", "digits", "digits_full", "digits_varied", "pydoc", "scaffold"]
+    names = [
+        "cifar10",
+        "digits",
+        "digits_full",
+        "digits_mixed",
+        "digits_varied",
+        "pydoc",
+        "scaffold",
+    ]
     starts = [i for i, line in enumerate(lines) if not line.startswith(" ")]
     assert [lines[i] for i in starts] == names
     assert max(map(len, lines)) <= 88

@@ -325,7 +325,7 @@ def test_a_tasks_own_numbers_are_defaults_of_its_runs() -> None:
     assert (config.ppo.lr, config.workers, config.total_steps) == (7e-4, 1, 622_080)
     varied = compose_config(["task=digits_varied"])
     assert varied.policy.initial_logits == {"op": [0, -3, -1, -3, 1, 1]}
-    assert (varied.ppo.lmbda, varied.total_steps) == (0.95, 96_000)
+    assert (varied.ppo.lmbda, varied.total_steps) == (0.95, 144_000)
     assert config.rollout_steps == config.env.num_envs * task.max_epochs
     assert config.iterations * config.rollout_steps == config.total_steps  # whole episodes
     said = compose_config(["ppo.lr=1e-5", "task=scaffold", "env.max_epochs=20"])
