@@ -92,10 +92,8 @@ Returns = dict[str, dict[str, float]]
 
 def configure(task: str, settings: Sequence[str], variant: str | None = None) -> TrainConfig:
     """The configuration of a task, or of the one that has a variant only."""
-    if variant is not None:
-        register_task(f"{task}_{variant}", VARIANTS[task][variant])
-        task = f"'{task}_{variant}'"
-    return compose_config([f"task={task}", *settings])
+    name = task if variant is None else f"{task}_{variant}"
+    return compose_config([f"task={name}", *settings])
 
 
 # -- schedules --------------------------------------------------------------------------------
@@ -314,6 +312,8 @@ def main() -> None:
     parser.add_argument("--task", default="digits_varied", choices=VARIANTS)
     parser.add_argument("--only-search", action="store_true", help="schedules only")
     args, path, found = open_study(parser, "varied", "task", "set")
+    for variant, make in VARIANTS[args.task].items():
+        register_task(f"{args.task}_{variant}", make)
     found.setdefault("task", args.task)
     found.setdefault("runs", {})
     if "schedules" not in found:
