@@ -87,6 +87,7 @@ class RewardSchedule:
     def __post_init__(self) -> None:
         check_integer("steps", self.steps)
         check_integer("every", self.every)
+        object.__setattr__(self, "ramps", tuple(self.ramps))
         keys = [ramp.key for ramp in self.ramps]
         for key in keys:
             if keys.count(key) > 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esper_rl.config import TrainConfig
+from esper_rl.config import TrainConfig, make_schedule
 from esper_rl.evaluation import BASELINES, GREEDY
 from esper_rl.evaluation.episodes import Summary
 from esper_rl.report.episode_trace import LEGEND, EpisodeTrace, draw_trace, trace_episodes
@@ -59,6 +59,7 @@ def report_run(run: str | Path, episodes: int = 16) -> str:
             "<p>Means over the episodes of an iteration, and one standard deviation. Other "
             "players' lines are their means in the evaluation.</p>"
         )
+        parts += [f"<p>{escape(_tell_prices(config))}</p>"] * bool(config.reward.schedule)
         for title, draw, explanation in SECTIONS:
             pictures = as_row(draw(columns), title)
             parts += [f"<h2>{title}</h2>", pictures, f"<p>{explanation}</p>"]
@@ -73,6 +74,18 @@ def _describe(config: TrainConfig, columns: Columns) -> str:
         f"{done:,} of {config.iterations * config.rollout_steps:,} environment steps, "
         f"{config.env.num_envs} networks at once."
     )
+
+
+def _tell_prices(config: TrainConfig) -> str:
+    """The weights of the reward that changed while the policy learned."""
+    schedule = make_schedule(config)
+    final = schedule.prices(schedule.steps)
+    ramps = (
+        f"{ramp.key} from {ramp.start:g} to {final[ramp.key]:g}, between {ramp.begin:.0%} and "
+        f"{ramp.end:.0%} of the steps"
+        for ramp in schedule.ramps
+    )
+    return f"Prices changed: {'; '.join(ramps)}. Evaluations are at the last ones."
 
 
 def _provenance(folder: RunFolder) -> str:

@@ -39,6 +39,16 @@ def run(finished: Path, tmp_path: Path) -> Path:
 # -- pictures --------------------------------------------------------------------------------
 
 
+def test_prices_that_changed_are_told(run: Path) -> None:
+    assert "Prices changed" not in report_run(run, episodes=1)
+    text = (run / "config.yaml").read_text()
+    assert "  schedule: []\n" in text
+    ramp = "{key: rent, start: 0.5, begin: 0.2, end: 0.6}"
+    (run / "config.yaml").write_text(text.replace("schedule: []", f"schedule: [{ramp}]"))
+    told = "Prices changed: rent from 0.5 to 0.005, between 20% and 60% of the steps."
+    assert told in report_run(run, episodes=1)
+
+
 def test_a_further_head_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = [*HEADS, "ninth", "tenth"]
     monkeypatch.setattr("esper_rl.report.run_figures.HEADS", heads)
