@@ -10,7 +10,12 @@ import torch
 from envs import MorphogenesisEnv
 from esper_rl.config import TrainConfig
 from esper_rl.evaluation import schedule_search as search
-from esper_rl.evaluation.schedule_search import all_schedules, best_schedule, play_schedules
+from esper_rl.evaluation.schedule_search import (
+    all_schedules,
+    best_schedule,
+    play_schedules,
+    single_schedules,
+)
 
 Configure = Callable[..., TrainConfig]
 
@@ -71,6 +76,10 @@ def test_all_are_tried_where_there_are_few() -> None:
     assert len(found) == len(set(found)) == 1 + blueprints * 4
     assert {epoch for ((_, _, epoch),) in found[1:]} == {0, 1, 2, 4}
     assert all_schedules(env, at_most=1000) == []
+    assert single_schedules(one_slot) == found
+    three = single_schedules(MorphogenesisEnv(num_envs=1, max_epochs=10))
+    assert len(three) == len(set(three)) == 1 + 3 * blueprints * 4
+    assert max(map(len, three)) == 1
 
 
 def test_waiting_wins_where_every_seed_costs(
