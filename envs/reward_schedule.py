@@ -73,9 +73,9 @@ class RewardSchedule:
         ValueError: if one is below 1, or a weight has two ramps.
 
     Examples:
-        >>> ramp = Ramp("rent", start=0.0, begin=0.2, end=0.6)
+        >>> ramp = Ramp("rent", start=0.0, begin=0.25, end=0.75)
         >>> schedule = RewardSchedule(RewardConfig(rent=0.1), [ramp], steps=100)
-        >>> [schedule.at(step).rent for step in (0, 20, 40, 60, 100)]
+        >>> [schedule.at(step).rent for step in (0, 25, 50, 75, 100)]
         [0.0, 0.0, 0.05, 0.1, 0.1]
     """
 

@@ -306,7 +306,7 @@ def test_a_short_run_learns_to_grow(
     # The return is all but the sum of the stages reached, up to 6 a slot: the policy has to find
     # out how to lead seeds through their life, without the noise of a host that really trains.
     def world_that_pays_for_stages(
-        config: TrainConfig, *, seed: int, num_envs: int
+        config: TrainConfig, *, seed: int, num_envs: int, scheduled: bool
     ) -> MorphogenesisEnv:
         reward = RewardConfig(
             stage=1.0, progress=0.0, terminal=0.0, fossilize=0.0, fossilize_cost=0.0, bonus=0.0
