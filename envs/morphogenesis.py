@@ -158,11 +158,12 @@ class MorphogenesisEnv(EnvBase):
         self.num_slots = num_slots
         self.max_epochs = max_epochs
         self.gates = gates
-        self.reward_schedule = reward if isinstance(reward, RewardSchedule) else None
-        final = reward.final if isinstance(reward, RewardSchedule) else reward
-        self.reward_config = task.reward if final is None else final
-        for weights in (self.reward_config, self._weights(steps=0)):
-            weights.check_cadence(counterfactual_every)
+        self.reward_schedule = None
+        if isinstance(reward, RewardSchedule):
+            reward.at(0).check_cadence(counterfactual_every)
+            self.reward_schedule, reward = reward, reward.final
+        self.reward_config = task.reward if reward is None else reward
+        self.reward_config.check_cadence(counterfactual_every)
         self.counterfactual_every = counterfactual_every
         self.time_limit = time_limit
         present = min(num_slots, task.num_slots)
@@ -281,15 +282,12 @@ class MorphogenesisEnv(EnvBase):
         action = check_action(tensordict.get("action", None), self.num_envs, self.head_sizes)
         stepping = marked_rows(tensordict, "_step", self._rows)
         check_begun(stepping, self.state.done)
-        world = replace(self.world, reward=self._weights(self._steps))
+        world, schedule = self.world, self.reward_schedule
+        if schedule is not None:
+            world = replace(world, reward=schedule.at(self._steps))
         self.state, reward = advance(world, self.state, action, stepping)
         self._steps += 1
         return self.observe().set("reward", reward)
-
-    def _weights(self, steps: int) -> RewardConfig:
-        """Weights of the reward after so many steps."""
-        schedule = self.reward_schedule
-        return self.reward_config if schedule is None else schedule.at(steps)
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
         """Draw an action and write it: a legal one where the TensorDict holds ``action_mask``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from envs.actions import Op
 from envs.checks import check_choice, check_integer, check_number
@@ -102,14 +103,10 @@ class RewardSchedule:
 
     def at(self, step: int) -> RewardConfig:
         """All weights after so many steps."""
-        prices = self.prices(step)
-        costs = {op: prices.pop(f"intervention.{op.name}", None) for op in Op}
-        changed = {op: cost for op, cost in costs.items() if cost is not None}
-        return replace(
-            self.final,
-            intervention={**self.final.intervention, **changed},
-            **prices,  # type: ignore[arg-type]
-        )
+        prices: dict[str, Any] = self.prices(step)
+        keys = {op: f"intervention.{op.name}" for op in Op}
+        costs = {op: prices.pop(key) for op, key in keys.items() if key in prices}
+        return replace(self.final, intervention={**self.final.intervention, **costs}, **prices)
 
     def _final(self, key: str) -> float:
         _, _, op = key.partition(".")

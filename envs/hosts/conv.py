@@ -31,8 +31,8 @@ class ConvHost(ModuleHost):
 
     Raises:
         TypeError: if a size isn't an integer.
-        ValueError: on another kernel size, a size below 1, lists of different lengths, or an image
-            that can't be halved often enough.
+        ValueError: on another kernel size, a size below 1, lists of different lengths, an image
+            that can't be halved often enough, or one without the two channels to draw from.
 
     Examples:
         >>> host = ConvHost(3, image_shape=(3, 32, 32), channels=(8, 16), pooled=(True, True))

@@ -54,8 +54,8 @@ def digits_varied(kernel_size: Sequence[int | None] = (None, 1, None)) -> ArrayT
     The agent isn't told which of the four variants it has, but how well a host does after the ten
     epochs that it learns alone. A seed with spatial kernels near the input is worth much where the
     host has none in its first block, and costs more than it brings where it has. So planting and
-    size cost far more than in ``digits``: always planting earns no more than always waiting, and
-    all that is earned beyond that is earned by watching.
+    size cost far more than in ``digits``: always planting earns hardly more than always waiting,
+    and nearly all that is earned beyond that is earned by watching.
 
     Args:
         kernel_size: of every block, 1, 3 or None, which is drawn: ``(1, 1, 3)`` is one variant.
@@ -83,8 +83,8 @@ def digits_mixed(kernel_size: int | None = None, channel: int | None = None) -> 
         kernel_size: of the first block, 1 or 3; default: drawn.
         channel: 0 for shape, 1 for place; default: drawn.
     """
-    classes = torch.from_numpy(load_digits().target)
-    kinds = [_split(_shapes(), classes), _split(_places(classes), classes)]
+    shapes, classes = _load()
+    kinds = [_split(shapes, classes), _split(_places(classes), classes)]
     first, second = kinds if channel is None else [kinds[channel]] * 2
     train, validation = (
         Examples(torch.cat([one.inputs, other.inputs], 1), one.targets)
@@ -115,9 +115,10 @@ def _places(classes: Tensor) -> Tensor:
     return quarters.repeat_interleave(4, 2).repeat_interleave(4, 3) + noise
 
 
-def _shapes() -> Tensor:
-    """The digits: ``[M, 1, 8, 8]``."""
-    return torch.from_numpy(load_digits().images).float().unsqueeze(1)
+def _load() -> tuple[Tensor, Tensor]:
+    """The digits ``[M, 1, 8, 8]``, and which ones they are, ``[M]``."""
+    data = load_digits()
+    return torch.from_numpy(data.images).float().unsqueeze(1), torch.from_numpy(data.target)
 
 
 def _split(pictures: Tensor, classes: Tensor) -> list[Examples]:
@@ -133,7 +134,7 @@ def _digits(
     description: str,
     **options: Any,
 ) -> ArrayTask:
-    train, validation = _split(_shapes(), torch.from_numpy(load_digits().target))
+    train, validation = _split(*_load())
     return ArrayTask(
         name=name,
         description=description,

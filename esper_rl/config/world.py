@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-from envs import MorphogenesisEnv, RewardSchedule, make_task
+from envs import MorphogenesisEnv, RewardSchedule, Task, make_task
 from esper_rl.config.schema import RewardOptions, TrainConfig
 from esper_rl.errors import config_errors
 
@@ -29,23 +29,31 @@ def make_env(
         ConfigError: when the world refuses a value.
     """
     with config_errors("env: "):
-        options: dict[str, Any] = vars(config.env) | {"task": make_task(config.env.task)}
+        task = make_task(config.env.task)
+        options: dict[str, Any] = vars(config.env) | {"task": task}
         if num_envs is not None:
             options["num_envs"] = num_envs
-        schedule = make_schedule(config)
-        reward = schedule if scheduled and schedule.ramps else schedule.final
-        return MorphogenesisEnv(**options, seed=seed, device=config.device, reward=reward)
+        if scheduled and config.reward.schedule:
+            options["reward"] = make_schedule(config, task)
+        else:
+            options["reward"] = config.reward.weights(task.reward, config.ppo.gamma)
+        return MorphogenesisEnv(**options, seed=seed, device=config.device)
 
 
-def make_schedule(config: TrainConfig) -> RewardSchedule:
+def make_schedule(config: TrainConfig, task: Task | None = None) -> RewardSchedule:
     """The reward of a run, by the steps that a row has taken; it changes between episodes.
+
+    Args:
+        config: of the run.
+        task: of the configuration, where it is made already.
 
     Raises:
         ConfigError: for a weight, or a schedule of one, that is out of range.
     """
     with config_errors():
+        task = make_task(config.env.task) if task is None else task
         return RewardSchedule(
-            config.reward.weights(make_task(config.env.task).reward, config.ppo.gamma),
+            config.reward.weights(task.reward, config.ppo.gamma),
             config.reward.schedule,
             steps=config.iterations * config.rollout_steps // config.env.num_envs,
             every=config.episode_steps,
@@ -69,11 +77,9 @@ def pin_world(config: TrainConfig) -> TrainConfig:
             if getattr(config.env, name) is None
         }
         weights = config.reward.weights(task.reward, config.ppo.gamma)
-    named: dict[str, Any] = {
-        each.name: getattr(weights, each.name, config.reward.schedule)
-        for each in fields(RewardOptions)
-    }
-    return replace(config, env=replace(config.env, **sizes), reward=RewardOptions(**named))
+    named = {name: weight for name, weight in vars(weights).items() if name != "gamma"}
+    reward = RewardOptions(**named, schedule=config.reward.schedule)
+    return replace(config, env=replace(config.env, **sizes), reward=reward)
 
 
 def unpin_world(config: TrainConfig) -> TrainConfig:

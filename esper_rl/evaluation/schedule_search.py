@@ -124,21 +124,26 @@ def _rounds(episodes: int) -> tuple[int, int]:
 
 def all_schedules(env: MorphogenesisEnv, at_most: int) -> list[Schedule]:
     """Every schedule of a world; none if there are more than ``at_most``."""
-    choices = list(product(_blueprints(env), _epochs(env)))
-    if (1 + len(choices)) ** env.num_slots > at_most:
+    choices = len(_blueprints(env)) * len(_epochs(env))
+    if (1 + choices) ** env.num_slots > at_most:
         return []
-    return [
-        tuple((slot, *choice) for slot, choice in zip(slots, chosen, strict=True))
-        for number in range(env.num_slots + 1)
-        for slots in combinations(range(env.num_slots), number)
-        for chosen in product(choices, repeat=number)
-    ]
+    return _schedules(env, most_seeds=env.num_slots)
 
 
 def single_schedules(env: MorphogenesisEnv) -> list[Schedule]:
     """Always waiting, and every schedule of one seed."""
-    choices = product(range(env.num_slots), _blueprints(env), _epochs(env))
-    return [(), *((choice,) for choice in choices)]
+    return _schedules(env, most_seeds=1)
+
+
+def _schedules(env: MorphogenesisEnv, most_seeds: int) -> list[Schedule]:
+    """Every schedule of so many seeds or fewer."""
+    choices = list(product(_blueprints(env), _epochs(env)))
+    return [
+        tuple((slot, *choice) for slot, choice in zip(slots, chosen, strict=True))
+        for number in range(most_seeds + 1)
+        for slots in combinations(range(env.num_slots), number)
+        for chosen in product(choices, repeat=number)
+    ]
 
 
 def _draw(env: MorphogenesisEnv, chance: Random) -> Schedule:

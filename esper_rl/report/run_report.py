@@ -59,7 +59,8 @@ def report_run(run: str | Path, episodes: int = 16) -> str:
             "<p>Means over the episodes of an iteration, and one standard deviation. Other "
             "players' lines are their means in the evaluation.</p>"
         )
-        parts += [f"<p>{escape(_tell_prices(config))}</p>"] * bool(config.reward.schedule)
+        if config.reward.schedule:
+            parts.append(f"<p>{escape(_tell_prices(config))}</p>")
         for title, draw, explanation in SECTIONS:
             pictures = as_row(draw(columns), title)
             parts += [f"<h2>{title}</h2>", pictures, f"<p>{explanation}</p>"]

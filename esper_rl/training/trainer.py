@@ -14,8 +14,9 @@ import torch
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import BaseCollector
 
+from envs import MorphogenesisEnv
 from envs.actions import CAUSAL_RELEVANCE
-from esper_rl.config import TrainConfig, dump_config, make_env, make_schedule, pin_world
+from esper_rl.config import TrainConfig, dump_config, make_env, pin_world
 from esper_rl.growing.monitors import (
     EXPLODED,
     cell_metrics,
@@ -136,7 +137,7 @@ def _run(
         require_guard()
     torch.manual_seed(config.seed)
 
-    env = make_env(config, seed=config.seed)
+    env = make_env(config, seed=config.seed, scheduled=True)
     actor_critic = make_actor_critic(config.policy, env, compilable=config.compile)
     if config.start_from is not None:
         other = load_policy(config.start_from, env, config.policy)
@@ -169,7 +170,7 @@ def _run(
         for callback in callbacks:
             callback.on_start(config, run)
             ends.callback(callback.on_end)
-        _learn(config, run, ppo, collector, points, done, callbacks, env.topology)
+        _learn(config, run, ppo, collector, points, done, callbacks, env)
     return run.path
 
 
@@ -181,15 +182,15 @@ def _learn(
     points: ResumePoints,
     done: int,
     callbacks: Sequence[Callback],
-    topology: str,
+    env: MorphogenesisEnv,
 ) -> None:
     """Collect steps, learn from them, note what happened and save, after ``done`` iterations."""
     steps, iterations = done * config.rollout_steps, config.iterations
     rollouts, saved_at = iter(collector), perf_counter()
-    schedule, rows = make_schedule(config), config.env.num_envs
-    save_policy(run, ppo.actor_critic, config.policy, topology, steps)
+    save_policy(run, ppo.actor_critic, config.policy, env.topology, steps)
     for iteration in range(done, iterations):
-        prices = schedule.prices(steps // rows)
+        schedule = env.reward_schedule
+        prices = schedule.prices(steps // config.env.num_envs) if schedule else {}
         begun = perf_counter()
         batch = next(rollouts)  # [N, T]
         collected = perf_counter()
@@ -220,7 +221,7 @@ def _learn(
         }
         if EXPLODED.keys() & find_warnings(row).keys():
             run.keep_checkpoint()
-        save_policy(run, ppo.actor_critic, config.policy, topology, steps)
+        save_policy(run, ppo.actor_critic, config.policy, env.topology, steps)
         for callback in callbacks:
             callback.on_iteration(row)
         if iteration + 1 == iterations or perf_counter() - saved_at >= config.save_seconds:
