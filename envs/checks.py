@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Collection
 from numbers import Integral, Real
@@ -94,6 +95,30 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     if value not in choices:
         allowed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+def check_name(name: str, value: object) -> None:
+    """Refuse what is no name: names stand on command lines and in paths.
+
+    Raises:
+        TypeError: if it isn't a string.
+        ValueError: if it has other characters than ASCII letters, digits, ``_``, ``.`` and ``-``,
+            begins with ``.`` or ``-``, or hasn't 1 to 64 of them.
+
+    Examples:
+        >>> check_name("name", "../escaped")
+        Traceback (most recent call last):
+        ValueError: name must be 1 to 64 of A-Z a-z 0-9 _ . -, the first no . or -, got '../escaped'
+    """
+    allowed = "1 to 64 of A-Z a-z 0-9 _ . -, the first no . or -"
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {value!r}")
+    if not _NAME.fullmatch(value):
+        shown = value if len(value) <= 80 else f"{value[:80]}…"
+        raise ValueError(f"{name} must be {allowed}, got {shown!r}")
 
 
 def check_seed(name: str, seed: object) -> int:

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 
 import gymnasium
 
+from envs.checks import check_name
 from envs.tasks.base import Task
 
 ENTRY_POINTS = "esper_rl.tasks"
@@ -42,7 +43,7 @@ def register_task(name: str, factory: TaskFactory) -> None:
 
     Raises:
         TypeError: if the name isn't a string, or the factory can't be called.
-        ValueError: if the name is empty or taken.
+        ValueError: if the name is taken, or no name, see :func:`envs.checks.check_name`.
 
     Examples:
         >>> from dataclasses import replace
@@ -50,12 +51,11 @@ def register_task(name: str, factory: TaskFactory) -> None:
         >>> make_task("short").max_epochs
         20
     """
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a string, got {name!r}")
+    check_name("name", name)
     if not callable(factory):
         raise TypeError(f"factory must be a function that makes a task, got {factory!r}")
-    if not name or name in list_tasks():
-        raise ValueError(f"name must be new and not empty, got {name!r}; taken: {list_tasks()}")
+    if name in list_tasks():
+        raise ValueError(f"name must be new, got {name!r}; taken: {list_tasks()}")
     _registered[name] = factory
 
 

@@ -284,12 +284,34 @@ MODES: dict[str, frozenset[str]] = {
 
 
 def compute_terms(step: Transition, formulas: Mapping[str, RewardTerm]) -> dict[str, Tensor]:
-    """Compute the terms of a step by name, ``[N]`` each; 0 where the mode doesn't pay them."""
+    """Compute the terms of a step by name, ``[N]`` each; 0 where the mode doesn't pay them.
+
+    Raises:
+        FloatingPointError: if a term of the task's own isn't finite; it names a row.
+        ValueError: if it isn't ``[N]``.
+    """
     nothing = torch.zeros_like(step.after.history.accuracy)
-    return {
+    terms = {
         name: formula(step) if step.weights.pays(name) else nothing
         for name, formula in formulas.items()
     }
+    for name in formulas.keys() - REWARD_TERMS.keys():
+        terms[name] = _checked(name, terms[name], nothing)
+    return terms
+
+
+def _checked(name: str, term: Tensor, like: Tensor) -> Tensor:
+    """A term that somebody else has written, as the others are."""
+    if not isinstance(term, Tensor) or term.shape != like.shape:
+        got = list(term.shape) if isinstance(term, Tensor) else repr(term)
+        raise ValueError(f"reward term {name!r} must be a tensor {list(like.shape)}, got {got}")
+    broken = ~term.isfinite()
+    if broken.any():
+        row = int(broken.nonzero()[0, 0])
+        raise FloatingPointError(
+            f"reward term {name!r} must be finite, got {term[row].item()} in row {row}"
+        )
+    return term.to(like.dtype)
 
 
 def _by_index(values: Mapping[Any, float], size: int, index: Tensor) -> Tensor:

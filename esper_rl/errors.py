@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from envs.checks import check_choice, check_device, check_integer, check_number
 
@@ -12,7 +11,6 @@ __all__ = [
     "ConfigError",
     "check_choice",
     "check_device",
-    "check_folder_of",
     "check_integer",
     "check_number",
     "config_errors",
@@ -21,17 +19,6 @@ __all__ = [
 
 class ConfigError(ValueError):
     """A configuration that can't be run; the message says which field and what is allowed."""
-
-
-def check_folder_of(name: str, path: str | Path) -> None:
-    """Refuse a file that can't be written, because its folder isn't there.
-
-    Raises:
-        ConfigError: then.
-    """
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise ConfigError(f"the {name}'s folder must exist, got {str(folder)!r}")
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from esper_rl.config import make_env
-from esper_rl.errors import ConfigError, check_folder_of
+from esper_rl.errors import ConfigError
 from esper_rl.policy.serving import StepModule
 from esper_rl.runs import RunFolder
 from esper_rl.runs.atomic_write import write_atomically
+from esper_rl.runs.outputs import check_output
 from esper_rl.training.loading import load_policy, read_config
 
 _NEEDED = ("onnx", "onnxscript")
@@ -23,13 +24,11 @@ def check_export(path: str | Path) -> None:
     """Refuse a file that can't be written, before a policy is loaded.
 
     Raises:
-        ConfigError: if the file has another ending than ``.pt2`` or ``.onnx``, its folder isn't
-            there, or a package that writes ONNX isn't installed.
+        ConfigError: see :func:`~esper_rl.runs.outputs.check_output`; also if a package that writes
+            ONNX isn't installed.
     """
     path = Path(path)
-    if path.suffix not in (".pt2", ".onnx"):
-        raise ConfigError(f"--output must end in .pt2 or .onnx, got {str(path)!r}")
-    check_folder_of("output", path)
+    check_output("--output", path, ".pt2", ".onnx")
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if path.suffix == ".onnx" and missing:
         raise ConfigError(

@@ -168,7 +168,7 @@ class Grower:
         population = with_absent_slots(own, num_present, self.num_slots)
         budget = 8 * own.host_size if parameter_budget is None else parameter_budget
         task = _OwnLoop(
-            name="own loop",
+            name="own-loop",
             topology=self._live.offer.topology,
             num_slots=num_present,
             max_epochs=max_epochs,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from envs.checks import check_choice
+from envs.checks import check_choice, check_name
 from envs.networks.blueprints import (
     CONV_BLUEPRINTS,
     DENSE_BLUEPRINTS,
@@ -59,8 +59,8 @@ def find_offer(
             dimensions.
 
     Raises:
-        ValueError: if there are no blueprints, or none by default for such features, or their
-            channels can't be last.
+        ValueError: if there are no blueprints, or none by default for such features, one is called
+            what is no name, or their channels can't be last.
     """
     shapes = [list(h.shape) for h in at_slots]
     dims = {h.dim() for h in at_slots}
@@ -73,6 +73,8 @@ def find_offer(
         )
     if blueprints is not None and not blueprints:
         raise ValueError("blueprints must have at least one, got none")
+    for name in blueprints or ():
+        check_name("blueprints: a name", name)
     dim = channel_dim or (-1 if dims == {3} else 1)
     kind, defaults = _KINDS.get(dims.pop(), ("", {})) if len(dims) == 1 else ("", {})
     if blueprints is None and (not defaults or (kind == "transformer" and dim == 1)):

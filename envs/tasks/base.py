@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from envs.checks import check_integer, check_number
+from envs.checks import check_integer, check_name, check_number
 from envs.populations.base import Population
 from envs.reward import REWARD_TERMS, RewardConfig, RewardTerm
 from envs.tasks.plans import BestPlan
@@ -19,7 +19,7 @@ class Task(ABC):
     """One growing problem: what is grown, on what, and for how long.
 
     Attributes:
-        name: for people and run folders.
+        name: for people and run folders, see :func:`envs.checks.check_name`.
         description: one line for people.
         topology: kind of host; a policy knows the blueprints of one kind only.
         num_slots: slots of its host.
@@ -37,12 +37,13 @@ class Task(ABC):
             :class:`envs.reward.Transition` that gives float32 ``[N]``.
         training: options of ``esper-rl train`` that are others for this task, by key, such as
             ``{"ppo.lmbda": 0.98}``, for tasks of other packages and scripts. Those of the tasks in
-            this package are in ``esper_rl/training/conf/task/``.
+            this package are in ``esper_rl/config/conf/task/``.
         best_plan: the best way to play it, where that is known.
 
     Raises:
         TypeError: if a number is of the wrong kind.
-        ValueError: if it is out of range, or a further term has the name of one that exists.
+        ValueError: if it is out of range, or a further term has the name of one that exists, or
+            something is called what is no name.
     """
 
     name: str
@@ -62,6 +63,9 @@ class Task(ABC):
     best_plan: BestPlan | None = None
 
     def __post_init__(self) -> None:
+        check_name("name", self.name)
+        for term in self.reward_terms:
+            check_name("reward_terms: a term", term)
         for name in ("num_slots", "max_epochs", "parameter_budget"):
             self._set(name, check_integer(name, getattr(self, name)))
         self._set("warm_up", check_integer("warm_up", self.warm_up, least=0))

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esper_rl.cli.parsing import JSON_HELP
-from esper_rl.errors import ConfigError
 from esper_rl.evaluation.episodes import MEASURES, without_nan
 from esper_rl.runs.atomic_write import write_atomically
+from esper_rl.runs.outputs import check_output
 from esper_rl.training.loading import all_settings
 
 HELP = "compare designs over training seeds"
@@ -44,11 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Compare the runs that the words name."""
-    output = arguments.output
-    if output is not None and output.suffix not in (".html", ".md"):
-        raise ConfigError(f"--output must end in .html or .md, got {str(output)!r}")
+    if arguments.output is not None:
+        check_output("--output", arguments.output, ".html", ".md")
     print_comparison(
-        arguments.runs, arguments.player, arguments.measure, as_json=arguments.json, output=output
+        arguments.runs,
+        arguments.player,
+        arguments.measure,
+        as_json=arguments.json,
+        output=arguments.output,
     )
 
 

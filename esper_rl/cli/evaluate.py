@@ -21,8 +21,9 @@ HELP = "play a trained policy beside the baselines"
 DESCRIPTION = (
     "Play the policy of a run, greedy and sampled, also with its action feedback hidden, the "
     "baselines wait, random, fixed-schedule (conv_heavy at slot 0 as early as possible) and "
-    "heuristic, and the best plan where it is known, on the same episodes. Prints a table and "
-    "writes it to evaluation.json in the run's folder."
+    "heuristic, and the best plan where it is known, on the same episodes. Prints a table; the "
+    "run's evaluation.json keeps all evaluations, the fullest one first, which compare and report "
+    "read."
 )
 
 
@@ -78,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="FILE",
         type=Path,
-        help="another file to write than the run's evaluation.json",
+        help="a JSON file to write instead of the run's evaluation.json, this evaluation only",
     )
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
 

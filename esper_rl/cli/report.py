@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from esper_rl.cli.parsing import number_of_episodes
-from esper_rl.errors import check_folder_of
 from esper_rl.runs import RunFolder
 from esper_rl.runs.atomic_write import write_atomically
+from esper_rl.runs.outputs import check_output
 
 HELP = "write a page about a run"
 DESCRIPTION = (
@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the page."""
     from esper_rl.report.run_report import report_run  # loads Matplotlib
 
-    output = arguments.output or RunFolder(arguments.run).report
-    check_folder_of("report", output)
+    own = RunFolder.open(arguments.run, begun=True).report
+    output = arguments.output or own
+    check_output("--output", output, ".html", own=own)
     write_atomically(output, report_run(arguments.run, arguments.episodes).encode(errors="replace"))
     print(f"The report is in {output}")

@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         metavar="RUN",
         type=Path,
-        help="go on with the run in this folder, whatever has ended it",
+        help="go on with the run in this folder, whatever has ended it; total_steps=N makes it "
+        "longer",
     )
     parser.add_argument(
         "--config",
@@ -66,16 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train as the words say."""
-    others = {"--config": arguments.config, "-m": arguments.multirun}
-    given = [name for name, value in others.items() if value]
     if arguments.resume is not None:
-        given = [*given, *arguments.settings]
-        if given:
-            raise ConfigError(
-                f"--resume goes on with the configuration that it has; leave out {' '.join(given)}"
-            )
-        config = read_config(RunFolder.open(arguments.resume, begun=True))
-        folder = resume(arguments.resume, quiet=arguments.quiet)
+        folder = resume(arguments.resume, total_steps=_more_steps(arguments), quiet=arguments.quiet)
+        config = read_config(RunFolder.open(folder))
     elif arguments.multirun:
         _sweep(arguments)
         return
@@ -88,6 +82,19 @@ def run(arguments: argparse.Namespace) -> None:
         print_evaluation(folder, config.eval_episodes, as_json=arguments.json)
     elif arguments.json:
         print(json.dumps({"run": str(folder)}))
+
+
+def _more_steps(arguments: argparse.Namespace) -> int | None:
+    """What a run that goes on is extended to; it can't be changed otherwise."""
+    others = {"--config": arguments.config, "-m": arguments.multirun}
+    given = [name for name, value in others.items() if value]
+    given += [setting for setting in arguments.settings if not setting.startswith("total_steps=")]
+    if given:
+        raise ConfigError(
+            "--resume goes on with the configuration that the run has; only total_steps=N may be "
+            f"given, leave out {' '.join(given)}"
+        )
+    return compose_config(arguments.settings).total_steps if arguments.settings else None
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

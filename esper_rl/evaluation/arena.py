@@ -122,6 +122,7 @@ class Arena:
         config: of the run, with these settings.
         world: of E rows, with the transforms that the policy needs.
         actor_critic: the policy of the run and its value.
+        trained_steps: environment steps that these have been trained for.
 
     Raises:
         FileNotFoundError: when there is no such run.
@@ -149,7 +150,7 @@ class Arena:
         if settings:  # before another world is made, whose networks may have to be compiled
             _require_same_topology(own, self.config)
         env = make_env(self.config, num_envs=episodes, seed=seed)
-        self.actor_critic = policy_in(self.folder, env, own.policy)
+        self.actor_critic, self.trained_steps = policy_in(self.folder, env, own.policy)
         self.world = TransformedEnv(env, Compose(*self.actor_critic.transforms()))
 
     def enter(self, player: Player) -> TensorDictModuleBase:

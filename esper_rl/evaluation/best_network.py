@@ -19,21 +19,20 @@ from tqdm import tqdm
 from envs.actions import Op
 from envs.networks.growing import GrowingNetwork
 from envs.tasks import LoopTask, Task
-from esper_rl.errors import ConfigError, check_folder_of, config_errors
+from esper_rl.errors import ConfigError, config_errors
 from esper_rl.evaluation.arena import EVALUATION_SEED, EXPLORATION, Arena, Mode, Player
 from esper_rl.evaluation.players import GREEDY
 from esper_rl.runs.atomic_write import write_atomically
+from esper_rl.runs.outputs import check_output
 
 
 def check_network_file(path: str | Path) -> None:
     """Refuse a file that a network can't be written to.
 
     Raises:
-        ConfigError: if it has another ending than .pt2, or its folder isn't there.
+        ConfigError: see :func:`~esper_rl.runs.outputs.check_output`.
     """
-    if Path(path).suffix != ".pt2":
-        raise ConfigError(f"a network's file must end in .pt2, got {str(path)!r}")
-    check_folder_of("network", path)
+    check_output("the network's file", path, ".pt2", beside=[".pt", ".json", ".html"])
 
 
 def save_best_network(

@@ -14,9 +14,8 @@ import torch
 from tqdm import tqdm
 
 from envs.registration import register_tasks, registered_tasks
-from esper_rl.errors import check_folder_of
 from esper_rl.evaluation.arena import EVALUATION_SEED, Arena, Player
-from esper_rl.evaluation.episodes import Evaluation, Summary, as_json, as_text, keep_longest
+from esper_rl.evaluation.episodes import Evaluation, Summary, as_json, as_text, keep
 from esper_rl.evaluation.players import (
     BEST_PLAN,
     FIXED_SCHEDULE,
@@ -28,6 +27,7 @@ from esper_rl.processes import require_guard
 from esper_rl.runs import RunFolder
 from esper_rl.runs.atomic_write import write_atomically
 from esper_rl.runs.learning_curve import plot_learning_curve
+from esper_rl.runs.outputs import check_output
 
 _DRAWN = [player.name for player in (WAIT, FIXED_SCHEDULE, HEURISTIC, BEST_PLAN)]
 """Players beside which a policy's learning is drawn."""
@@ -43,11 +43,11 @@ def evaluate_run(
     settings: Sequence[str] = (),
     output: str | Path | None = None,
 ) -> dict[str, Evaluation]:
-    """Play the policy of a run and the baselines on the same episodes; writes evaluation.json.
+    """Play the policy of a run and the baselines on the same episodes.
 
-    Played in the run's own world, without ``settings``, the file is the run's and baselines are
-    drawn into its learning curve, unless they are discounted otherwise. Runs in as many processes
-    as collected for the training run.
+    The run's evaluation.json keeps all its evaluations, see
+    :func:`~esper_rl.evaluation.episodes.keep`; baselines of the fullest one are drawn into the
+    run's learning curve. Runs in as many processes as collected for the training run.
 
     Args:
         run: folder of a training run.
@@ -57,7 +57,7 @@ def evaluate_run(
         seed: of the episodes.
         settings: another world or device than the run's, such as ``["task=digits_full"]``;
             see :class:`Arena`.
-        output: another file to write.
+        output: a file to write instead, with this evaluation only.
 
     Returns:
         By its name, an :class:`Evaluation` for each of :func:`players_of` and of the controls.
@@ -69,7 +69,7 @@ def evaluate_run(
             without ``if __name__ == "__main__":`` that starts workers.
     """
     if output is not None:
-        check_folder_of("output", output)
+        check_output("output", output, ".json")
     arena = Arena(run, episodes, seed=seed, settings=settings)  # or what is wrong with the run
     config, players = arena.config, [*players_of(arena.config), *controls]
     gamma = config.ppo.gamma if gamma is None else gamma
@@ -88,13 +88,21 @@ def evaluate_run(
         names = [player.name for player in players]
         results = dict(zip(names, bar, strict=True))
     hindered = [player.name for player in players if player.hinders]
-    content = as_json(results, hindered, seed=seed, gamma=gamma, settings=settings)
+    differs = [*settings, *([] if gamma == config.ppo.gamma else [f"ppo.gamma={gamma}"])]
+    played_here = {
+        "run": arena.folder.digest,
+        "steps": arena.trained_steps,
+        "seed": seed,
+        "gamma": gamma,
+        "settings": differs,
+    }
+    content = as_json(results, hindered, played_here)
     if output is not None:
         write_atomically(Path(output), as_text(content))
-    elif not settings:
-        keep_longest(arena.folder.evaluation, content)
-    if not settings and gamma == config.ppo.gamma:
-        _draw(arena.folder, content["policies"])
+        return results
+    fullest = keep(arena.folder.evaluation, content)
+    if not fullest.get("settings"):
+        _draw(arena.folder, fullest["policies"])
     return results
 
 

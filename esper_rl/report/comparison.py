@@ -169,7 +169,10 @@ def read_run(
     if not isinstance(config, dict):
         raise ValueError("its config.yaml isn't that of a run")
     settings = _flat(config | _named_policy(config))
-    policies = json.loads(folder.evaluation.read_text())["policies"]
+    evaluation = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+    policies = evaluation["policies"]
+    if evaluation.get("run", folder.digest) != folder.digest:
+        raise ValueError("its evaluation.json is of another run")
     if player not in policies:
         raise ValueError(f"its evaluation has {', '.join(policies)}, no {player!r}")
     score = policies[player][measure]["mean"]

@@ -12,9 +12,10 @@ from torchrl.envs.utils import set_exploration_type
 from tqdm import tqdm
 
 from envs.rendering import Picture, draw_network
-from esper_rl.errors import ConfigError, check_folder_of
+from esper_rl.errors import ConfigError
 from esper_rl.evaluation import GREEDY, Arena, Player
 from esper_rl.evaluation.arena import EXPLORATION
+from esper_rl.runs.outputs import check_output
 
 FRAMES_PER_SECOND = 5
 KINDS = (".gif", ".mp4")
@@ -25,13 +26,11 @@ def check_video(path: str | Path) -> None:
     """Refuse a film that can't be written, before it is made.
 
     Raises:
-        ConfigError: if the file has another ending, its folder isn't there, or the encoder of MP4
+        ConfigError: see :func:`~esper_rl.runs.outputs.check_output`; also if the encoder of MP4
             isn't installed.
     """
     path = Path(path)
-    if path.suffix.lower() not in KINDS:
-        raise ConfigError(f"a video must end in {' or '.join(KINDS)}, got {str(path)!r}")
-    check_folder_of("video", path)
+    check_output("the video", path, *KINDS)
     if path.suffix.lower() == ".mp4":
         try:
             import imageio_ffmpeg  # noqa: F401

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,15 @@ class Checkpoint:
         topology: of the hosts that it was trained on.
         steps: environment steps that it has been trained for.
         weights: of its network.
+        digest: of the run's configuration, see :mod:`esper_rl.runs.digest`; empty in files of older
+            versions.
     """
 
     policy: dict[str, Any]
     topology: str
     steps: int
     weights: dict[str, Tensor]
+    digest: str = ""
 
     def write(self, file: Path) -> None:
         """Write it so that ``file`` is whole at every moment, also when interrupted.
@@ -56,8 +59,8 @@ class Checkpoint:
             content = torch.load(file, map_location=device, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{file} is not a checkpoint, or it is damaged") from error
-        names = {field.name for field in fields(cls)}
-        missing = names - set(content if isinstance(content, dict) else ())
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        missing = needed - set(content if isinstance(content, dict) else ())
         if missing:
             raise CheckpointError(
                 f"{file} is not a checkpoint of a policy: it has no {min(missing)!r}"
@@ -69,7 +72,8 @@ class Checkpoint:
                     f"{file} holds no policy that can play: {name} must be a tensor of finite "
                     "numbers"
                 )
-        return cls(**{name: content[name] for name in names})
+        known = [field.name for field in fields(cls) if field.name in content]
+        return cls(**{name: content[name] for name in known})
 
     def difference(self, weights: dict[str, Tensor], topology: str) -> str | None:
         """Say in what it first differs from a network's weights and a topology, or None."""

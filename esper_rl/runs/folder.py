@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from errno import EEXIST, ENOTDIR, ENOTEMPTY
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from shutil import rmtree
@@ -14,7 +15,10 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from esper_rl.errors import ConfigError, config_errors
 from esper_rl.runs.atomic_write import remove_unfinished, write_atomically
+from esper_rl.runs.checkpoint import Checkpoint
+from esper_rl.runs.digest import digest_of_run, is_signed, is_whole, sign, with_total_steps
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,37 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    def read_configuration(self) -> str:
+        """The text of ``config.yaml``, as the run has written it.
+
+        Raises:
+            ConfigError: when it has been cut or changed since.
+        """
+        with config_errors(f"{self.config}: "):
+            text = self.config.read_text(encoding="utf-8")
+        if is_whole(text) or (not is_signed(text) and self._is_of_an_older_version()):
+            return text
+        raise ConfigError(
+            f"{self.config} isn't as the run has written it: its last line, the digest of all "
+            f"above, {'is of another text' if is_signed(text) else 'is missing'}; bring back what "
+            "it was; `esper-rl evaluate RUN KEY=VALUE` plays in another world, `--resume RUN "
+            "total_steps=N` trains for longer, `--config FILE` begins a new run"
+        )
+
+    def _is_of_an_older_version(self) -> bool:
+        """Has it a policy without a digest?"""
+        return self.checkpoint.is_file() and not Checkpoint.read(self.checkpoint, "cpu").digest
+
+    @cached_property
+    def digest(self) -> str:
+        """What its files carry, see :func:`esper_rl.runs.digest.digest_of_run`."""
+        return digest_of_run(self.read_configuration())
+
+    def extend(self, total_steps: int) -> None:
+        """Write another number of steps into its configuration."""
+        text = with_total_steps(self.read_configuration(), total_steps)
+        write_atomically(self.config, text.encode())
 
     @property
     def metrics(self) -> Path:
@@ -66,6 +101,14 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that are its own, but for points and what loggers write."""
+        return (
+            self.config, self.metrics, self.provenance, self.checkpoint, self.good_checkpoint,
+            self.learning_curve, self.report, self.evaluation,
+        )  # fmt: skip
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -152,7 +195,7 @@ def _make(path: Path, config: str) -> bool:
     unfinished = path.with_name(f".{path.name}-{uuid4().hex}")
     unfinished.mkdir()
     try:
-        RunFolder(unfinished).config.write_text(config, encoding="utf-8")
+        RunFolder(unfinished).config.write_text(sign(config), encoding="utf-8")
         unfinished.rename(path)  # fails if there is a folder with something in it
     except OSError as error:
         rmtree(unfinished)

@@ -55,6 +55,21 @@ class _Tensors(StateDictCheckpointAdapter):
         component.load_state_dict(state, *args, **kwargs)
 
 
+class _Stamp:
+    """The number of iterations that were over at a point, and the digest of its run."""
+
+    def __init__(self, digest: str) -> None:
+        self.digest, self.iterations = digest, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"digest": self.digest, "iterations": self.iterations}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["digest"] != self.digest:
+            raise ValueError("it is of another run")
+        self.iterations = state["iterations"]
+
+
 def has_points(folder: Path) -> bool:
     """Does a folder hold points, damaged ones too?"""
     return any(folder.glob(f"{_PREFIX}-*"))
@@ -69,12 +84,13 @@ class ResumePoints:
 
     Args:
         folder: where they are, or will be.
+        digest: of the run, see :mod:`esper_rl.runs.digest`; points of other runs aren't read.
         **components: what a point holds: objects with ``state_dict`` and ``load_state_dict``.
     """
 
-    def __init__(self, folder: Path, **components: Any) -> None:
-        self._checkpoint = Checkpoint(format="archive")
-        for name, component in components.items():
+    def __init__(self, folder: Path, digest: str, **components: Any) -> None:
+        self._checkpoint, self._stamp = Checkpoint(format="archive"), _Stamp(digest)
+        for name, component in {"run": self._stamp, **components}.items():
             self._checkpoint.register(name, component, adapter=_Tensors())
         self._rotation = CheckpointRotation(
             folder, keep_last=KEPT, keep_best=("return", "max"), prefix=_PREFIX
@@ -92,6 +108,7 @@ class ResumePoints:
             OSError: when it can't be written; the points before are as they were.
         """
         worst = torch.finfo(torch.float64).min
+        self._stamp.iterations = iterations
         metadata = {"return": mean_return if mean_return == mean_return else worst}
         file = self._rotation.save(self._checkpoint, step=iterations, metadata=metadata)
         for path in (file, file.parent):
@@ -119,11 +136,14 @@ class ResumePoints:
         for file in files:
             try:
                 self._checkpoint.load(file)
+                done = self._stamp.iterations
+                if int(file.name.removeprefix(f"{_PREFIX}-").split(".")[0]) != done:
+                    raise ValueError(f"it is the one after {done} iterations")
             except Exception as error:  # whatever a damaged file may lead to
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                _LOGGER.warning("%s can't be read, the point before is used: %s", file, reason)
+                _LOGGER.warning("%s can't be used, the point before is: %s", file, reason)
             else:
-                return int(file.name.removeprefix(f"{_PREFIX}-").split(".")[0])
+                return done
         if files:
             raise CheckpointError(
                 f"{folder} has no point that can be read; `esper-rl evaluate` plays the policy in "

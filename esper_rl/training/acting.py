@@ -73,7 +73,8 @@ class RunPolicy:
         self.known = frozenset(task.offered)
         self.blueprints = blueprint_choices(task.offered)
         env = _Specs(self.num_slots, len(self.blueprints), task.topology)
-        self.step = policy_in(folder, env, config.policy).step_module(greedy=mode == "greedy").cpu()
+        actor_critic, _ = policy_in(folder, env, config.policy)
+        self.step = actor_critic.step_module(greedy=mode == "greedy").cpu()
         self.memory: Sequence[Tensor] = self.step.initial_state(rows=1)
 
     @torch.no_grad()

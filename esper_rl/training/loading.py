@@ -28,11 +28,12 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
             :func:`~esper_rl.config.in_another_world`.
 
     Raises:
-        ConfigError: when it isn't one of this version; the message names the file. Also for
-            settings that aren't allowed.
+        ConfigError: when it isn't one of this version, or has been changed; the message names the
+            file. Also for settings that aren't allowed.
     """
+    text = run.read_configuration()
     with config_errors(f"{run.config}: "):
-        config = load_config(run.config.read_text(encoding="utf-8"), anywhere=True)
+        config = load_config(text, anywhere=True)
     return in_another_world(config, settings)
 
 
@@ -40,11 +41,15 @@ def all_settings(run: RunFolder) -> Any:
     """Every setting of a run, also those that a run of an older version has left to its task.
 
     One of another version that can't be read any more is given as it is written.
+
+    Raises:
+        ConfigError: when it has been cut or changed since the run was made.
     """
+    text = run.read_configuration()
     try:
         config: Any = OmegaConf.structured(pin_world(read_config(run)))
     except ConfigError:
-        config = OmegaConf.create(run.config.read_text(encoding="utf-8"))
+        config = OmegaConf.create(text)
     return OmegaConf.to_container(config)
 
 
@@ -53,7 +58,7 @@ def save_policy(
 ) -> None:
     """Write what :func:`load_policy` needs of a policy that was trained for ``steps``."""
     weights = actor_critic.network.state_dict()
-    Checkpoint(asdict(policy), topology, steps, weights).write(run.checkpoint)
+    Checkpoint(asdict(policy), topology, steps, weights, run.digest).write(run.checkpoint)
 
 
 def load_policy(
@@ -75,16 +80,21 @@ def load_policy(
     config = read_config(folder)
     if env is None:
         env = make_env(config, num_envs=1, seed=config.seed)
-    return policy_in(folder, env, config.policy if policy is None else policy)
+    return policy_in(folder, env, config.policy if policy is None else policy)[0]
 
 
-def policy_in(folder: RunFolder, env: EnvBase, policy: PolicyConfig) -> ActorCritic:
+def policy_in(folder: RunFolder, env: EnvBase, policy: PolicyConfig) -> tuple[ActorCritic, int]:
     """Load the policy and value of a run for a world, as a policy of this kind.
+
+    Returns:
+        The policy, and the environment steps that it has been trained for.
 
     Raises:
         CheckpointError: as :func:`load_policy` does.
     """
     checkpoint = Checkpoint.read(folder.checkpoint, device=str(env.device))
+    if checkpoint.digest not in ("", folder.digest):
+        raise CheckpointError(f"{folder.checkpoint} is of another run than {folder.config.name}")
     try:
         saved = PolicyConfig(**checkpoint.policy)
     except (TypeError, ValueError) as error:
@@ -105,4 +115,4 @@ def policy_in(folder: RunFolder, env: EnvBase, policy: PolicyConfig) -> ActorCri
             "its run, or train a new one"
         )
     network.load_state_dict(checkpoint.weights)
-    return actor_critic
+    return actor_critic, checkpoint.steps

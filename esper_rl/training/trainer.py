@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from torchrl.collectors import BaseCollector
 from envs import MorphogenesisEnv
 from envs.actions import CAUSAL_RELEVANCE
 from esper_rl.config import TrainConfig, dump_config, make_env, pin_world
+from esper_rl.errors import check_integer, config_errors
 from esper_rl.growing.monitors import (
     EXPLODED,
     cell_metrics,
@@ -29,7 +31,7 @@ from esper_rl.growing.monitors import (
 from esper_rl.policy import make_actor_critic
 from esper_rl.ppo import PPO
 from esper_rl.processes import require_guard
-from esper_rl.runs import ResumePoints, RunFolder, has_points
+from esper_rl.runs import Checkpoint, CheckpointError, ResumePoints, RunFolder, has_points
 from esper_rl.runs.metrics import keep_rows
 from esper_rl.runs.provenance import note_provenance
 from esper_rl.training.callbacks import Callback, MetricsFile, Warnings, make_progress
@@ -91,7 +93,13 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = (), *, quiet: boo
         return _run(config, make_folder, callbacks, quiet=quiet)
 
 
-def resume(run: str | Path, callbacks: Sequence[Callback] = (), *, quiet: bool = False) -> Path:
+def resume(
+    run: str | Path,
+    callbacks: Sequence[Callback] = (),
+    *,
+    total_steps: int | None = None,
+    quiet: bool = False,
+) -> Path:
     """Go on with a run that has been ended, by whatever, from the last point that it has saved.
 
     On CPUs it becomes bitwise what it would have been without that, but for its timings; what it
@@ -100,18 +108,44 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = (), *, quiet: bool =
     Args:
         run: folder of the run.
         callbacks, quiet: as for :func:`train`, which also says what is returned and raised.
+        total_steps: more environment steps than the run was to have. What changes over a run, such
+            as the weight of entropy, goes by the new number from here on.
 
     Raises:
         FileNotFoundError: when there is no such run.
         BlockingIOError: when another process is training in it.
-        CheckpointError: when nothing can be read of what the run has saved.
+        CheckpointError: when nothing can be read of what the run has saved, or it is gone.
+        ConfigError: when its configuration has been changed, or ``total_steps`` isn't more.
     """
     folder = RunFolder.open(run, begun=True)
     config = read_config(folder)
+    with folder.locked():
+        if not has_points(folder.resume):
+            done = _steps_of_policy(folder)
+            if total_steps is None and done >= config.iterations * config.rollout_steps:
+                return folder.path
+            if done > config.rollout_steps:  # after the first iteration there is a point
+                raise CheckpointError(
+                    f"{folder.resume} has no point from which the run could go on after its {done} "
+                    f"steps; `esper-rl evaluate {folder.path}` plays its policy, and a new run "
+                    f"begins with it by start_from={folder.path}"
+                )
+        if total_steps is not None:
+            with config_errors():
+                check_integer("total_steps", total_steps, least=config.total_steps + 1)
+                config = replace(config, total_steps=total_steps)
+            folder.extend(total_steps)
+            if not quiet:
+                print(f"{run} becomes a run of {total_steps} environment steps", file=sys.stderr)
     if has_points(folder.resume):  # they hold the policy; the run that it began with may be gone
         config = replace(config, start_from=None)
     with _computing_with(config.threads):
         return _run(config, lambda: folder, callbacks, quiet=quiet)
+
+
+def _steps_of_policy(folder: RunFolder) -> int:
+    """Environment steps that the run's policy has been trained for; 0 where there is none yet."""
+    return Checkpoint.read(folder.checkpoint, "cpu").steps if folder.checkpoint.is_file() else 0
 
 
 @contextmanager
@@ -157,7 +191,9 @@ def _run(
         note_provenance(run.provenance, config.device)
         collector = make_collector(config, actor_critic)
         ends.callback(collector.shutdown)
-        points = ResumePoints(run.resume, ppo=ppo, collector=collector, generators=GlobalRNGState())
+        points = ResumePoints(
+            run.resume, run.digest, ppo=ppo, collector=collector, generators=GlobalRNGState()
+        )
         done = points.load()
         if done:
             collector.reset()
@@ -186,7 +222,7 @@ def _learn(
 ) -> None:
     """Collect steps, learn from them, note what happened and save, after ``done`` iterations."""
     steps, iterations = done * config.rollout_steps, config.iterations
-    rollouts, saved_at = iter(collector), perf_counter()
+    rollouts, saved_at = iter(collector), perf_counter() if done else -math.inf
     save_policy(run, ppo.actor_critic, config.policy, env.topology, steps)
     for iteration in range(done, iterations):
         schedule = env.reward_schedule

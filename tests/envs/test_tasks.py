@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -23,6 +24,7 @@ from envs import (
     register_task,
 )
 from envs.actions import Op
+from envs.networks.blueprints import CONV_BLUEPRINTS
 from envs.registration import registered_only
 from envs.tasks.digits import digits_mixed
 from tests.support.environments import act
@@ -304,11 +306,46 @@ def test_a_registered_task_has_a_name():
     assert env.task.name == "mine"
 
 
-@pytest.mark.parametrize("name", ["digits", "", "mine"])
+@pytest.mark.parametrize("name", ["digits", "mine"])
 def test_names_are_given_once(name):
     register_task("mine", array_task)
-    with pytest.raises(ValueError, match=f"name must be new and not empty, got '{name}'"):
+    with pytest.raises(ValueError, match=f"name must be new, got '{name}'"):
         register_task(name, array_task)
+
+
+NO_NAMES = ["", "../../escaped", "a b", "a\nb", "a" * 65, ".hidden", "-m", "a/b", "é", None, 3]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_names_stand_on_command_lines_and_in_paths(name):
+    with pytest.raises((ValueError, TypeError), match="name must be"):
+        register_task(name, array_task)
+    with pytest.raises((ValueError, TypeError), match="name must be"):
+        array_task(name=name)
+    with pytest.raises((ValueError, TypeError), match="a term must be"):
+        array_task(reward_terms={name: lambda t: t.after.history.accuracy})
+    with pytest.raises((ValueError, TypeError), match="blueprints: a name must be"):
+        ConvHost(blueprints={name: CONV_BLUEPRINTS["norm"]})
+    assert not set(list_tasks()) & {name}
+
+
+@pytest.mark.parametrize(
+    ("formula", "error", "says"),
+    [
+        (
+            lambda t: torch.tensor([0, 0, math.nan]),
+            FloatingPointError,
+            "reward term 'mine' must be finite, got nan in row 2",
+        ),
+        (lambda t: torch.ones(3, 1), ValueError, r"must be a tensor \[3\], got \[3, 1\]"),
+        (lambda t: 1.0, ValueError, r"must be a tensor \[3\], got 1.0"),
+    ],
+)
+def test_a_term_of_ones_own_that_is_broken_is_named(formula, error, says):
+    task = array_task(reward_terms={"mine": formula})
+    env = MorphogenesisEnv(task, num_envs=3, num_slots=2, seed=0)
+    with pytest.raises(error, match=says):
+        env.rollout(3, break_when_any_done=False)
 
 
 def test_what_is_no_task_is_refused():

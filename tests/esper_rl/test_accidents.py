@@ -16,8 +16,8 @@ import torch
 
 from esper_rl import load_policy, resume, train
 from esper_rl.cli import main
-from esper_rl.config import TrainConfig
-from esper_rl.evaluation import evaluate_run
+from esper_rl.config import TrainConfig, dump_config
+from esper_rl.evaluation import OPEN_LOOP, evaluate_run
 from tests.support.runs import command, read_metrics, weights
 
 Configure = Callable[..., TrainConfig]
@@ -95,16 +95,48 @@ def test_an_evaluation_that_cannot_be_written_is_shown(
     assert "can't be written" in caplog.text
 
 
-def test_a_shorter_evaluation_does_not_replace_a_longer_one(
+def test_evaluations_are_kept_side_by_side_and_the_fullest_is_the_runs(
     tiny_config: Configure, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = train(tiny_config())
-    evaluate_run(run, episodes=3)
-    before = (run / "evaluation.json").read_text()
-    evaluate_run(run, episodes=1)
-    assert (run / "evaluation.json").read_text() == before
-    assert "holds 3 episodes" in caplog.text
-    evaluate_run(run, episodes=3)
+
+    def kept() -> list[tuple[int, int, list[str]]]:
+        content = json.loads((run / "evaluation.json").read_text())
+        everything = [content, *content["others"]]
+        return [(each["episodes"], each["seed"], each["settings"]) for each in everything]
+
+    evaluate_run(run, episodes=3, seed=1, controls=[OPEN_LOOP])
+    evaluate_run(run, episodes=1, seed=1)
+    assert "the fuller evaluation of 3 episodes" in caplog.text
+    assert kept() == [(3, 1, []), (1, 1, [])]
+    evaluate_run(run, episodes=3, seed=1)
+    evaluate_run(run, episodes=4, seed=1, settings=["env.max_epochs=4"])
+    evaluate_run(run, episodes=2, seed=2, gamma=0.5)
+    assert kept() == [
+        (3, 1, []),
+        (1, 1, []),
+        (4, 1, ["env.max_epochs=4"]),
+        (2, 2, ["ppo.gamma=0.5"]),
+    ]
+    content = json.loads((run / "evaluation.json").read_text())
+    assert OPEN_LOOP.name in content["policies"]  # though the later one was without
+    assert OPEN_LOOP.name in content["by_episode"]
+    resume(run, total_steps=2 * tiny_config().total_steps)
+    evaluate_run(run, episodes=2)
+    assert kept()[0][0] == 2  # of what the policy is now
+
+
+def test_what_no_evaluation_is_read_from_is_said_and_replaced(
+    tiny_config: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(tiny_config())
+    file = run / "evaluation.json"
+    for damaged in ("{", "[]", '{"policies": 1}', '{"policies": {}, "others": 1}'):
+        file.write_text(damaged)
+        evaluate_run(run, episodes=1)
+        assert "can't be read and is replaced" in caplog.text
+        assert json.loads(file.read_text())["episodes"] == 1
+        caplog.clear()
 
 
 def test_one_episode_has_no_interval(
@@ -124,11 +156,14 @@ def test_one_episode_has_no_interval(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_run_made_on_a_gpu_plays_and_goes_on_without_one(
-    tiny_config: Configure, caplog: pytest.LogCaptureFixture
+    tiny_config: Configure, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = train(tiny_config())
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("device: cpu", "device: cuda:0"))
+    def dump(config: TrainConfig) -> str:
+        return dump_config(config).replace("device: cpu", "device: cuda:0")
+
+    with monkeypatch.context() as there:
+        there.setattr("esper_rl.training.trainer.dump_config", dump)
+        run = train(tiny_config())
     assert load_policy(run)
     assert "cuda:0 is not on this machine" in caplog.text
     assert len(evaluate_run(run, episodes=2)["greedy"].returns) == 2

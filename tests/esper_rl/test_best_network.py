@@ -59,6 +59,6 @@ def test_the_command(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sorted(path.name for path in tmp_path.glob("best*")) == [
         *("best.json", "best.pt", "best.pt2")
     ]
-    for name, says in (("best.pt", "must end in .pt2"), ("no/best.pt2", "folder must exist")):
+    for name, says in (("best.pt", "must end in .pt2"), ("no/best.pt2", "a folder that exists")):
         assert main([*words, f"--save-network={tmp_path / name}"]) == 2
         assert says in capsys.readouterr().err

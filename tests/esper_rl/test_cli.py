@@ -173,7 +173,10 @@ def test_an_evaluation_of_another_world(
         ),
         (["ppo.lr=1"], "a policy is played as it was trained"),
         (["env.num_slots=2"], "policy.num_slots must be env.num_slots"),
-        (["--output=nowhere/there.json"], "the output's folder must exist, got 'nowhere'"),
+        (
+            ["--output=nowhere/there.json"],
+            "output must be in a folder that exists",
+        ),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused(

@@ -23,6 +23,7 @@ from esper_rl.report.comparison import (
     probability_of_improvement,
     read_designs,
 )
+from esper_rl.runs.digest import sign
 from tests.support.pages import Page
 
 SCORES = st.lists(st.integers(-5, 5), min_size=2, max_size=8).map(lambda x: np.array(x, float))
@@ -33,7 +34,7 @@ def make_run(folder: Path, seed: int, score: float, *settings: str, player: str 
     run = folder / f"run{len(list(folder.iterdir()))}"
     run.mkdir()
     config = compose_config([*settings, f"seed={seed}", f"run_dir={run}"])
-    (run / "config.yaml").write_text(dump_config(config))
+    (run / "config.yaml").write_text(sign(dump_config(config)))
     measured = {"mean": score, "ci95": 0.1}
     found = {player: {"returns": measured, "final_accuracy": {"mean": 70 + score, "ci95": 1.0}}}
     (run / "evaluation.json").write_text(json.dumps({"policies": found}))

@@ -9,10 +9,65 @@ from pathlib import Path
 
 import pytest
 
-from esper_rl import cli
+from esper_rl import cli, train
+from esper_rl.config import compose_config
 from esper_rl.evaluation import evaluate_run
 from esper_rl.runs import RunFolder
 from esper_rl.runs.atomic_write import write_atomically
+from tests.support.runs import TINY
+
+OUTPUTS = (
+    (["evaluate", "{run}", "--output"], ("config.yaml", "evaluation.json", "checkpoint.pt")),
+    (["evaluate", "{run}", "--save-network"], ("checkpoint.pt2", "evaluation.pt2", "report.pt2")),
+    (["evaluate", "{run}", "--video"], ("learning_curve.png",)),
+    (["report", "{run}", "--output"], ("checkpoint.pt", "metrics.csv", "../other/report.html")),
+    (["compare", "{run}", "--output"], ("config.yaml", "report.html")),
+    (["export", "{run}", "--output"], ("checkpoint.pt",)),
+    (["grow", "wait", "--network"], ("checkpoint.pt2", "report.pt2")),
+)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("run", "other"):
+        train(compose_config([*TINY, "total_steps=20", f"run_dir={folder / name}"]))
+    (folder / "other" / "report.html").write_text("of the other one")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "name"), [(words, name) for words, names in OUTPUTS for name in names]
+)
+def test_outputs_never_replace_a_runs_own_files(
+    words: list[str], name: str, two_runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def content() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in two_runs.rglob("*") if file.is_file()}
+
+    run = two_runs / "run"
+    for spelled in (run / name, two_runs / "link" / name):
+        before = content()
+        told = [word.format(run=run) for word in words]
+        assert cli.main([*told, str(spelled)]) == 2
+        error = capsys.readouterr().err
+        assert "which would replace" in error or "must end in" in error
+        assert content() == before
+        if not (two_runs / "link").exists():
+            (two_runs / "link").symlink_to(run)
+
+
+@pytest.mark.parametrize("output", [".", "folder.html", "page.txt", "nowhere/page.html"])
+def test_where_no_page_can_be_is_said_before_the_work(
+    output: str, two_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(two_runs)
+    Path("folder.html").mkdir(exist_ok=True)
+    for command in ("report", "compare"):
+        assert cli.main([command, "run", "--output", output]) == 2
+        assert "--output must" in capsys.readouterr().err
+    assert cli.main(["report", "run", "--episodes=1", "--output", os.devnull]) == 0
+    assert cli.main(["report", "run", "--episodes=1", "--output", "run/report.html"]) == 0
 
 
 def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:

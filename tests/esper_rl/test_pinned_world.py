@@ -22,6 +22,7 @@ from esper_rl.config import (
     unpin_world,
 )
 from esper_rl.runs import RunFolder
+from esper_rl.runs.digest import sign
 from esper_rl.training.loading import all_settings, read_config
 from tests.support.runs import read_metrics
 
@@ -45,11 +46,10 @@ def test_a_run_goes_on_under_its_own_numbers_when_its_task_gets_others(
     text = (run / "config.yaml").read_text()
     assert "max_epochs: 6" in text
     assert "rent: 0.25" in text
-    (run / "config.yaml").write_text(text.replace("total_steps: 24", "total_steps: 48"))
     with registered_only({"mine": lambda: priced(rent=9.0, epochs=50)}):
         env = make_env(read_config(RunFolder.open(run)), seed=0)
         assert (env.max_epochs, env.reward_config.rent) == (6, 0.25)
-        resume(run)
+        resume(run, total_steps=48)
         assert [line["episodes"] for line in read_metrics(run)] == [4, 4]
 
 
@@ -110,10 +110,10 @@ def test_runs_that_left_numbers_to_their_task_are_compared_with_those_that_do_no
         "other": pin_world(compose_config(["task=digits", "reward.rent=0.5"])),
     }.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(dump_config(config))
+        (tmp_path / name / "config.yaml").write_text(sign(dump_config(config)))
     old, new, other = (all_settings(RunFolder(tmp_path / n)) for n in ("old", "new", "other"))
     assert new["seed"] == 1
     assert old == {**new, "seed": 0}
     assert other["reward"] == {**new["reward"], "rent": 0.5}
-    (tmp_path / "old" / "config.yaml").write_text("seed: 3\nelsewhere: true\n")
+    (tmp_path / "old" / "config.yaml").write_text(sign("seed: 3\nelsewhere: true"))
     assert all_settings(RunFolder(tmp_path / "old")) == {"seed": 3, "elsewhere": True}

@@ -17,6 +17,7 @@ from esper_rl.evaluation import FIXED_SCHEDULE, Arena
 from esper_rl.report.episode_trace import EpisodeTrace, draw_trace, trace_episodes
 from esper_rl.report.run_figures import SECTIONS, draw_learning, draw_policy
 from esper_rl.report.run_report import report_run
+from esper_rl.runs.digest import sign
 from tests.support.pages import Page
 from tests.support.runs import TINY
 
@@ -44,7 +45,7 @@ def test_prices_that_changed_are_told(run: Path) -> None:
     text = (run / "config.yaml").read_text()
     assert "  schedule: []\n" in text
     ramp = "{key: rent, start: 0.5, begin: 0.2, end: 0.6}"
-    (run / "config.yaml").write_text(text.replace("schedule: []", f"schedule: [{ramp}]"))
+    (run / "config.yaml").write_text(sign(text.replace("schedule: []", f"schedule: [{ramp}]")))
     told = "Prices changed: rent from 0.5 to 0.005, between 20% and 60% of the steps."
     assert told in report_run(run, episodes=1)
 

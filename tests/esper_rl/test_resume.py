@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import zipfile
@@ -17,9 +18,10 @@ from tensordict import TensorDictBase
 
 from benchmarks.killing import kill_until_over, numbers, same_weights, starts_at_once
 from envs.actions import Op
-from esper_rl import Callback, resume, train
+from esper_rl import Callback, load_policy, resume, train
 from esper_rl.cli import main
-from esper_rl.config import TrainConfig, compose_config
+from esper_rl.config import TrainConfig, compose_config, load_config
+from esper_rl.errors import ConfigError
 from esper_rl.runs import CheckpointError, RunFolder
 from tests.support.runs import TINY, command, read_metrics
 
@@ -149,16 +151,24 @@ def test_the_latest_points_and_the_best_one_are_kept(tiny_config: Configure) -> 
     assert kept == sorted({best, 6, 7, 8})
 
 
-@pytest.mark.parametrize("damage", ["cut off", "emptied", "a bit flipped", "another file"])
+@pytest.mark.parametrize(
+    "damage", ["cut off", "emptied", "a bit flipped", "another file", "renamed", "of another run"]
+)
 def test_a_damaged_point_is_named_and_the_one_before_used(
-    damage: str, run: Path, whole: Path, caplog: pytest.LogCaptureFixture
+    damage: str, run: Path, whole: Path, caplog: pytest.LogCaptureFixture, tiny_config: Configure
 ) -> None:
     latest = points(run)[-1]
+    if damage == "renamed":
+        latest = latest.rename(latest.with_name("iteration-000000000099.torchrl"))
+    other = train(tiny_config("total_steps=20", "seed=8")) if damage == "of another run" else None
     content = bytearray(latest.read_bytes())
     content[len(content) // 2] ^= 4
     half = content[: len(content) // 2]
     new = {"cut off": half, "emptied": b"", "a bit flipped": content, "another file": b"hello"}
-    latest.write_bytes(new[damage])
+    if damage in new:
+        latest.write_bytes(new[damage])
+    elif other is not None:
+        latest.write_bytes(points(other)[-1].read_bytes())
     resume(run)
     assert str(latest) in caplog.text
     assert_same_run(run, whole)
@@ -171,6 +181,55 @@ def test_nothing_but_damaged_points_is_an_error(run: Path) -> None:
     with pytest.raises(CheckpointError, match="no point that can be read"):
         resume(run)
     assert (run / "metrics.csv").read_bytes() == metrics
+
+
+def test_a_run_whose_points_are_gone_never_begins_anew(whole: Path, run: Path) -> None:
+    over = Path(shutil.copytree(whole, run.with_name("over")))
+    for folder in (over, run):
+        shutil.rmtree(folder / "resume")
+    before = {file.name: file.read_bytes() for file in over.iterdir()}
+    assert resume(over) == over
+    assert {name: (over / name).read_bytes() for name in before} == before
+    assert {file.name for file in over.iterdir()} - set(before) == {"resume"}
+    for goes_on in (lambda: resume(run), lambda: resume(over, total_steps=100)):
+        with pytest.raises(CheckpointError, match=r"no point from which .* start_from="):
+            goes_on()
+    assert len(read_metrics(run)) == 3
+
+
+def test_a_run_is_made_longer(whole: Path, tmp_path: Path, tiny_config: Configure) -> None:
+    """Whether it was over or not; and nothing of what it has done is done otherwise."""
+    run = Path(shutil.copytree(whole, tmp_path / "longer"))
+    resume(run, total_steps=120)
+    assert [line["steps"] for line in read_metrics(run)] == [20, 40, 60, 80, 100, 120]
+    assert numbers(run)[:4] == numbers(whole)
+    assert main(["train", "--resume", str(run), "total_steps=140"]) == 0
+    assert load_config((run / "config.yaml").read_text()).total_steps == 140
+    with pytest.raises(ConfigError, match="of at least 141, got 140"):
+        resume(run, total_steps=140)
+
+
+@pytest.mark.parametrize("change", ["seed: 4", "total_steps: 800", "a line end"])
+def test_a_changed_configuration_is_never_taken(change: str, run: Path, capsys) -> None:
+    file = run / "config.yaml"
+    text = file.read_text()
+    key = change.partition(" ")[0]
+    edited = re.sub(rf"(?m)^{key} .*$", change, text)
+    if change == "a line end":
+        edited = "".join(text.splitlines(keepends=True)[:20])
+    file.write_text(edited)
+    for words in (["train", "--resume"], ["evaluate"], ["report"]):
+        assert main([*words, str(run)]) == 2
+        assert "config.yaml isn't as the run has written it" in capsys.readouterr().err
+    file.write_text(text.replace("\n", "\r\n"))
+    resume(run)
+
+
+def test_a_policy_of_another_run_is_refused(run: Path, tiny_config: Configure) -> None:
+    other = train(tiny_config("total_steps=20", "seed=8"))
+    shutil.copy(other / "checkpoint.pt", run / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="is of another run"):
+        load_policy(run)
 
 
 def test_what_a_killed_process_has_begun_is_removed(run: Path, whole: Path) -> None:
@@ -261,7 +320,7 @@ def test_two_processes_never_train_in_one_folder(tiny_config: Configure, capsys)
     ("words", "message"),
     [
         (["--resume", "{}/nothing"], "has no config.yaml"),
-        (["--resume", "{}", "ppo.lr=1"], "goes on with the configuration that it has"),
+        (["--resume", "{}", "ppo.lr=1"], "only total_steps=N may be given, leave out ppo.lr=1"),
     ],
 )
 def test_bad_input(words, message, tmp_path: Path, capsys) -> None:

@@ -164,7 +164,7 @@ def test_the_command_writes_what_it_is_asked_to(
     assert output.stat().st_size > 1000
     for bad, says in (
         (tmp_path / "policy.txt", "--output must end in .pt2 or .onnx"),
-        (tmp_path / "nowhere" / "policy.pt2", "the output's folder must exist"),
+        (tmp_path / "nowhere" / "policy.pt2", "--output must be in a folder that exists"),
     ):
         assert cli.main(["export", str(run), "--output", str(bad)]) == 2
         assert says in capsys.readouterr().err
