@@ -53,6 +53,20 @@ SCHEDULES: list[dict[int, str]] = [
 ]
 """Blueprints by slot; ``schedule`` is the one of them that earns most on other hosts."""
 
+_LABELS = {
+    "schedule": "the best schedule",
+    "random": "random legal ops",
+    "wait": "waiting",
+    "hold-forever": "it, without ever\nfossilizing",
+    "fossilize-last": "it, fossilizing in\nthe last epochs",
+    "prune-churn": "planting and\npruning for ever",
+}
+_TITLES = {
+    "digits": "digits: hosts that need seeds",
+    "digits_full": "digits_full: hosts that need none",
+}
+"""Words of the picture."""
+
 ALIKE = 2.0
 """Points of accuracy up to which two schedules count as equally good."""
 
@@ -239,8 +253,9 @@ def draw(results: dict[str, dict], path: Path) -> None:
             fmt="o",
             color="#0072B2",
         )
-        axis.set_yticks(range(len(names)), names)
-        axis.set(title=task, xlabel="discounted return, mean and 95 % interval")
+        axis.set_yticks(range(len(names)), [_LABELS.get(name, name) for name in names])
+        axis.set_title(_TITLES.get(task, task), fontsize="medium")
+        axis.set_xlabel("discounted return, mean and 95 % interval")
         axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=130)
 

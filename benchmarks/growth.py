@@ -84,19 +84,19 @@ def schedule_name(seeds: Sequence[tuple[str, int]]) -> str:
 
 
 def draw(results: dict[str, dict[str, dict]], path: Path) -> None:
-    """Final accuracy of every single, one panel a task; WAIT and the best pair as lines."""
+    """Final accuracy of every single, a panel a task; WAIT as a band, the best pair as a line."""
     figure, axes = plt.subplots(
-        1, len(results), figsize=(5 * len(results), 4), squeeze=False, layout="constrained"
+        len(results), 1, figsize=(8, 3.1 * len(results)), squeeze=False, layout="constrained"
     )
-    axes = axes[0]
+    axes = axes[:, 0]
     for axis, (task, schedules) in zip(axes, results.items(), strict=True):
         wait = schedules["wait"]["final_accuracy"]
-        axis.axhspan(
-            wait["mean"] - wait["ci95"], wait["mean"] + wait["ci95"], color="0.8", label="WAIT"
+        axis.axvspan(
+            wait["mean"] - wait["ci95"], wait["mean"] + wait["ci95"], color="0.8", label="no seed"
         )
         pairs = [name for name in schedules if " + " in name]
         best = max(pairs, key=lambda name: schedules[name]["returns"]["mean"])
-        axis.axhline(
+        axis.axvline(
             schedules[best]["final_accuracy"]["mean"],
             color="black",
             linestyle="--",
@@ -110,16 +110,20 @@ def draw(results: dict[str, dict[str, dict]], path: Path) -> None:
         ):
             cells = [schedules[f"{name}@{slot}"]["final_accuracy"] for name in blueprints]
             axis.errorbar(
-                [i + (slot - 1) * 0.2 for i in range(len(blueprints))],
                 [cell["mean"] for cell in cells],
-                [cell["ci95"] for cell in cells],
+                [i + (slot - 1) * 0.2 for i in range(len(blueprints))],
+                xerr=[cell["ci95"] for cell in cells],
                 fmt=marker,
                 color=colour,
                 label=f"slot {slot}",
             )
-        axis.set_xticks(range(len(blueprints)), blueprints, rotation=30, ha="right")
-        axis.set(title=f"{task}\nbest pair: {best}", ylabel="final validation accuracy, %")
-        axis.grid(axis="y", alpha=0.3)
+        axis.set_yticks(range(len(blueprints)), blueprints)
+        axis.invert_yaxis()
+        axis.set_title(f"one seed on {task}; best pair: {best}", loc="left", fontsize="medium")
+        axis.grid(axis="x", alpha=0.3)
+    axes[-1].set_xlabel(
+        "accuracy at the end, %: mean and 95 % interval, on a scale of each task's own"
+    )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=130)
 

@@ -31,6 +31,7 @@ from esper_rl.config import compose_config
 from esper_rl.evaluation import FIXED_SCHEDULE, GREEDY, SAMPLED, Arena
 from esper_rl.evaluation.episodes import mean_and_ci
 from esper_rl.evaluation.schedule_search import best_schedule
+from esper_rl.figures import count_steps
 
 EPISODES = 256
 SCHEDULE, SEARCHED, TRAINED = "fixed-schedule", "best schedule", ("greedy", "sampled")
@@ -78,26 +79,32 @@ def show(runs: Runs) -> None:
     print(f"  minutes: {min(minutes):.1f} to {max(minutes):.1f}")
 
 
-def draw(runs: Runs, path: Path) -> None:
-    """What each run earns more than the schedule; and how all of them learn."""
+def draw(runs: Runs, steps: int, path: Path) -> None:
+    """What each run earns more than the schedule, by training seed; and how all of them learn."""
     figure, (gains, curves) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for row, name in enumerate(TRAINED):
-        for number, run in enumerate(runs.values()):
+        for number, (seed, run) in enumerate(runs.items()):
             place = row + 0.6 * (number + 0.5) / len(runs) - 0.3
             width, color = run[f"{name}_gain_ci95"], "#0072B2" if beats(run, name) else "#D55E00"
-            gains.errorbar(run[f"{name}_gain"], place, xerr=width, fmt="o", color=color, alpha=0.5)
+            gain = run[f"{name}_gain"]
+            gains.errorbar(gain, place, xerr=width, fmt="o", color=color, alpha=0.5)
+            gains.annotate(
+                seed, (gain, place), (0, 4), textcoords="offset points", ha="center", fontsize=7
+            )
     gains.axvline(0, color="black", linewidth=1)
     gains.set_yticks(range(len(TRAINED)), TRAINED)
     gains.set_ylim(len(TRAINED) - 0.3, -0.7)
-    gains.set_xlabel(f"return over that of the schedule, on the same {EPISODES} hosts")
+    gains.set_xlabel(f"discounted return, with 95 % intervals over {EPISODES} hosts")
+    gains.set_title(f"earned more than by the {SCHEDULE}, by training seed", fontsize="medium")
     lines = np.array([run["learning_curve"] for run in runs.values()])
     mean, spread = lines.mean(0), lines.std(0)
-    along = np.arange(1, len(mean) + 1)
+    along = steps / len(mean) * np.arange(1, len(mean) + 1)
     curves.plot(along, mean)
     curves.fill_between(along, mean - spread, mean + spread, alpha=0.2)
-    curves.set_xlabel("iteration")
-    curves.set_ylabel("return in training")
-    curves.set_title("mean and spread over training seeds", fontsize="medium")
+    count_steps(curves)
+    curves.set_ylabel("discounted return")
+    title = f"return in training: mean of {len(runs)} seeds, ± one standard deviation"
+    curves.set_title(title, fontsize="medium")
     for axis in (gains, curves):
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
@@ -109,7 +116,7 @@ def main() -> None:
         runs, args.seeds, lambda seed: measure(seed, args.set), lambda: write_json(path, runs)
     )
     show(runs)
-    draw(runs, path.with_suffix(".png"))
+    draw(runs, compose_config(args.set).total_steps, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

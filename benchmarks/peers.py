@@ -161,9 +161,12 @@ def draw(report: dict[str, dict[str, Run]], path: Path) -> None:
             axis.plot(np.mean(found), height, "|", color=colour, ms=16, mew=3, label=label)
     labels = [name.replace(player := name.partition(",")[0], LABELS[player]) for name in names]
     axis.set_yticks(range(len(names)), labels)
-    axis.set_xlabel("discounted return on the same hosts, by training seed, and the mean")
+    axis.set_xlabel("discounted return on the same hosts")
+    axis.set_title(
+        "agents of several libraries: dots are training seeds, bars their means", fontsize="medium"
+    )
     axis.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper right", ncols=len(MODES), frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(MODES), frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -156,13 +156,16 @@ def draw(runs: Runs, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 0.5 * len(names) + 1.2), layout="constrained")
     for row, name in enumerate(names):
         parts = [100 * closed(run["greedy_return"]) for run in runs[name].values()]
-        axis.plot(parts, [row] * len(parts), "o", color="#0072B2", alpha=0.6)
-        axis.plot([fmean(parts)], [row], "|", color="black", markersize=18)
-    axis.axvline(90, color="#009E73", linestyle="--", linewidth=1)
-    axis.axvline(60, color="#D55E00", linestyle="--", linewidth=1)
+        dots, bars = ("a training seed", "their mean") if row == 0 else (None, None)
+        axis.plot(parts, [row] * len(parts), "o", color="#0072B2", alpha=0.6, label=dots)
+        axis.plot([fmean(parts)], [row], "|", color="black", markersize=18, label=bars)
+    axis.axvline(90, color="#009E73", linestyle="--", linewidth=1, label="all must reach")
+    axis.axvline(60, color="#D55E00", linestyle=":", linewidth=1, label="without credit: at most")
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("part of the gap between waiting and the best plan that is closed, %")
     axis.grid(axis="x", alpha=0.3)
+    axis.set_title("scaffold: greedy policies, and what they learn without", fontsize="medium")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     figure.savefig(path, dpi=130)
 
 

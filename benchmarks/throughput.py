@@ -281,14 +281,15 @@ def draw(results: list[dict], path: Path) -> None:
         axis.set_xticks(rows, [str(n) for n in rows], minor=False)
         axis.minorticks_off()
         axis.set(xlabel="rows", title=title)
+        axis.margins(x=0.13)  # labels stay inside the frame
         axis.grid(alpha=0.3)
     speeds = [r[key] for r in results for key in _SPEEDS]
-    low, high = min(speeds) / 1.5, max(speeds) * 1.5
+    low, high = min(speeds) / 1.5, max(speeds) * 2.5
     ticks = [n * 10**power for power in range(5) for n in (1, 2, 5) if low < n * 10**power < high]
     axes[0].set_yticks(ticks, [str(tick) for tick in ticks], minor=False)
     axes[0].set_ylim(low, high)
     axes[0].set_ylabel("env-steps per second")
-    axes[0].legend()
+    axes[0].legend(loc="lower right" if high / low < 100 else "upper left", fontsize="small")
     figure.savefig(path, dpi=130)
 
 

@@ -262,10 +262,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
     )
     styles = {"wait": ("_", "#888888"), "fixed": ("s", "#0072B2"), "own": ("D", "#009E73")}
     labels = {"wait": "waiting", "fixed": "best fixed schedule", "own": "each variant's best one"}
-    for name, values in summarise(fresh).items():
+    for offset, (name, values) in enumerate(summarise(fresh).items()):
         marker, color = styles[name]
         returns.scatter(
-            list(values),
+            [place - 0.3 + 0.15 * offset for place in range(len(values))],
             list(values.values()),
             marker=marker,
             s=60,
@@ -273,7 +273,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             label=labels[name],
         )
     for number, run in enumerate(runs.values()):
-        places = [place + 0.12 + 0.02 * number for place in range(len(fresh["wait"]))]
+        places = [place + 0.15 + 0.02 * number for place in range(len(fresh["wait"]))]
         returns.scatter(
             places,
             list(run["greedy"]["return"].values()),
@@ -284,9 +284,17 @@ def draw(found: dict[str, Any], path: Path) -> None:
             label=None if number else "learned policies, greedy",
             zorder=3,
         )
+    returns.set_xticks(range(len(fresh["wait"])), list(fresh["wait"]))
     returns.set_xlabel(VARIES[found["task"]])
+    returns.set_title(f"{found['task']}: what schedules and policies earn", fontsize="medium")
     returns.set_ylabel("discounted return")
-    returns.legend(frameon=False, fontsize="small")
+    figure.legend(
+        *returns.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize="small",
+    )
     for place, name in enumerate(CONTROLS):
         for run in runs.values():
             loss = run["controls"][name]
@@ -295,6 +303,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     losses.set_xlim(-0.6, 1.6)
     losses.set_xticks(range(len(CONTROLS)), list(CONTROLS.values()), fontsize="small")
     losses.set_ylabel("return that is lost")
+    losses.set_title("policies that can't see\ntheir own host", fontsize="medium")
     for axis in (returns, losses):
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)

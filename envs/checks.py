@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import os
 import re
 import secrets
+import sys
 from collections.abc import Collection
 from numbers import Integral, Real
 
@@ -35,9 +36,13 @@ def check_integer(
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
     number = int(value)
-    if number < least or (most is not None and number > most):
+    if number < least or number > (_LARGEST if most is None else most):
+        allowed += "" if most is not None or number < least else f" and below {_LARGEST + 1}"
         raise ValueError(f"{name} must be {allowed}, got {value}")
     return number
+
+
+_LARGEST = 2**63 - 1
 
 
 def check_number(
@@ -70,7 +75,7 @@ def check_number(
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
     number = int(value) if isinstance(value, Integral) else float(value)
     inside = (
-        math.isfinite(number)
+        abs(number) <= sys.float_info.max  # neither infinite nor nan, nor an integer beyond
         and (least is None or number >= least)
         and (above is None or number > above)
         and (most is None or number <= most)
@@ -79,6 +84,14 @@ def check_number(
     if not inside:
         raise ValueError(f"{name} must be {allowed}, got {value}")
     return number
+
+
+def _same_choice(value: object, choice: object) -> bool:
+    """Is it the choice, of its type? True is not 1, and a tensor is no choice."""
+    of_type = isinstance(value, type(choice)) and isinstance(value, bool) == isinstance(
+        choice, bool
+    )
+    return of_type and value == choice
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
@@ -92,7 +105,7 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
         Traceback (most recent call last):
         ValueError: gates must be one of 'permissive', 'strict', got 'none'
     """
-    if value not in choices:
+    if not any(_same_choice(value, each) for each in choices):
         allowed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
@@ -130,7 +143,7 @@ def check_seed(name: str, seed: object) -> int:
     """
     if seed is None:
         return secrets.randbits(63)  # forked processes share the generators of torch and NumPy
-    return check_integer(name, seed, least=0, most=2**63 - 1, what="largest int64")
+    return check_integer(name, seed, least=0, most=_LARGEST, what="largest int64")
 
 
 def check_device(name: str, device: torch.device | str | None) -> torch.device:
@@ -144,10 +157,42 @@ def check_device(name: str, device: torch.device | str | None) -> torch.device:
         device(type='cpu')
     """
     try:
-        return torch.empty(0, device="cpu" if device is None else device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
+        found = torch.empty(0, device="cpu" if device is None else device).device
+        if found.type == "meta":
+            raise RuntimeError("it has no numbers")
+        return found
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{name} must be one of PyTorch's on this machine, such as cpu, got {str(device)!r} "
             f"({reason})"
         ) from None
+
+
+def check_memory(name: str, needed: int, device: torch.device | str = "cpu") -> None:
+    """Refuse what the machine's memory can't hold, before a part of it is allocated.
+
+    Args:
+        name: of what is too large, with its value.
+        needed: bytes, roughly.
+        device: whose memory; where that can't be told, nothing is refused.
+
+    Raises:
+        ValueError: with both numbers.
+
+    Examples:
+        >>> check_memory("num_envs=10000000000", 10**18)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: num_envs=10000000000 must be smaller: it takes about 931,322,575 GiB, … has …
+    """
+    device = torch.device(device)
+    there = None
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    elif device.type == "cpu" and hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if there is not None and needed > there:
+        raise ValueError(
+            f"{name} must be smaller: it takes about {needed / 2**30:,.0f} GiB, {device} has "
+            f"{there / 2**30:,.0f} GiB"
+        )

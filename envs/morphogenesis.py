@@ -14,10 +14,11 @@ from envs.batched.randomness import fold
 from envs.batched.workers import outside_callers_modes
 from envs.batched_state import cloned
 from envs.checkpointing import check_options, load_tensors, save_tensors
-from envs.checks import check_choice, check_device, check_integer, check_seed
+from envs.checks import check_choice, check_device, check_integer, check_memory, check_seed
 from envs.governor import Governor
 from envs.lifecycle import GATES, draw_action
 from envs.networks.growing import GrowingNetwork
+from envs.observation import feature_names
 from envs.populations.absent import with_absent_slots
 from envs.populations.base import SlotInputs
 from envs.populations.left_out import MOST_SLOTS
@@ -150,7 +151,9 @@ class MorphogenesisEnv(EnvBase):
             )
         check_choice("gates", gates, GATES)
         check_choice("time_limit", time_limit, TIME_LIMITS)
-        super().__init__(device=check_device("device", device), batch_size=torch.Size([num_envs]))
+        device = check_device("device", device)
+        check_memory(f"num_envs={num_envs}", num_envs * _bytes_of_row(num_slots), device)
+        super().__init__(device=device, batch_size=torch.Size([num_envs]))
 
         self.task = task
         self.topology = task.topology
@@ -321,3 +324,8 @@ class MorphogenesisEnv(EnvBase):
         shown = observe(self.world, self.state)
         # What others do to it in place must not reach the environment's state.
         return TensorDict(cloned(shown), batch_size=self.batch_size, device=self.device)
+
+
+def _bytes_of_row(num_slots: int) -> int:
+    """Roughly what a row takes beside its network: features, and numbers of pairs of slots."""
+    return 4 * (len(feature_names(num_slots)) + 16 * num_slots**2)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from envs.actions import ALPHA_SPEED_EPOCHS, Algorithm, AlphaMode, Op, Stage
 from envs.batched.workers import one_thread
+from envs.checks import check_integer
+from envs.populations.left_out import MOST_SLOTS
 from envs.state import History, Slots, State
 
 FRESHNESS = 0.8
@@ -164,11 +166,15 @@ _SHOWN_WITHOUT_MODULE = torch.tensor(
 def feature_names(num_slots: int = 3) -> tuple[str, ...]:
     """Names of all features in index order.
 
+    Raises:
+        ValueError: for more slots than an environment may have.
+
     Examples:
         >>> names = feature_names(3)
         >>> len(names), names[18], names[25 + 29 + 11]
         (112, 'last_action_success', 'slot1_alpha')
     """
+    check_integer("num_slots", num_slots, most=MOST_SLOTS)
     slots = (f"slot{slot}_{name}" for slot in range(num_slots) for name in SLOT_FEATURES)
     return (*ROW_FEATURES, *slots)
 
@@ -190,9 +196,10 @@ def feature_columns(*names: str, num_slots: int = 3) -> list[int]:
     known = feature_names(num_slots)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(
-                f"names must be of feature_names({num_slots}), got {name!r}, near {near!r}"
+                f"names must be of feature_names({num_slots}), got {name!r}"
+                + (f", near {near[0]!r}" if near else "")
             )
     return [known.index(name) for name in names]
 

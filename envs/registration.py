@@ -118,7 +118,7 @@ def make_task(name: str) -> Task:
     else:
         raise ValueError(
             f"task must be one of {', '.join(list_tasks())}, or a Task object, got {name!r}; "
-            "register_task gives a task a name"
+            "register_task gives a task a name, in a file that `esper-rl … --import FILE.py` runs"
         )
     task = factory()
     if not isinstance(task, Task):

@@ -163,7 +163,7 @@ def _draw_slots(axes: Axes, shown: TensorDictBase, blueprints: Sequence[str]) ->
         axes.text(centre, 0.46, word, ha="center", fontsize=small - 0.5)
         if filled:
             axes.text(centre, 0.32, f"α {alphas[slot]:.2f}", ha="center", fontsize=small)
-            gain = f"{contributions[slot]:+.1f} points"
+            gain = f"{contributions[slot]:+.1f} % accuracy"
             axes.text(centre, 0.02, gain, ha="center", fontsize=small)
         _draw_arrow(axes, start + box, left + step, middle)
     _draw_block(axes, 0.02 + count * step, block, middle, "head", small)
@@ -229,7 +229,7 @@ def _summary(
     ]
     if action is not None:
         op = Op(action["op"])
-        line = op.name
+        line = f"agent: {op.name}"
         if op is not Op.WAIT:
             line += f" slot {action['slot']}"
         lines.append(line)

@@ -17,6 +17,7 @@ from envs.checks import check_choice, check_number
 from envs.lifecycle import Applied
 from envs.lookup import look_up
 from envs.state import State
+from envs.typed import check_types
 
 CONTRIBUTES = 1.0
 """Accuracy points from which a fossilized seed earns the terminal bonus: strict gate 5's own."""
@@ -108,6 +109,7 @@ class RewardConfig:
     governor: float = 10.0
 
     def __post_init__(self) -> None:
+        check_types(self, "reward weight ")
         check_choice("reward mode", self.mode, MODES)
         check_number("gamma", self.gamma, above=0, most=1)
         for name, weight in self.weights().items():

@@ -9,6 +9,7 @@ from typing import Any
 from envs.actions import Op
 from envs.checks import check_choice, check_integer, check_number
 from envs.reward import RewardConfig
+from envs.typed import check_types
 
 _FIXED = ("mode", "gamma", "intervention")
 """Fields that aren't a weight of their own: the discount is the agent's."""
@@ -40,6 +41,7 @@ class Ramp:
     end: float = 1.0
 
     def __post_init__(self) -> None:
+        check_types(self, "a schedule's ")
         check_choice("key of a schedule", self.key, SCHEDULED)
         check_number(f"start of {self.key}'s schedule", self.start, least=0)
         check_number(f"end of {self.key}'s schedule", self.end, least=0, most=1)
@@ -86,6 +88,7 @@ class RewardSchedule:
     every: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_integer("steps", self.steps)
         check_integer("every", self.every)
         object.__setattr__(self, "ramps", tuple(self.ramps))

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from envs.checks import check_choice, check_device, check_integer, check_number
+from envs.checks import check_choice, check_device, check_integer, check_memory, check_number
+from envs.typed import check_types
 
 __all__ = [
     "ConfigError",
     "check_choice",
     "check_device",
     "check_integer",
+    "check_memory",
     "check_number",
+    "check_types",
     "config_errors",
 ]
 
@@ -26,7 +29,8 @@ def config_errors(prefix: str = "") -> Iterator[None]:
     """Raise what is refused inside as a :class:`ConfigError`, ``prefix`` before its message."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         if isinstance(error, ConfigError) and not prefix:
             raise
-        raise ConfigError(f"{prefix}{error}") from error
+        said = error.args[0] if isinstance(error, KeyError) else error  # which prints it quoted
+        raise ConfigError(f"{prefix}{said}") from error

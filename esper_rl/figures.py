@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,9 @@ from matplotlib.ticker import EngFormatter
 # Okabe and Ito's palette, told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """For lines."""
+
+STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+"""Of lines, so that no colour is needed to tell them apart."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -33,6 +37,14 @@ def unframe(axes: Axes) -> None:
     """Leave out what frames axes at the top and the right, and show a grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
+
+
+def legend_below(axes: Axes, ncols: int) -> None:
+    """Names of the lines below the axes, where they hide none."""
+    names = axes.get_legend_handles_labels()
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.legend(*names, loc="outside lower center", frameon=False, fontsize="small", ncols=ncols)
 
 
 def as_png(figure: Figure) -> bytes:
@@ -56,7 +68,7 @@ def draw_curve(
     colour: str,
     *,
     label: str | None = None,
-    style: str = "-",
+    style: Any = "-",
     band: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
     """One line, its band if it has one; iterations whose value is nan have no point."""
@@ -66,5 +78,11 @@ def draw_curve(
         axes.fill_between(steps[known], low, high, color=colour, alpha=0.15, lw=0)
     marker = "o" if known.sum() < 60 else ""
     axes.plot(
-        steps[known], values[known], style, color=colour, marker=marker, markersize=3, label=label
+        steps[known],
+        values[known],
+        linestyle=style,
+        color=colour,
+        marker=marker,
+        markersize=3,
+        label=label,
     )

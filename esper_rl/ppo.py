@@ -10,7 +10,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from esper_rl.errors import check_choice, check_integer, check_number, config_errors
+from esper_rl.errors import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_types,
+    config_errors,
+)
 from esper_rl.objectives import (
     BOOTSTRAPS,
     RATIOS,
@@ -57,6 +63,7 @@ class PPOConfig:
 
     @config_errors()
     def __post_init__(self) -> None:
+        check_types(self, "ppo.")
         check_choice("ppo.ratio", self.ratio, RATIOS)
         check_choice("ppo.bootstrap", self.bootstrap, BOOTSTRAPS)
         check_integer("ppo.minibatches", self.minibatches)

@@ -63,6 +63,11 @@ class GymnasiumEnv(gymnasium.Env):
 
     def __init__(self, task: Any = "digits", *, render_mode: str | None = None, **options: Any):
         self.render_mode = _check_render_mode(render_mode)
+        if "num_envs" in options:
+            raise TypeError(
+                f"num_envs must be left out for one network, got {options['num_envs']!r}; "
+                "gymnasium.make_vec makes many"
+            )
         self._world = NumpyWorld(task=task, num_envs=1, **options)
         self.observation_space = self._world.observation_space()
         self.action_space = self._world.action_space()

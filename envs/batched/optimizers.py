@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from envs.checks import check_number
+from envs.typed import check_types
 
 
 class Rule(IntEnum):
@@ -19,6 +20,7 @@ class Rule(IntEnum):
     ADAMW = 1
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """A rule that works elementwise, so networks never mix."""
 
@@ -61,6 +63,7 @@ class SGD:
         return (self.momentum,)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_number("momentum", self.momentum, least=0, below=1)
 
     @property
@@ -102,6 +105,7 @@ class AdamW:
         return self.beta1, self.beta2, self.epsilon, self.weight_decay
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_number("beta1", self.beta1, least=0, below=1)
         check_number("beta2", self.beta2, least=0, below=1)
         check_number("epsilon", self.epsilon, above=0)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
 
-from envs.checks import check_choice, check_integer
+from envs.checks import check_choice, check_integer, check_memory
 from envs.hosts.module import ModuleHost
 from envs.networks.blueprints import CONV_BLUEPRINTS, Blueprint
 from envs.networks.layers import DrawnChannel, DrawnConv, conv
+from envs.typed import typed
 
 
 class ConvHost(ModuleHost):
@@ -40,6 +42,7 @@ class ConvHost(ModuleHost):
         (8, 16)
     """
 
+    @typed
     def __init__(
         self,
         kernel_size: int | Sequence[int | None] = 1,
@@ -79,6 +82,9 @@ class ConvHost(ModuleHost):
                 f"halved {sum(pooled)} times, got {image_shape}"
             )
         self.kernel_sizes, self.image_shape = kernel_sizes, image_shape
+        widths, sizes = pairwise((in_channels, *channels)), (each or 3 for each in kernel_sizes)
+        weights = sum(a * b * k * k for (a, b), k in zip(widths, sizes, strict=True))
+        check_memory(f"channels={tuple(channels)}", 4 * weights)
 
         shapes = tuple(zip(kernel_sizes, channels, pooled, strict=True))
         if drawn_channel and in_channels != 2:

@@ -16,6 +16,7 @@ from envs.networks.drawing import Initialisation, ModuleFactory, tensors_of
 from envs.networks.growing import Gate
 from envs.networks.offers import find_offer
 from envs.networks.segments import Segment, make_seed
+from envs.typed import typed
 
 
 def module_seed(factory: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
@@ -60,7 +61,7 @@ class ModuleHost:
             transformer's ``[B, T, C]``. Default: −1 for features of three dimensions.
 
     Raises:
-        TypeError: if ``factory`` doesn't make a module.
+        TypeError: if ``factory`` doesn't make a module, or an argument is of another type.
         ValueError: for slots that the module lacks, or around which something leads; random
             numbers from somewhere else than torch's generator, or in evaluation; buffers that are
             replaced; no blueprints, or features for which there are no default ones; a seed that
@@ -74,6 +75,7 @@ class ModuleHost:
         ((8,), 10)
     """
 
+    @typed
     def __init__(
         self,
         factory: ModuleFactory,
@@ -83,6 +85,17 @@ class ModuleHost:
         topology: str | None = None,
         channel_dim: int | None = None,
     ) -> None:
+        if isinstance(factory, nn.Module):
+            kind = type(factory).__name__
+            raise TypeError(
+                f"factory must be a function that makes the module, such as lambda: {kind}(…), as "
+                f"every network is one of its own, got a {kind}"
+            )
+        if example.dim() < 2 or len(example) != 1:
+            raise ValueError(
+                "example must be one input of the module with its batch dimension, [1, …], got "
+                f"shape {list(example.shape)}"
+            )
         example = example.float() if example.is_floating_point() else example
         self._shape, self._dtype = example.shape[1:], example.dtype
         self.segments: Sequence[Segment] = _segments(factory, slots, example)

@@ -11,10 +11,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from envs.checks import check_integer
+from envs.checks import check_integer, check_memory
 from envs.hosts.module import ModuleHost
 from envs.networks.blueprints import TEXT_BLUEPRINTS, Blueprint
 from envs.networks.layers import Transpose
+from envs.typed import typed
 
 _SPREAD = math.sqrt(3.0)
 """Bound of an embedding's numbers, whose variance is 1 then, as in torch."""
@@ -41,6 +42,7 @@ class TextHost(ModuleHost):
         (48, 48, 12)
     """
 
+    @typed
     def __init__(
         self,
         tokens: int,
@@ -55,6 +57,8 @@ class TextHost(ModuleHost):
                 "channels must have a width for the embedding and one for each of at least one "
                 f"block, got {tuple(channels)}"
             )
+        weights = sum(a * b for a, b in pairwise((tokens, *channels, tokens)))
+        check_memory(f"tokens={tokens}, channels={tuple(channels)}", 4 * weights)
         network = partial(_network, tokens, tuple(channels))
         slots = [f"block{i}" for i in range(1, len(channels))]
         length = 3 if tokens == 2 else 2  # any, but that of the tokens

@@ -178,7 +178,8 @@ def _cut(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:
         if node not in copied:
             raise ValueError(
                 f"nothing may lead around the slot after {slots[len(pieces) - 1]!r}, but a later "
-                f"step uses more than its output, {node.name!r}"
+                f"step also uses {node.name!r}, which is computed before it; a mask, or positions, "
+                "can be computed in each part that needs them, or kept in a buffer"
             )
         return copied[node]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from envs.batched.modes import Mode
 from envs.batched.optimizers import Optimizer
 from envs.batched.workers import keep_freed_memory
-from envs.checks import check_integer
+from envs.checks import check_integer, check_memory
 from envs.hosts import ModuleHost
 from envs.networks.compiling import NotCompiledError
 from envs.networks.growing import Blend, GrowingNetwork
@@ -79,6 +79,9 @@ class TrainedPopulation(TensorRows):
             self._gate_sizes[slot] = networks.gates[slot].size
             for kind, seed in seeds.items():
                 self._module_sizes[slot, kind] = seed.size
+        # Parameters, what the optimizer remembers, a gradient, and two snapshots for the governor.
+        of_row = 4 * networks.size * (4 + optimizer.num_buffers)
+        check_memory(f"num_envs={num_rows}", num_rows * of_row, device)
         self.params = torch.zeros(num_rows, networks.size, dtype=torch.float32)
         self.buffers = torch.zeros(optimizer.num_buffers, *self.params.shape, dtype=torch.float32)
         self.keep_first()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
@@ -17,6 +18,7 @@ from envs.populations.objectives import make_objective
 from envs.populations.trained import TrainedPopulation
 from envs.tasks.base import Task
 from envs.tasks.examples import hold_out, pair_of, read_examples, words_of
+from envs.typed import check_type
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +94,8 @@ class ArrayTask(Task):
     class_names: Any = None
 
     def __post_init__(self) -> None:
+        check_type("host", self.host, ModuleHost)
+        check_type("class_names", self.class_names, Sequence[str] | None)
         objective, validation = make_objective(self.loss), self.validation
         pair = pair_of("train", self.train)
         names = self.class_names or tuple(sorted(words_of(pair[1]))) or None

@@ -12,6 +12,7 @@ from envs.checks import check_integer, check_name, check_number
 from envs.populations.base import Population
 from envs.reward import REWARD_TERMS, RewardConfig, RewardTerm
 from envs.tasks.plans import BestPlan
+from envs.typed import check_types
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +65,7 @@ class Task(ABC):
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
+        check_types(self)
         for term in self.reward_terms:
             check_name("reward_terms: a term", term)
         for name in ("num_slots", "max_epochs", "parameter_budget"):

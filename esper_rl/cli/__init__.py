@@ -8,6 +8,7 @@ from errno import EDQUOT, EIO, ENOSPC
 from types import ModuleType
 
 from esper_rl.cli import compare, evaluate, export, grow, report, tasks, train
+from esper_rl.cli.importing import run_first
 from esper_rl.cli.parsing import parse_arguments
 from esper_rl.errors import ConfigError
 from esper_rl.runs import CheckpointError
@@ -42,12 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(COMMANDS, argv)
     try:
         with ended_by_signals():
+            for name in arguments.imports:
+                run_first(name)
             COMMANDS[arguments.command].run(arguments)
     except (ConfigError, CheckpointError) as error:
         return _fail(str(error), EXIT_BAD_INPUT)
     except OSError as error:
-        full = error.errno in (ENOSPC, EDQUOT, EIO)
-        return _fail(str(error), EXIT_FAILED if full else EXIT_BAD_INPUT)
+        if error.errno not in (ENOSPC, EDQUOT, EIO):
+            return _fail(str(error), EXIT_BAD_INPUT)
+        return _fail(
+            f"{error}; when there is space again, `esper-rl train --resume RUN` goes on with a run",
+            EXIT_FAILED,
+        )
     except FloatingPointError as error:
         return _fail(str(error), EXIT_FAILED)
     except (MemoryError, RuntimeError) as error:

@@ -62,7 +62,7 @@ def print_comparison(
     from esper_rl.report.comparison import read_designs
 
     designs = read_designs(runs, player, measure, all_settings)
-    summary, title = page.summarise(designs), f"{measure} of {player}"
+    summary, title = page.summarise(designs), page.title_of(measure, player, designs)
     if as_json:
         print(json.dumps(without_nan(summary), indent=2))
     else:

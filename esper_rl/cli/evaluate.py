@@ -49,12 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shuffle",
-        nargs="+",
         action="append",
         default=[],
-        metavar="COLUMN",
+        metavar="COLUMNS",
         help="also let the greedy policy see these columns of another host, such as "
-        "accuracy_norm or 'slot*_alpha'; '*' for all; may be said again",
+        "accuracy_norm,loss_norm or 'slot*_alpha'; '*' for all; may be said again",
     )
     parser.add_argument(
         "--video",
@@ -97,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
     controls = [OPEN_LOOP] if arguments.open_loop else []
     if arguments.shuffle:
         slots = read_config(RunFolder.open(arguments.run), arguments.settings).env.num_slots
-        controls += [shuffled(columns, slots) for columns in arguments.shuffle]
+        controls += [shuffled(columns.split(","), slots) for columns in arguments.shuffle]
     print_evaluation(
         arguments.run,
         arguments.episodes,

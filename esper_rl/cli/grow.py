@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import torch
@@ -50,13 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the world: task=NAME, keys of env and reward, device",
     )
     parser.add_argument(
-        "--import",
-        dest="module",
-        metavar="FILE.py",
-        type=Path,
-        help="run this file first, such as one that registers a task of your own",
-    )
-    parser.add_argument(
         "--network",
         metavar="FILE.pt2",
         type=Path,
@@ -81,8 +72,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     path = arguments.network
     check_network_file(path)
-    if arguments.module is not None:
-        _import(arguments.module)
     grown, env = _grow(arguments)
     described = save_network(grown, path, env.task)
     page = growth_page(grown, described, arguments.policy, path.name)
@@ -103,7 +92,10 @@ def _grow(arguments: argparse.Namespace) -> tuple[GrownNetwork, MorphogenesisEnv
         arena = Arena(name, hosts, seed=seed, settings=arguments.settings)
         player = SAMPLED if arguments.sampled else GREEDY
         return play_best(arena.enter(player), arena.world, player.mode), arena.world.base_env
-    env = make_env(compose_config(arguments.settings), num_envs=hosts, seed=seed)
+    config = compose_config(arguments.settings)
+    if config.reward.schedule:
+        raise ConfigError("reward.schedule is for training; give the weights themselves")
+    env = make_env(config, num_envs=hosts, seed=seed)
     torch.manual_seed(seed)
     policy = _BASELINES[name]() if name in _BASELINES else _schedule(name, env)
     return play_best(policy, env, "sampled"), env
@@ -128,12 +120,3 @@ def _schedule(text: str, env: MorphogenesisEnv) -> SchedulePolicy:
             check_integer("epoch", int(epoch), least=0, most=end, what="last epoch")
         blueprints[int(slot)], epochs[int(slot)] = names.index(blueprint), int(epoch)
     return SchedulePolicy(blueprints, epochs, env.max_epochs)
-
-
-def _import(path: Path) -> None:
-    """Run a file of the user's."""
-    spec = spec_from_file_location(f"imported_{path.stem}", path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--import must name a Python file, got {str(path)!r}")
-    module = sys.modules[spec.name] = module_from_spec(spec)
-    spec.loader.exec_module(module)

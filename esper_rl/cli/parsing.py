@@ -49,8 +49,16 @@ def _build_parser(commands: Mapping[str, ModuleType]) -> argparse.ArgumentParser
         title="commands", metavar="COMMAND", dest="command", required=True
     )
     for name, command in commands.items():
-        command.add_arguments(
-            listed.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
+        each = listed.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
+        command.add_arguments(each)
+        each.add_argument(
+            "--import",
+            dest="imports",
+            action="append",
+            default=[],
+            metavar="FILE.py",
+            help="run this file, or import this module, first, such as one that registers a task "
+            "of your own; may be said again",
         )
     return parser
 

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _more_steps(arguments: argparse.Namespace) -> int | None:
-    """What a run that goes on is extended to; it can't be changed otherwise."""
+    """The steps to which a run that goes on is extended; it can't be changed otherwise."""
     others = {"--config": arguments.config, "-m": arguments.multirun}
     given = [name for name, value in others.items() if value]
     given += [setting for setting in arguments.settings if not setting.startswith("total_steps=")]

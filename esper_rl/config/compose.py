@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from envs import make_task
-from esper_rl.config.describe import GROUPS, Option, describe_options, nearest_option
+from esper_rl.config.describe import GROUPS, Option, describe_options, flatten, nearest_option
 from esper_rl.config.schema import TrainConfig
 from esper_rl.config.world import unpin_world
 from esper_rl.errors import ConfigError, check_choice, check_device, check_integer, config_errors
@@ -115,6 +115,11 @@ def in_another_world(config: TrainConfig, overrides: Sequence[str]) -> TrainConf
                 f"override {setting.input_line!r}: a policy is played at the final prices; set "
                 "those, reward.rent for example"
             )
+        if key == "env.num_slots" and setting.value() != config.env.num_slots:
+            raise ConfigError(
+                f"override {setting.input_line!r}: a policy acts on as many slots as it was "
+                f"trained with, {config.env.num_slots}; leave it out"
+            )
         if not key.startswith(_OF_A_WORLD):
             raise ConfigError(
                 f"override {setting.input_line!r}: a policy is played as it was trained; only "
@@ -187,9 +192,11 @@ def _check_key(place: str, key: str, options: Mapping[str, Option]) -> None:
     """Refuse a key that is neither an option nor an entry of one."""
     entries = tuple(f"{option.key}." for option in options.values() if option.takes_entries)
     if key not in options and not key.startswith(entries):
+        nearest = nearest_option(key, list(options.values()))
         raise ConfigError(
-            f"{place}: there is no field {key!r}; the nearest is "
-            f"{nearest_option(key, list(options.values()))!r}, `esper-rl train --help` lists all"
+            f"{place}: there is no field {key!r}; "
+            + (f"the nearest is {nearest!r}, " if nearest else "")
+            + "`esper-rl train --help` lists all"
         )
 
 
@@ -234,7 +241,16 @@ def _compose(settings: _Settings, start: TrainConfig | None = None) -> TrainConf
             slots = check_integer("env.num_slots", config.env.num_slots)
         config.policy = PRESETS[groups["policy"]](slots)
         _set(config, said)  # counts more than the preset
-    return to_config(config)
+    try:
+        return to_config(config)
+    except ConfigError as error:
+        needs = flatten({key: value for key, value, place in said if place.startswith("task ")})
+        sources = [
+            f"{key}={value} is what task {groups['task']!r} needs"
+            for key, value in needs.items()
+            if key in str(error) and key not in settings
+        ]
+        raise ConfigError("; ".join([str(error), *sources])) from error
 
 
 def _needs_of(task: str) -> Iterator[_Said]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from textwrap import fill, indent
 from typing import Any, NamedTuple
@@ -62,18 +62,35 @@ def _walk(config: Any, prefix: str = "") -> Iterator[Option]:
             yield Option(key, written, entry.metadata["help"], isinstance(value, dict))
 
 
-def nearest_option(key: str, options: Sequence[Option]) -> str:
-    """The known key that ``key`` names in words, or the one that is written most like it."""
+def nearest_option(key: str, options: Sequence[Option]) -> str | None:
+    """The known key that ``key`` names in words, or the one that is written like it, if any is."""
     *_, group, name = f".{key}".split(".")
     known = [option.key for option in options]
     if name in known:
         return name
+    of_that_name = [each for each in known if each.endswith(f".{name}")]
+    if of_that_name:
+        return of_that_name[0]
     start = name.replace("_", " ") + " "
     described = [option.key for option in options if f"{option.help} ".startswith(start)]
     same_group = [each for each in described if each.split(".")[0] == group]
     if described:
         return (same_group or described)[0]
-    return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+    return next(iter(difflib.get_close_matches(key, known, n=1)), None)
+
+
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """By the name of an option, values that stand in nested mappings.
+
+    Examples:
+        >>> flatten({"seed": 1, "ppo": {"lr": 0.1}})
+        {'seed': 1, 'ppo.lr': 0.1}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
 
 
 def dump_config(config: TrainConfig) -> str:

@@ -13,6 +13,7 @@ from esper_rl.errors import (
     check_device,
     check_integer,
     check_number,
+    check_types,
     config_errors,
 )
 from esper_rl.growing import PolicyConfig
@@ -44,6 +45,10 @@ class EnvConfig:
     time_limit: str = option(
         "terminate", "what the last epoch is: terminate, an end that is paid; truncate, a cut"
     )
+
+    @config_errors()
+    def __post_init__(self) -> None:
+        check_types(self, "env.")
 
 
 def _price(name: str, text: str) -> Any:
@@ -83,6 +88,10 @@ class RewardOptions:
         "begin: 0.2, end: 0.6}: start until that share of the run, then linearly to the weight "
         "itself, at which policies are evaluated",
     )
+
+    @config_errors()
+    def __post_init__(self) -> None:
+        check_types(self, "reward.")
 
     def weights(self, prices: RewardConfig, gamma: float) -> RewardConfig:
         """The weights of a run on a task with these prices.
@@ -142,6 +151,7 @@ class TrainConfig:
 
     @config_errors()
     def __post_init__(self) -> None:
+        check_types(self)
         check_integer("workers", self.workers)
         check_integer(
             "total_steps",

@@ -57,8 +57,6 @@ class PolicyConfig(ActorCriticConfig):
         super().__post_init__()
         check_integer("num_slots", self.num_slots)
         check_choice("blueprint_layers", self.blueprint_layers, (2, 3))
-        if not isinstance(self.action_feedback, bool):
-            raise TypeError(f"action_feedback must be True or False, got {self.action_feedback!r}")
         for name in ("head_layers", "initial_logits", "entropy_weights"):
             for head in getattr(self, name):
                 check_choice(f"heads of {name}", head, HEADS)

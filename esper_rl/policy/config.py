@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from torchrl.envs import EnvBase
 
-from esper_rl.errors import check_choice, check_integer, check_number
+from esper_rl.errors import check_choice, check_integer, check_memory, check_number, check_types
 
 VALUE_MODES: tuple[str, ...] = ("soft", "expected", "sampled", "state")
 """Values of ``value_mode``."""
@@ -60,6 +61,7 @@ class ActorCriticConfig:
     entropy_weights: dict[str, float] = option(dict, "weight of the head's entropy; 1 if not given")
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_integer("hidden_size", self.hidden_size, least=2)
         if self.hidden_size % 2:
             raise ValueError(
@@ -77,6 +79,13 @@ class ActorCriticConfig:
                 check_number(f"initial_logits[{head!r}]", logit, least=-MOST_LOGIT, most=MOST_LOGIT)
         for key, size in self.embeddings.items():
             check_integer(f"embeddings[{key!r}]", size)
+        recurrent = 8 * self.lstm_layers + 6 * self.gru_layers + 4 * (self.attention_span > 0)
+        weights = (recurrent + 4) * self.hidden_size**2
+        for widths in self.head_layers.values():
+            weights += sum(a * b for a, b in pairwise((self.hidden_size, *widths)))
+        weights += sum(self.embeddings.values())
+        # With their gradients and Adam's two numbers.
+        check_memory(f"a policy of hidden_size={self.hidden_size}", 4 * 4 * weights)
         for column in self.hidden_columns:
             check_integer("hidden_columns", column, least=0)
         for head, weight in self.entropy_weights.items():

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from scipy.stats import bootstrap, trim_mean
 from yaml import YAMLError
 
+from esper_rl.config.describe import flatten
 from esper_rl.errors import ConfigError
 from esper_rl.growing import PolicyConfig
 from esper_rl.runs import RunFolder
@@ -35,6 +36,9 @@ _NOT_A_DESIGN = (
 )  # fmt: skip
 """Fields by which two runs of the same design may differ."""
 
+
+_OF_A_RUN = ("checkpoint.pt", "metrics.csv", "evaluation.json")
+"""Files that tell that a folder is a run's."""
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException, YAMLError)
 
@@ -93,8 +97,14 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         configs = [path / "config.yaml"] if (path / "config.yaml").is_file() else []
-        for config in configs or sorted(path.rglob("config.yaml")):
+        configs = configs or sorted(path.rglob("config.yaml"))
+        for config in configs:
             found.setdefault(config.parent.resolve(), config.parent)
+        left = {each.parent for name in _OF_A_RUN for each in path.rglob(name)}
+        for folder in sorted(left - {config.parent for config in configs}):
+            _LOGGER.warning("%s is left out: it has no config.yaml", folder)
+        if not configs and not left:
+            _LOGGER.warning("%s is left out: no run is there", path)
     if not found:
         names = ", ".join(map(str, paths)) or "nothing"
         raise ConfigError(
@@ -129,14 +139,7 @@ def read_designs(
     for path in find_runs(paths):
         try:
             run = read_run(path, player, measure, settings_of)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            OmegaConfBaseException,
-            YAMLError,
-        ) as error:
+        except _UNREADABLE as error:
             _LOGGER.warning("%s is left out: %s", path, _reason(error))
             continue
         task = runs[0].settings.get("env.task") if runs else None
@@ -168,7 +171,7 @@ def read_run(
     config = settings_of(folder)
     if not isinstance(config, dict):
         raise ValueError("its config.yaml isn't that of a run")
-    settings = _flat(config | _named_policy(config))
+    settings = flatten(config | _named_policy(config))
     evaluation = json.loads(folder.evaluation.read_text(encoding="utf-8"))
     policies = evaluation["policies"]
     if evaluation.get("run", folder.digest) != folder.digest:
@@ -205,16 +208,6 @@ def _named_policy(config: Mapping[Any, Any]) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         return {}
     return {"policy": preset} | {f"policy.{field}": value for field, value in changes.items()}
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _group(runs: Sequence[SeedRun]) -> list[Design]:

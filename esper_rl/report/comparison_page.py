@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from html import escape
-from itertools import permutations
+from itertools import combinations, cycle
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def summarise(designs: Sequence[Design]) -> dict[str, Any]:
     Returns:
         ``"designs"``: of each by name its number of ``"seeds"``, the ``"interquartile_mean"`` and
         the ``"mean"`` with their intervals, and the ``"scores"``; ``"improvement"``: for every
-        ordered pair of designs the probability that a run of the first scores more.
+        pair of designs the probability that a run of the first scores more than one of the second.
     """
     return {
         "designs": {
@@ -49,9 +50,16 @@ def summarise(designs: Sequence[Design]) -> dict[str, Any]:
                 "than": b.name,
                 "probability": interval_of(probability_of_improvement, a.scores, b.scores),
             }
-            for a, b in permutations(designs, 2)
+            for a, b in combinations(designs, 2)
         ],
     }
+
+
+def title_of(measure: str, player: str, designs: Sequence[Design]) -> str:
+    """A comparison's title: what is compared, of how many runs."""
+    runs = [run for design in designs for run in design.runs]
+    task = runs[0].settings.get("env.task", "an unknown task")
+    return f"{measure} of {player} on {task}: {len(runs)} runs of {len(designs)} designs"
 
 
 def caution(summary: Mapping[str, Any]) -> str:
@@ -67,8 +75,15 @@ def caution(summary: Mapping[str, Any]) -> str:
 
 def tables(summary: Mapping[str, Any]) -> list[list[list[str]]]:
     """Rows of cells, titles first: the designs, then the pairs of them, if there are any."""
+    found_of = summary["designs"].values()
+    digits = _digits([found[key] for found in found_of for key in ("interquartile_mean", "mean")])
     designs = [["design", "seeds", "interquartile mean", "mean"]] + [
-        [name, str(found["seeds"]), _cell(found["interquartile_mean"]), _cell(found["mean"])]
+        [
+            name,
+            str(found["seeds"]),
+            _cell(found["interquartile_mean"], digits),
+            _cell(found["mean"], digits),
+        ]
         for name, found in summary["designs"].items()
     ]
     pairs = [["a run of", "scores more than one of", "with probability"]] + [
@@ -78,9 +93,17 @@ def tables(summary: Mapping[str, Any]) -> list[list[list[str]]]:
     return [designs, pairs] if len(pairs) > 1 else [designs]
 
 
-def _cell(interval: Interval) -> str:
-    value, low, high = interval
-    return f"{value:.2f}" if low != low else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+def _digits(intervals: Sequence[Interval]) -> int:
+    """Decimals by which all values and the ends of their intervals can be told apart."""
+    most = 4
+    numbers = np.unique([round(x, most) for interval in intervals for x in interval if x == x])
+    gap = round(np.diff(numbers).min(initial=1.0), most)
+    return int(np.clip(np.ceil(-np.log10(gap)), 2, most))
+
+
+def _cell(interval: Interval, digits: int = 2) -> str:
+    value, *ends = (f"{number:.{digits}f}" for number in interval)
+    return value if interval.low != interval.low else f"{value} [{', '.join(ends)}]"
 
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
@@ -104,14 +127,21 @@ def as_page(title: str, summary: Mapping[str, Any], designs: Sequence[Design]) -
     pictures = page.as_row(
         draw(summary, designs), "Intervals, performance profiles and learning curves of the designs"
     )
+    scores = {run: score for d in summary["designs"].values() for run, score in d["scores"].items()}
+    runs = page.as_table([["run", "score"], *([run, f"{s:.4f}"] for run, s in scores.items())])
     return page.as_page(
         title,
         [
+            f"<p>Compared on {datetime.now():%Y-%m-%d %H:%M}.</p>",
             f"<p><strong>{escape(caution(summary))}</strong></p>",
             first,
             "<p>In brackets: 95 % intervals, bootstrapped over training seeds.</p>",
             pictures,
+            "<p>Left: points are interquartile means, thick lines their intervals, thin marks the "
+            "runs. Middle: the share of a design's runs that score more than the number below. "
+            "Right: interquartile means over the seeds, and 95 % bands.</p>",
             *others,
+            f"<details><summary>All runs</summary>{runs}</details>",
         ],
     )
 
@@ -123,15 +153,16 @@ def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> list[Figure]:
     every = np.concatenate([design.scores for design in designs])
     margin = 0.05 * (np.ptp(every) or 1.0)
     levels = np.linspace(every.min() - margin, every.max() + margin, 200)
-    for i, design in enumerate(designs):
+    for i, (design, style) in enumerate(zip(designs, cycle(figures.STYLES), strict=False)):
         colour = figures.COLOURS[i % len(figures.COLOURS)]
         value, low, high = summary["designs"][design.name]["interquartile_mean"]
         means.plot(design.scores, [i] * len(design.runs), "|", color=colour, alpha=0.5)
         if low == low:
             means.plot([low, high], [i, i], color=colour, linewidth=6, alpha=0.4)
         means.plot(value, i, "o", color=colour)
-        profiles.step(levels, performance_profile(design.scores, levels), color=colour)
-        _draw_curve(curves, design, colour)
+        line = {"color": colour, "linestyle": style, "label": design.name}
+        profiles.step(levels, performance_profile(design.scores, levels), **line)
+        _draw_curve(curves, design, line)
     means.set_yticks(range(len(designs)), [_wrapped(design.name) for design in designs])
     for i, label in enumerate(means.get_yticklabels()):
         label.set_color(figures.COLOURS[i % len(figures.COLOURS)])
@@ -146,10 +177,12 @@ def draw(summary: Mapping[str, Any], designs: Sequence[Design]) -> list[Figure]:
         axes.locator_params(axis="x", nbins=4)  # numbers of many digits don't touch
     for axes in (means, profiles, curves):
         figures.unframe(axes)
+    for axes in (profiles, curves):
+        figures.legend_below(axes, ncols=1)
     return drawn
 
 
-def _draw_curve(axes: Axes, design: Design, colour: str) -> None:
+def _draw_curve(axes: Axes, design: Design, line: Mapping[str, Any]) -> None:
     """Interquartile mean over the seeds, as far as all of them have come."""
     known = [run.curve[np.isfinite(run.curve[:, 1])] for run in design.runs]
     known = [curve for curve in known if len(curve)]
@@ -159,12 +192,16 @@ def _draw_curve(axes: Axes, design: Design, colour: str) -> None:
     steps = max(known, key=len)[:, 0]
     steps = steps[(steps <= last) & (steps >= max(curve[0, 0] for curve in known))]
     returns = np.array([np.interp(steps, *curve.T) for curve in known])  # [seeds, steps]
-    axes.plot(steps, interquartile_mean(returns, axis=0), color=colour)
+    axes.plot(steps, interquartile_mean(returns, axis=0), **line)
     if len(known) > 1:
         chosen = np.random.default_rng(0).integers(len(known), size=(999, len(known)))
         resampled = interquartile_mean(returns[chosen], axis=1)
         axes.fill_between(
-            steps, *np.percentile(resampled, (2.5, 97.5), axis=0), color=colour, alpha=0.15, lw=0
+            steps,
+            *np.percentile(resampled, (2.5, 97.5), axis=0),
+            color=line["color"],
+            alpha=0.15,
+            lw=0,
         )
 
 

@@ -30,10 +30,10 @@ _MARKS = {
 """A letter for each op that does something."""
 
 LEGEND = (
-    "A lane is a slot, the input's first; its colour is the stage of the seed in it and the line "
-    "how far it is mixed in (α, from the bottom to the top). Letters are the agent's ops: G "
-    "germinate, A advance, α set alpha target, F fossilize, P prune; grey where it could not be "
-    "done."
+    "A lane is a slot, the input's first; its colour is the stage of the seed in it, the line how "
+    "far it is mixed in (α, by the scale at the right), and below it stands what was planted. "
+    "Letters above are the agent's ops: G germinate, A advance, α set alpha target, F fossilize, "
+    "P prune; grey where it could not be done."
 )
 """Explains :func:`draw_trace` to people."""
 
@@ -124,7 +124,7 @@ def draw_trace(trace: EpisodeTrace) -> bytes:
     target, F fossilize, P prune; in grey where it could not be done.
     """
     epochs, slots = trace.stage.shape
-    figure = new_figure(9, 2.4 + 0.75 * slots)
+    figure = new_figure(9, 2.4 + 0.9 * slots)
     axes = figure.subplots(1 + slots, 1, sharex=True, height_ratios=[2.2, *[1] * slots])
     axes[0].plot(range(epochs + 1), trace.accuracy, color="#000000", linewidth=1.5)
     axes[0].set_ylabel("accuracy (%)")
@@ -158,11 +158,12 @@ def _draw_lane(lane: Axes, trace: EpisodeTrace, slot: int) -> None:
     before = ""
     for epoch, name in enumerate(names):
         if name and name != before:
-            lane.text(epoch + 0.3, 0.5, name, va="center", fontsize="small", clip_on=True)
+            lane.text(epoch, -0.08, name, va="top", fontsize="small", clip_on=True)
         before = name
     for at in np.flatnonzero((trace.op != Op.WAIT) & (trace.slot == slot)):
         colour = "#000000" if trace.success[at] else "#999999"
         mark = _MARKS[Op(trace.op[at])]
         lane.text(at + 0.5, 1.05, mark, ha="center", color=colour, fontsize="x-small")
-    lane.set_ylim(0, 1.05)
-    lane.set_yticks([])
+    lane.set_ylim(-0.5, 1.05)
+    lane.yaxis.tick_right()
+    lane.set_yticks([0, 1], ["α 0", "1"], fontsize="x-small")

@@ -24,13 +24,18 @@ img { max-width: 100%; min-width: 40rem; background: white; border-radius: 4px }
 .row { display: flex; flex-wrap: wrap; gap: .5rem }
 .row figure { flex: 1 1 18rem; margin: 0 }
 .row img { width: 100%; min-width: 0 }
+@media (prefers-color-scheme: dark) { img { filter: invert(.93) hue-rotate(180deg) } }
+@media (max-width: 44rem) {
+  .wide::before { content: "↔ wider than the screen"; position: sticky; left: 0; font-size: small }
+}
 """
 
 
-def as_page(title: str, parts: Sequence[str]) -> str:
-    """A page of these parts, which are HTML."""
+def as_page(title: str, parts: Sequence[str], reload_seconds: int | None = None) -> str:
+    """A page of these parts, which are HTML; it may load itself again and again."""
+    again = f'<meta http-equiv="refresh" content="{reload_seconds}">' if reload_seconds else ""
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
+<html lang="en"><head><meta charset="utf-8">{again}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
@@ -45,15 +50,20 @@ def as_table(rows: Sequence[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
         for tag, row in zip(chain(["th"], repeat("td")), rows, strict=False)
     ]
-    return f"<div><table>{''.join(written)}</table></div>"
+    return f'<div class="wide"><table>{"".join(written)}</table></div>'
 
 
 def as_picture(png: bytes, description: str) -> str:
     """A picture, scrolled on a narrow screen rather than made small."""
-    image = f'alt="{escape(description)}" src="data:image/png;base64,{b64encode(png).decode()}"'
-    return f"<figure><img {image}></figure>"
+    return f'<figure class="wide">{_image(png, description)}</figure>'
 
 
 def as_row(figures: Sequence[Figure], description: str) -> str:
     """Pictures side by side, or one below the other on a narrow screen."""
-    return f'<div class="row">{"".join(as_picture(as_png(f), description) for f in figures)}</div>'
+    pictures = (f"<figure>{_image(as_png(figure), description)}</figure>" for figure in figures)
+    return f'<div class="row">{"".join(pictures)}</div>'
+
+
+def _image(png: bytes, description: str) -> str:
+    source = f"data:image/png;base64,{b64encode(png).decode()}"
+    return f'<img alt="{escape(description)}" src="{source}">'

@@ -28,7 +28,7 @@ _LINES = {"return": "returns", "final_accuracy": "final_accuracy"}
 """Measures of an evaluation, by the metric whose curve they are drawn beside."""
 
 
-def report_run(run: str | Path, episodes: int = 16) -> str:
+def report_run(run: str | Path, episodes: int = 16, reload_seconds: int | None = None) -> str:
     """Write the report on a run, as one HTML page that needs no network.
 
     What can't be read, such as a broken metrics file, is said, and the rest is still shown.
@@ -36,7 +36,9 @@ def report_run(run: str | Path, episodes: int = 16) -> str:
     Args:
         run: its folder.
         episodes: episodes of an evaluation that the greedy policy plays; the traces of the one
-            that earned most, of the middle one and of the one that earned least are shown.
+            that earned most, of the middle one and of the one that earned least are shown. With 0
+            none are.
+        reload_seconds: the page loads itself again after so many; default: it doesn't.
 
     Raises:
         FileNotFoundError: when there is no such run.
@@ -50,22 +52,24 @@ def report_run(run: str | Path, episodes: int = 16) -> str:
     if columns:
         means = {
             each.name: {m: players[each.name][key]["mean"] for m, key in _LINES.items()}
-            for each in BASELINES
+            for each in (GREEDY, *BASELINES)
             if each.name in players
         }
         learned = as_row(draw_learning(columns, means), "Return and accuracy")
         parts += ["<h2>Learning</h2>", learned]
         parts.append(
-            "<p>Means over the episodes of an iteration, and one standard deviation. Other "
-            "players' lines are their means in the evaluation.</p>"
+            "<p>The line is the mean over the episodes that ended in an iteration, the band one "
+            "standard deviation of them. Horizontal lines are means in the evaluation: of the "
+            "policy itself, greedy, and of players without training.</p>"
         )
         if config.reward.schedule:
             parts.append(f"<p>{escape(_tell_prices(config))}</p>")
         for title, draw, explanation in SECTIONS:
             pictures = as_row(draw(columns), title)
             parts += [f"<h2>{title}</h2>", pictures, f"<p>{explanation}</p>"]
-    parts += _episodes(folder, config, episodes)
-    return as_page(f"{printable(folder.path.name)}: growing on {config.env.task}", parts)
+    parts += _episodes(folder, config, episodes) if episodes else []
+    title = f"{printable(folder.path.name)}: growing on {config.env.task}"
+    return as_page(title, parts, reload_seconds)
 
 
 def _describe(config: TrainConfig, columns: Columns) -> str:

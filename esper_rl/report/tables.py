@@ -18,9 +18,9 @@ _COLUMNS = {
 }
 
 
-def _cell(mean: float, ci95: float, digits: int) -> str:
+def _cell(mean: float, ci95: float | None, digits: int) -> str:
     """Mean and interval; of one episode there is none."""
-    interval = "" if ci95 != ci95 else f" ± {ci95:,.{digits}f}"
+    interval = "" if ci95 is None or ci95 != ci95 else f" ± {ci95:,.{digits}f}"
     return f"{mean:,.{digits}f}{interval}"
 
 
@@ -52,6 +52,8 @@ def format_evaluations(
         head = 1
     rule = "-" * max(map(len, lines))
     note = f"mean ± 95 % confidence interval over {episodes} episodes"
+    if episodes == 1:
+        note = "one episode; more of them have an interval"
     return "\n".join([*lines[:head], rule, *lines[head:], rule, note])
 
 

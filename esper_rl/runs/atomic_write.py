@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,13 +27,25 @@ def write_atomically(file: Path, content: bytes) -> None:
         return
     unfinished = file.with_name(f".{file.name}-{uuid4().hex}{_UNFINISHED}")
     try:
-        unfinished.write_bytes(content)
+        with errors_name(file):
+            unfinished.write_bytes(content)
         if file.exists():
             shutil.copymode(file, unfinished)
         os.replace(unfinished, file)
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def errors_name(file: Path) -> Iterator[None]:
+    """Let errors of the disk say which file couldn't be written; a full one names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def printable(name: str) -> str:

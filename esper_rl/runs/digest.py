@@ -32,7 +32,7 @@ def is_whole(text: str) -> bool:
 
 
 def digest_of_run(text: str) -> str:
-    """What files of a run carry: the digest of all but ``total_steps``, which may be extended.
+    """The digest that files of a run carry: of all but ``total_steps``, which may be extended.
 
     Examples:
         >>> digest_of_run(sign("total_steps: 10")) == digest_of_run(sign("total_steps: 20"))

@@ -54,7 +54,7 @@ class RunFolder:
 
     @cached_property
     def digest(self) -> str:
-        """What its files carry, see :func:`esper_rl.runs.digest.digest_of_run`."""
+        """The digest that its files carry, see :func:`esper_rl.runs.digest.digest_of_run`."""
         return digest_of_run(self.read_configuration())
 
     def extend(self, total_steps: int) -> None:
@@ -143,7 +143,7 @@ class RunFolder:
 
         Raises:
             FileExistsError: when ``path`` exists already and isn't an empty folder: a run is never
-                overwritten.
+                overwritten; or is inside the folder of another run.
         """
         return cls(_make_named(Path(path), config) if path else _make_unused(name, config))
 
@@ -169,6 +169,12 @@ class RunFolder:
 
 
 def _make_named(path: Path, config: str) -> Path:
+    for above in path.absolute().parents:
+        if RunFolder(above).checkpoint.is_file() and RunFolder(above).config.is_file():
+            raise FileExistsError(
+                f"run_dir: got {str(path)!r}, which is inside the folder of a run, {str(above)!r}; "
+                "name one elsewhere"
+            )
     if not _make(path, config):
         raise FileExistsError(
             f"run_dir: got {str(path)!r}, which exists already and is never overwritten; "

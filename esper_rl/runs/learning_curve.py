@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
-_GREY, _LINES = "#555555", ("--", ":", "-.", (0, (1, 4)))
+_GREY = "#555555"
 
 
 _SHOWN = (
@@ -52,7 +52,15 @@ def plot_learning_curve(
 
 def _plot(metrics: Path, picture: Path, players: Mapping[str, Mapping[str, float]]) -> None:
     # Slow to import, needed once in a run.
-    from esper_rl.figures import COLOURS, draw_curve, new_figure, spread_of, unframe
+    from esper_rl.figures import (
+        COLOURS,
+        STYLES,
+        draw_curve,
+        legend_below,
+        new_figure,
+        spread_of,
+        unframe,
+    )
 
     known = read_columns(metrics, _SHOWN) if metrics.exists() else {name: [] for name in _SHOWN}
     columns = {name: np.array(values) for name, values in known.items()}
@@ -65,20 +73,20 @@ def _plot(metrics: Path, picture: Path, players: Mapping[str, Mapping[str, float
         band = spread_of(columns, name)
         draw_curve(axes, columns["steps"], columns[name], colour, band=band, **options)
 
-    draw(returns, "return", COLOURS[0])
+    explained = "training: mean over an iteration's episodes, ± one standard deviation"
+    draw(returns, "return", COLOURS[0], label=explained)
     returns.set_ylabel("discounted return of an episode")
-    draw(accuracy, "final_accuracy", COLOURS[1])
+    draw(accuracy, "final_accuracy", COLOURS[0])
     accuracy.set_ylabel("final validation accuracy (%)")
     for axes, measure in ((returns, "return"), (accuracy, "final_accuracy")):
-        for style, (name, means) in zip(_LINES, players.items(), strict=False):
+        for style, (name, means) in zip(STYLES[1:], players.items(), strict=False):
             axes.axhline(means[measure], color=_GREY, linestyle=style, label=name)
-    draw(entropy, "head_entropy/op", COLOURS[2], label="op")
-    draw(entropy, "head_entropy/blueprint", COLOURS[3], label="blueprint", style="--")
+    draw(entropy, "head_entropy/op", COLOURS[1], label="op")
+    draw(entropy, "head_entropy/blueprint", COLOURS[2], label="blueprint", style="--")
     entropy.set_ylabel("entropy of the policy (nats)")
     entropy.set_ylim(bottom=0)
     entropy.legend(frameon=False)
-    if players:
-        returns.legend(frameon=False)
+    legend_below(returns, ncols=2)
     entropy.set_xlabel("environment steps (host epochs over all rows)")
     state = "" if len(columns["steps"]) else ": no iteration finished yet"
     returns.set_title(f"Learning curve of {printable(metrics.parent.name)}{state}")

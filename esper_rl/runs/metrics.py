@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from esper_rl.runs.atomic_write import write_atomically
+from esper_rl.runs.atomic_write import errors_name, write_atomically
 
 
 def append_row(file: Path, row: Mapping[str, float]) -> None:
@@ -15,7 +15,7 @@ def append_row(file: Path, row: Mapping[str, float]) -> None:
     The file is closed again at once, so whatever ends the run loses no iteration.
     """
     new = not file.exists()
-    with file.open("a", newline="") as opened:
+    with errors_name(file), file.open("a", newline="") as opened:
         writer = csv.DictWriter(opened, fieldnames=list(row))
         if new:
             writer.writeheader()

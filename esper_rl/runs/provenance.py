@@ -28,6 +28,16 @@ def note_provenance(path: Path, device: str) -> None:
         file.write(json.dumps(describe_provenance(device)) + "\n")  # names may be no UTF-8
 
 
+def first_command(path: Path) -> list[str]:
+    """The words of the command that has begun a run; none where they weren't noted."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            program, *words = json.loads(file.readline())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [Path(program).name, *words]
+
+
 def describe_provenance(device: str) -> dict[str, Any]:
     """Time, command, versions, machine, and the commit of the source where it is a checkout.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpointAdapter
 
+from esper_rl.runs.atomic_write import errors_name
 from esper_rl.runs.checkpoint import CheckpointError
 
 KEPT = 3
@@ -110,7 +111,8 @@ class ResumePoints:
         worst = torch.finfo(torch.float64).min
         self._stamp.iterations = iterations
         metadata = {"return": mean_return if mean_return == mean_return else worst}
-        file = self._rotation.save(self._checkpoint, step=iterations, metadata=metadata)
+        with errors_name(self._rotation.directory):
+            file = self._rotation.save(self._checkpoint, step=iterations, metadata=metadata)
         for path in (file, file.parent):
             opened = os.open(path, os.O_RDONLY)
             try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import logging
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from multiprocessing import active_children
+from threading import get_ident
 from traceback import clear_frames
 from typing import Any, TypeVar
 
@@ -25,6 +29,8 @@ from esper_rl.policy import ActorCritic
 from esper_rl.terminal import ENDING
 
 Made = TypeVar("Made")
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class DiscountedRewardSum(RewardSum):
@@ -62,6 +68,8 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
         for seed in seeds
     ]
     frames = config.iterations * config.rollout_steps
+    if workers > (cores := os.cpu_count() or workers):
+        _LOGGER.warning("workers=%d are more than this machine's %d cores", workers, cores)
     if workers == 1:
         return Collector(
             make_worlds[0](),
@@ -103,11 +111,13 @@ def _start_ignoring_signals(start: Callable[..., Made], *args: Any, **kwargs: An
 
     others = set(active_children())
     with ThreadPoolExecutor(1) as thread:
+        number = thread.submit(get_ident).result()
         made = thread.submit(started)
         try:
             return made.result()
         except BaseException as error:
-            while not made.done():  # the thread starts all of them, and waits for the first
+            while not made.done():  # the thread starts one after the other, and waits for the first
+                _end_thread(number)
                 for process in set(active_children()) - others:
                     process.kill()
                 wait([made], timeout=0.1)
@@ -116,6 +126,13 @@ def _start_ignoring_signals(start: Callable[..., Made], *args: Any, **kwargs: An
             del made
             gc.collect()
             raise
+
+
+def _end_thread(number: int) -> None:
+    """Let a thread that runs Python end: it starts no more processes."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(number), ctypes.py_object(KeyboardInterrupt)
+    )
 
 
 def _make_world(

@@ -15,6 +15,7 @@ from esper_rl.errors import ConfigError, config_errors
 from esper_rl.growing import PolicyConfig
 from esper_rl.policy import ActorCritic, make_actor_critic
 from esper_rl.runs import Checkpoint, CheckpointError, RunFolder
+from esper_rl.runs.provenance import first_command
 
 
 def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
@@ -32,8 +33,14 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
             file. Also for settings that aren't allowed.
     """
     text = run.read_configuration()
-    with config_errors(f"{run.config}: "):
-        config = load_config(text, anywhere=True)
+    try:
+        with config_errors(f"{run.config}: "):
+            config = load_config(text, anywhere=True)
+    except ConfigError as error:
+        command = first_command(run.provenance)
+        if "--import" not in command or "task must be one of" not in str(error):
+            raise
+        raise ConfigError(f"{error}; the run was begun by {' '.join(command)}") from error
     return in_another_world(config, settings)
 
 

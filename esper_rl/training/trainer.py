@@ -172,7 +172,8 @@ def _run(
     torch.manual_seed(config.seed)
 
     env = make_env(config, seed=config.seed, scheduled=True)
-    actor_critic = make_actor_critic(config.policy, env, compilable=config.compile)
+    with config_errors("policy: "):
+        actor_critic = make_actor_critic(config.policy, env, compilable=config.compile)
     if config.start_from is not None:
         other = load_policy(config.start_from, env, config.policy)
         actor_critic.network.load_state_dict(other.network.state_dict())
@@ -267,11 +268,18 @@ def _learn(
 
 @contextmanager
 def _interruptions_of(run: RunFolder) -> Iterator[None]:
-    """Ctrl-C inside says which run it has ended."""
+    """Let what ends a run from outside say which one: Ctrl-C, or a folder that was moved away."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         raise TrainingInterrupted(run.path) from interrupt
+    except FileNotFoundError as error:
+        if run.path.is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{run.path}, in which the run was training, has been renamed or removed; `esper-rl "
+            "train --resume` goes on with it under its new name"
+        ) from error
 
 
 @contextmanager

@@ -135,8 +135,9 @@ def test_a_shuffled_policy_judges_what_another_row_shows(run: Path):
 
 
 def test_the_table_and_the_file_show_controls(run: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["evaluate", str(run), "--episodes", "2", "--open-loop", "--shuffle", "accuracy_norm"]
-    assert main([*words, "loss_norm", "--shuffle", "slot*"]) == 0
+    words = ["evaluate", str(run), "--episodes", "2", "--open-loop"]
+    words += ["--shuffle", "accuracy_norm,loss_norm", "--shuffle", "slot*"]
+    assert main(words) == 0
     printed = capsys.readouterr().out
     names = ["greedy, actions of another host"]
     names += ["greedy, shuffled: accuracy_norm loss_norm", "greedy, shuffled: slot*"]

@@ -119,6 +119,25 @@ def test_the_command_writes_a_page_that_stands_alone(
     assert len(page.pictures) == 2 * (1 + len(SECTIONS)) + 3
 
 
+def test_a_page_follows_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there after every iteration, without episodes, and loads itself again until the end."""
+    pages: list[str] = []
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(lines[:2]))
+
+    def later(seconds: float) -> None:
+        pages.append((run / "report.html").read_text())
+        (run / "metrics.csv").write_text("".join(lines[: 2 + len(pages)]))
+
+    monkeypatch.setattr("esper_rl.cli.report.time.sleep", later)
+    assert cli.main(["report", str(run), "--live", "--episodes=2"]) == 0
+    assert len(pages) == len(lines) - 2
+    assert all('http-equiv="refresh"' in page and "What it grows" not in page for page in pages)
+    last = (run / "report.html").read_text()
+    assert "refresh" not in last
+    assert "What it grows" in last
+
+
 @pytest.mark.parametrize(
     ("file", "content", "lost", "said"),
     [
