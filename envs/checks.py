@@ -183,7 +183,7 @@ def check_memory(name: str, needed: int, device: torch.device | str = "cpu") -> 
     Examples:
         >>> check_memory("num_envs=10000000000", 10**18)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: num_envs=10000000000 must be smaller: it takes about 931,322,575 GiB, … has …
+        ValueError: num_envs=10000000000 must be smaller: it takes about 931,322,575 GiB, ...
     """
     device = torch.device(device)
     there = None

@@ -114,6 +114,7 @@ def make_task(name: str) -> Task:
         module, function = _BUILT_IN[name].split(":")
         factory = getattr(import_module(module), function)
     elif name in (others := _of_other_packages()):
+        check_name("name of an entry point", name)
         factory = others[name].load()
     else:
         raise ValueError(

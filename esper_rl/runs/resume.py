@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ class ResumePoints:
         """
         worst = torch.finfo(torch.float64).min
         self._stamp.iterations = iterations
+        if not self._rotation.directory.is_dir():  # TorchRL would make another one
+            raise FileNotFoundError(ENOENT, "No such folder", str(self._rotation.directory))
         metadata = {"return": mean_return if mean_return == mean_return else worst}
         with errors_name(self._rotation.directory):
             file = self._rotation.save(self._checkpoint, step=iterations, metadata=metadata)

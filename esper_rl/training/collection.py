@@ -7,10 +7,11 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from threading import get_ident
 from traceback import clear_frames
 from typing import Any, TypeVar
@@ -118,14 +119,19 @@ def _start_ignoring_signals(start: Callable[..., Made], *args: Any, **kwargs: An
         except BaseException as error:
             while not made.done():  # the thread starts one after the other, and waits for the first
                 _end_thread(number)
-                for process in set(active_children()) - others:
-                    process.kill()
+                _kill(set(active_children()) - others)
                 wait([made], timeout=0.1)
+            _kill(set(active_children()) - others)
             # What was half made ends now: when Python ends, it would wait for ever.
             clear_frames(error.__traceback__)
             del made
             gc.collect()
             raise
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _end_thread(number: int) -> None:

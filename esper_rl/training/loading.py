@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torchrl.envs import EnvBase
 
+from envs import list_tasks
 from esper_rl.config import TrainConfig, in_another_world, load_config, make_env, pin_world
 from esper_rl.errors import ConfigError, config_errors
 from esper_rl.growing import PolicyConfig
@@ -33,14 +34,14 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
             file. Also for settings that aren't allowed.
     """
     text = run.read_configuration()
-    try:
-        with config_errors(f"{run.config}: "):
-            config = load_config(text, anywhere=True)
-    except ConfigError as error:
-        command = first_command(run.provenance)
-        if "--import" not in command or "task must be one of" not in str(error):
-            raise
-        raise ConfigError(f"{error}; the run was begun by {' '.join(command)}") from error
+    with config_errors(f"{run.config}: "):
+        config = load_config(text, anywhere=True)
+    if config.env.task not in list_tasks():
+        command = " ".join(first_command(run.provenance)) or "a command that wasn't noted"
+        raise ConfigError(
+            f"{run.config}: there is no task {config.env.task!r} here; --import FILE.py runs a "
+            f"file that registers it; the run was begun by {command}"
+        )
     return in_another_world(config, settings)
 
 

@@ -274,7 +274,7 @@ def _interruptions_of(run: RunFolder) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         raise TrainingInterrupted(run.path) from interrupt
     except FileNotFoundError as error:
-        if run.path.is_dir():
+        if run.config.is_file():
             raise
         raise FileNotFoundError(
             f"{run.path}, in which the run was training, has been renamed or removed; `esper-rl "

@@ -381,6 +381,8 @@ def test_bad_arguments_are_refused_by_name():
         gymnasium.make(ID, task="weather")
     with pytest.raises(TypeError, match="colour"):
         gymnasium.make(ID, colour="red")
+    with pytest.raises(TypeError, match=r"num_envs must be left out .* got 3; gymnasium.make_vec"):
+        gymnasium.make(ID, num_envs=3)
     with pytest.raises(ValueError, match="autoreset_mode must be one of 'NextStep'"):
         vector("Never")
     with pytest.raises(ValueError, match="render_mode must be one of None"):

@@ -133,7 +133,7 @@ def test_a_reset_mask_of_another_dtype_is_refused(mask):
 
 
 def test_a_weight_that_is_no_number_is_refused():
-    with pytest.raises(TypeError, match=r"gamma must be a number .*, got 'x'"):
+    with pytest.raises(TypeError, match=r"gamma must be a number, got 'x'"):
         RewardConfig(gamma="x")
 
 

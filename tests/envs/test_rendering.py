@@ -129,7 +129,7 @@ def test_environments_draw_what_they_are_asked_to():
 def test_blueprints_of_ones_own_have_their_names(kind):
     """Planted and drawn: the picture is another one where the name is."""
     pictures = []
-    for name in ("mine", "a much longer name"):
+    for name in ("mine", "a_much_longer_name"):
         host = ModuleHost(network, ["first", "second"], torch.zeros(1, 2), {name: Squares})
         task = replace(rings(), host=host)
         options = {"task": task, "num_slots": 2, "render_mode": "rgb_array", "max_epochs": 5}

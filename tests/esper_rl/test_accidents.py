@@ -265,7 +265,14 @@ def test_a_killed_run_leaves_no_processes(tiny_overrides: list[str], tmp_path: P
 # -- memory ----------------------------------------------------------------------------------
 
 
-def test_too_little_memory_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_little_memory_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where others have taken what the machine has."""
+    assert main(["train", "env.num_envs=1000000000", "workers=1"]) == 2
+    assert "num_envs=1000000000 must be smaller: it takes about" in capsys.readouterr().err
+    for module in ("morphogenesis", "populations.trained"):
+        monkeypatch.setattr(f"envs.{module}.check_memory", lambda *_: None)
     assert main(["train", "env.num_envs=1000000000", "workers=1"]) == 1
     errors = capsys.readouterr().err
     assert "esper-rl: out of memory" in errors

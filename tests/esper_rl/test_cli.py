@@ -172,7 +172,7 @@ def test_an_evaluation_of_another_world(
             "policy knows blueprints of convolutional hosts, pydoc has transformer",
         ),
         (["ppo.lr=1"], "a policy is played as it was trained"),
-        (["env.num_slots=2"], "policy.num_slots must be env.num_slots"),
+        (["env.num_slots=2"], "as many slots as it was trained with, 3"),
         (
             ["--output=nowhere/there.json"],
             "output must be in a folder that exists",

@@ -72,7 +72,7 @@ def test_the_command_writes_a_film(run: Path, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("film.avi", "must end in .gif or .mp4"), ("nowhere/film.gif", "folder must exist")],
+    [("film.avi", "must end in .gif or .mp4"), ("nowhere/film.gif", "in a folder that exists")],
 )
 def test_what_cannot_be_written_is_refused_before_anything_is_played(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
