@@ -75,15 +75,12 @@ def caution(summary: Mapping[str, Any]) -> str:
 
 def tables(summary: Mapping[str, Any]) -> list[list[list[str]]]:
     """Rows of cells, titles first: the designs, then the pairs of them, if there are any."""
-    found_of = summary["designs"].values()
-    digits = _digits([found[key] for found in found_of for key in ("interquartile_mean", "mean")])
+    columns = ("interquartile_mean", "mean")
+    digits = {
+        key: _digits([found[key].value for found in summary["designs"].values()]) for key in columns
+    }
     designs = [["design", "seeds", "interquartile mean", "mean"]] + [
-        [
-            name,
-            str(found["seeds"]),
-            _cell(found["interquartile_mean"], digits),
-            _cell(found["mean"], digits),
-        ]
+        [name, str(found["seeds"]), *(_cell(found[key], digits[key]) for key in columns)]
         for name, found in summary["designs"].items()
     ]
     pairs = [["a run of", "scores more than one of", "with probability"]] + [
@@ -93,12 +90,11 @@ def tables(summary: Mapping[str, Any]) -> list[list[list[str]]]:
     return [designs, pairs] if len(pairs) > 1 else [designs]
 
 
-def _digits(intervals: Sequence[Interval]) -> int:
-    """Decimals by which all values and the ends of their intervals can be told apart."""
+def _digits(values: Sequence[float]) -> int:
+    """Decimals by which values can be told apart, two at least."""
     most = 4
-    numbers = np.unique([round(x, most) for interval in intervals for x in interval if x == x])
-    gap = round(np.diff(numbers).min(initial=1.0), most)
-    return int(np.clip(np.ceil(-np.log10(gap)), 2, most))
+    gaps = np.diff(np.unique(np.round(values, most)))
+    return int(np.clip(np.ceil(-np.log10(round(gaps.min(initial=1.0), most))), 2, most))
 
 
 def _cell(interval: Interval, digits: int = 2) -> str:

@@ -145,7 +145,10 @@ def draw_credit(columns: Columns) -> list[Figure]:
         if columns.keys() >= set(names):
             bottom, median, top = (columns[each] for each in names)
             draw_curve(axes, columns["steps"], median, COLOURS[0], band=(bottom, top))
-        axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0)
+        if not np.isfinite(columns.get(names[1], np.nan)).any():
+            axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center")
+            axes.set(xticks=[], yticks=[])
     return figures
 
 
