@@ -88,10 +88,8 @@ def check_number(
 
 def _same_choice(value: object, choice: object) -> bool:
     """Is it the choice, of its type? True is not 1, and a tensor is no choice."""
-    of_type = isinstance(value, type(choice)) and isinstance(value, bool) == isinstance(
-        choice, bool
-    )
-    return of_type and value == choice
+    same_kind = isinstance(value, bool) == isinstance(choice, bool)
+    return same_kind and isinstance(value, type(choice)) and value == choice
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:

@@ -117,7 +117,8 @@ def _merge(content: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[di
     for other in others:
         if all(other.get(key) == content[key] for key in WHAT_WAS_PLAYED):
             for part in _BY_PLAYER:
-                content[part] = content[part] | (other[part] | content[part])
+                lacks = other[part].keys() - content[part].keys()
+                content[part] |= {name: other[part][name] for name in other[part] if name in lacks}
         else:
             kept.append(other)
 
