@@ -202,15 +202,8 @@ def make_actor_critic(
     heads = _heads(env)
     config.check_env(env)
     sizes = {head: spec["action_mask", head].shape[-1] for head in heads}
-    features = spec[OBSERVATION].shape[-1]
-    hidden = config.columns_left_out()
-    if hidden and (hidden[-1] >= features or len(hidden) == features):
-        raise ValueError(
-            f"hidden_columns must be some of 0 to {features - 1}, the columns of the observation, "
-            f"and not all, got {hidden}"
-        )
     network = FactoredRecurrentNetwork(
-        features, sizes, config, _indices(config, env), compilable=compilable
+        spec[OBSERVATION].shape[-1], sizes, config, _indices(config, env), compilable=compilable
     ).to(env.device)
 
     trunk, memories = _trunk(network)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
-from threading import get_ident
+from threading import Event
 from traceback import clear_frames
 from typing import Any, TypeVar
 
@@ -62,10 +62,13 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
         actor_critic: whose actor plays; call the collector's ``update_policy_weights_`` after
             it has learned.
     """
-    workers = config.workers
+    workers, stopped = config.workers, Event()
     seeds = np.random.SeedSequence(config.seed).generate_state(workers).tolist()
     make_worlds = [
-        partial(_make_world, config, seed, actor_critic.transforms(), registered_tasks())
+        _Sent(
+            partial(_make_world, config, seed, actor_critic.transforms(), registered_tasks()),
+            stopped,
+        )
         for seed in seeds
     ]
     frames = config.iterations * config.rollout_steps
@@ -82,6 +85,7 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
             track_traj_ids=False,
         )
     return _start_ignoring_signals(
+        stopped,
         MultiSyncCollector,
         make_worlds,
         actor_critic.actor,
@@ -94,11 +98,14 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollec
     )
 
 
-def _start_ignoring_signals(start: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
+def _start_ignoring_signals(
+    stopped: Event, start: Callable[..., Made], *args: Any, **kwargs: Any
+) -> Made:
     """Start processes that ignore signals to end; this process takes them, and ends the others.
 
     A process inherits the blocked signals of the thread that starts it. A thread of its own blocks
-    them here, so the main thread can still be interrupted while it waits for the start.
+    them here, so the main thread can still be interrupted while it waits for the start. Then
+    ``stopped`` is set, and what is sent with a process that is to be started refuses to be.
     """
 
     def started() -> Made:
@@ -112,13 +119,12 @@ def _start_ignoring_signals(start: Callable[..., Made], *args: Any, **kwargs: An
 
     others = set(active_children())
     with ThreadPoolExecutor(1) as thread:
-        number = thread.submit(get_ident).result()
         made = thread.submit(started)
         try:
             return made.result()
         except BaseException as error:
-            while not made.done():  # the thread starts one after the other, and waits for the first
-                _end_thread(number)
+            stopped.set()
+            while not made.done():  # the thread waits for the one that it has just started
                 _kill(set(active_children()) - others)
                 wait([made], timeout=0.1)
             _kill(set(active_children()) - others)
@@ -134,11 +140,24 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
         process.kill()
 
 
-def _end_thread(number: int) -> None:
-    """Let a thread that runs Python end: it starts no more processes."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(number), ctypes.py_object(KeyboardInterrupt)
-    )
+@dataclass
+class _Sent:
+    """A function that other processes get; it can't be sent any more when ``stopped`` is set."""
+
+    function: Callable[[], ResumableEnv]
+    stopped: Event
+
+    def __call__(self) -> ResumableEnv:
+        return self.function()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.stopped.is_set():
+            raise KeyboardInterrupt
+        return _as_it_is, (self.function,)
+
+
+def _as_it_is(function: Callable[[], ResumableEnv]) -> Callable[[], ResumableEnv]:
+    return function
 
 
 def _make_world(

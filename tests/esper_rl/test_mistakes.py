@@ -61,7 +61,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
         (["train", "policy.initial_logits.op=[1,2]"], "policy: initial_logits of 'op' must be 6"),
         (["train", "policy.embeddings.colour=2"], "policy: the environment has no 'colour'"),
         (["train", "reward.intervention={WAIT:-5}"], "intervention[WAIT] must be a number of at"),
-        (["train", "policy.hidden_columns=[112]"], "hidden_columns must be some of 0 to 111"),
+        (["train", "policy.hidden_columns=[112]"], "policy: hidden_columns must be columns of the"),
         (
             ["train", "task=scaffold", "env.num_envs=4"],
             "ppo.minibatches must be an integer from 1 to 4, the rows, which are never split, got "
@@ -189,5 +189,5 @@ def test_many_processes_that_start_are_ended_at_once(
     os.kill(process.pid, signal.SIGTERM)
     errors = process.communicate(timeout=100)[1]
     assert process.returncode == 130
-    assert time.monotonic() - asked < 15
+    assert time.monotonic() - asked < 30  # not until all of them have started
     assert errors.strip().splitlines()[-1].startswith("esper-rl: interrupted")
