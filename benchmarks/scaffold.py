@@ -46,6 +46,7 @@ from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
 from esper_rl import load_policy, train
 from esper_rl.config import compose_config
 from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
+from esper_rl.figures import legend_below
 
 EPISODES = 256
 
@@ -165,7 +166,7 @@ def draw(runs: Runs, path: Path) -> None:
     axis.set_xlabel("part of the gap between waiting and the best plan that is closed, %")
     axis.grid(axis="x", alpha=0.3)
     axis.set_title("scaffold: greedy policies, and what they learn without", fontsize="medium")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    legend_below(axis, ncols=4)
     figure.savefig(path, dpi=130)
 
 

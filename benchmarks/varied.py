@@ -60,6 +60,7 @@ from esper_rl.evaluation.schedule_search import (
     play_schedules,
     single_schedules,
 )
+from esper_rl.figures import legend_below
 
 SEARCHED, SEARCH_SEED = 24, EVALUATION_SEED + 2
 """Hosts of each variant that every schedule of one seed plays, and their seed."""
@@ -288,13 +289,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     returns.set_xlabel(VARIES[found["task"]])
     returns.set_title(f"{found['task']}: what schedules and policies earn", fontsize="medium")
     returns.set_ylabel("discounted return")
-    figure.legend(
-        *returns.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-        fontsize="small",
-    )
+    legend_below(returns, ncols=4)
     for place, name in enumerate(CONTROLS):
         for run in runs.values():
             loss = run["controls"][name]

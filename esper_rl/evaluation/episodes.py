@@ -117,8 +117,8 @@ def _merge(content: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[di
     for other in others:
         if all(other.get(key) == content[key] for key in WHAT_WAS_PLAYED):
             for part in _BY_PLAYER:
-                lacks = other[part].keys() - content[part].keys()
-                content[part] |= {name: other[part][name] for name in other[part] if name in lacks}
+                new = content[part]
+                new |= {name: old for name, old in other[part].items() if name not in new}
         else:
             kept.append(other)
 

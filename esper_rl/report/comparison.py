@@ -100,7 +100,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
         configs = configs or sorted(path.rglob("config.yaml"))
         for config in configs:
             found.setdefault(config.parent.resolve(), config.parent)
-        left = {each.parent for name in _OF_A_RUN for each in path.rglob(name)}
+        left = {each.parent for each in path.rglob("*") if each.name in _OF_A_RUN}
         for folder in sorted(left - {config.parent for config in configs}):
             _LOGGER.warning("%s is left out: it has no config.yaml", folder)
         if not configs and not left:

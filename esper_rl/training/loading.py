@@ -33,7 +33,11 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
         ConfigError: when it isn't one of this version, or has been changed; the message names the
             file. Also for settings that aren't allowed.
     """
-    text = run.read_configuration()
+    return in_another_world(_parse(run, run.read_configuration()), settings)
+
+
+def _parse(run: RunFolder, text: str) -> TrainConfig:
+    """The configuration of a run, of the text in its file; its task must be known."""
     with config_errors(f"{run.config}: "):
         config = load_config(text, anywhere=True)
     if config.env.task not in list_tasks():
@@ -42,7 +46,7 @@ def read_config(run: RunFolder, settings: Sequence[str] = ()) -> TrainConfig:
             f"{run.config}: there is no task {config.env.task!r} here; --import FILE.py runs a "
             f"file that registers it; the run was begun by {command}"
         )
-    return in_another_world(config, settings)
+    return config
 
 
 def all_settings(run: RunFolder) -> Any:
@@ -55,7 +59,7 @@ def all_settings(run: RunFolder) -> Any:
     """
     text = run.read_configuration()
     try:
-        config: Any = OmegaConf.structured(pin_world(read_config(run)))
+        config: Any = OmegaConf.structured(pin_world(_parse(run, text)))
     except ConfigError:
         config = OmegaConf.create(text)
     return OmegaConf.to_container(config)
