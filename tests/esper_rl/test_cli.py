@@ -195,31 +195,6 @@ def test_an_evaluation_that_cannot_be_is_refused(
     assert says in captured.err
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["train", "tusk=digits"], "'task'"),
-        (["train", "ppo.learning_rate=1"], "the nearest is 'ppo.lr'"),
-        (["train", "ppo.entropy_coef=1"], "the nearest is 'ppo.entropy_coeff'"),
-        (["train", "task=digit"], "digits_full"),
-        (["train", "total_steps=lots"], "'lots'"),
-        (["train", "run_dir=/"], "exists already"),
-        (["train", f"run_dir={__file__}/run"], "File exists"),
-        (["train", "device=abacus"], "such as cpu, got 'abacus'"),
-        (["evaluate", "nowhere"], "nowhere"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(
-    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(words) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.strip().splitlines()) == 1
-    assert captured.err.startswith("esper-rl: ")
-    assert says in captured.err
-
-
 @pytest.mark.parametrize("words", [[], ["grow"], ["evaluate"], ["evaluate", "x", "--episodes=0"]])
 def test_bad_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
