@@ -31,6 +31,7 @@ from benchmarks.seeds import RESULTS, write_json
 from envs import MorphogenesisEnv
 from esper_rl.evaluation import EVALUATION_SEED, evaluate
 from esper_rl.evaluation.episodes import Evaluation
+from esper_rl.figures import legend_below
 from esper_rl.growing.baselines import SchedulePolicy
 
 TASKS = ("digits", "digits_full", "pydoc")
@@ -124,7 +125,7 @@ def draw(results: dict[str, dict[str, dict]], path: Path) -> None:
     axes[-1].set_xlabel(
         "accuracy at the end, %: mean and 95 % interval, on a scale of each task's own"
     )
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    legend_below(axes[0], ncols=5)
     figure.savefig(path, dpi=130)
 
 

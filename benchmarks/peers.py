@@ -32,6 +32,7 @@ from benchmarks.intervals import interval
 from benchmarks.seeds import Run, measure_missing, open_study, study_parser, train_seed, write_json
 from envs.adapters.gymnasium import GymnasiumVectorEnv, Observation
 from esper_rl.evaluation import EVALUATION_SEED, GREEDY, SAMPLED, Arena
+from esper_rl.figures import legend_below
 
 EPISODES = 128
 STEPS_AN_ITERATION = 32 * 50
@@ -166,7 +167,7 @@ def draw(report: dict[str, dict[str, Run]], path: Path) -> None:
         "agents of several libraries: dots are training seeds, bars their means", fontsize="medium"
     )
     axis.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=len(MODES), frameon=False)
+    legend_below(axis, ncols=len(MODES))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

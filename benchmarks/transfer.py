@@ -45,6 +45,7 @@ from envs.actions import BLUEPRINTS
 from envs.networks.blueprints import Blueprint
 from envs.networks.layers import Residual, zero
 from esper_rl import Grower
+from esper_rl.figures import legend_below
 from esper_rl.growing.baselines import HeuristicPolicy, SchedulePolicy, WaitPolicy
 
 EPOCHS, SLOTS = 50, 3
@@ -357,7 +358,7 @@ def draw(found: Found, path: Path) -> None:
     axes.set_xticks(range(len(found)), list(found))
     axes.set_ylabel("score in the end (%)")
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    legend_below(axes, ncols=4)
     figure.savefig(path, dpi=130)
 
 

@@ -24,6 +24,8 @@ from esper_rl.training.loading import read_config
 
 _LOGGER = logging.getLogger(__name__)
 
+_NO_RESULT = "<p>None yet: <code>esper-rl evaluate</code> of this run gives one.</p>"
+
 _LINES = {"return": "returns", "final_accuracy": "final_accuracy"}
 """Measures of an evaluation, by the metric whose curve they are drawn beside."""
 
@@ -48,7 +50,8 @@ def report_run(run: str | Path, episodes: int = 16, reload_seconds: int | None =
     config = read_config(folder)
     columns, players = _read_metrics(folder), _read_evaluation(folder)
     parts = [f"<p>{escape(_describe(config, columns))}</p>", _provenance(folder)]
-    parts += ["<h2>Result</h2>", as_table(evaluation_rows(players))] if players else []
+    if players or not folder.evaluation.exists():
+        parts += ["<h2>Result</h2>", as_table(evaluation_rows(players)) if players else _NO_RESULT]
     if columns:
         means = {
             each.name: {m: players[each.name][key]["mean"] for m, key in _LINES.items()}
@@ -118,7 +121,9 @@ def _read_metrics(folder: RunFolder) -> Columns:
 
 
 def _read_evaluation(folder: RunFolder) -> Mapping[str, Summary]:
-    """Means and intervals by player; nothing, and a warning, where there is none to be read."""
+    """Means and intervals by player; nothing, and a warning, where they can't be read."""
+    if not folder.evaluation.exists():
+        return {}
     try:
         policies = json.loads(folder.evaluation.read_text(encoding="utf-8"))["policies"]
         evaluation_rows(policies)  # fails where something is missing

@@ -28,6 +28,11 @@ class RunFolder:
     path: Path
 
     @property
+    def holds_run(self) -> bool:
+        """Is this the folder of a run that has begun, and not one with a ``config.yaml`` only?"""
+        return self.config.is_file() and (self.checkpoint.is_file() or self.resume.is_dir())
+
+    @property
     def config(self) -> Path:
         return self.path / "config.yaml"
 
@@ -170,7 +175,7 @@ class RunFolder:
 
 def _make_named(path: Path, config: str) -> Path:
     for above in path.absolute().parents:
-        if RunFolder(above).checkpoint.is_file() and RunFolder(above).config.is_file():
+        if RunFolder(above).holds_run:
             raise FileExistsError(
                 f"run_dir: got {str(path)!r}, which is inside the folder of a run, {str(above)!r}; "
                 "name one elsewhere"

@@ -42,14 +42,9 @@ def check_output(
     allowed = None if own is None else own.resolve()
     for written in [path, *map(path.with_suffix, beside)]:
         file = written.resolve()
-        if file != allowed and file in _files_of_a_run(file.parent):
+        run = RunFolder(file.parent)
+        if file != allowed and file in run.files and run.holds_run:
             raise ConfigError(
                 f"{name} got {str(path)!r}, which would replace {written.name} of the run there; "
                 "choose another name"
             )
-
-
-def _files_of_a_run(folder: Path) -> Sequence[Path]:
-    """The files of the run in this folder, none where there is no run."""
-    run = RunFolder(folder)
-    return run.files if run.config.is_file() else ()

@@ -138,6 +138,14 @@ def test_a_page_follows_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "What it grows" in last
 
 
+def test_a_run_that_was_not_evaluated_yet_says_so_on_its_page_only(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run / "evaluation.json").unlink()
+    assert "None yet: <code>esper-rl evaluate" in report_run(run, episodes=0)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(
     ("file", "content", "lost", "said"),
     [
