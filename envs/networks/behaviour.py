@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def observe(module: nn.Module, example: Tensor) -> Behaviour:
         given = []
         for trial in trials:
             torch.set_rng_state(start)
-            given.append(_run(trial, examples))
+            given.append(run_on(trial, examples))
         draws = not torch.get_rng_state().equal(start)
         if not _same(*given):
             raise ValueError(
@@ -73,7 +74,7 @@ def observe(module: nn.Module, example: Tensor) -> Behaviour:
                 )
         changed = {name for name, (_, values) in before.items() if not _same(after[name], values)}
         torch.set_rng_state(start)
-        _run(trials[0].eval(), examples)
+        run_on(trials[0].eval(), examples)
         if not torch.get_rng_state().equal(start):
             raise ValueError(
                 "a module must not draw random numbers in evaluation; let it ask self.training"
@@ -83,14 +84,19 @@ def observe(module: nn.Module, example: Tensor) -> Behaviour:
     return Behaviour(frozenset(changed), draws)
 
 
-def _run(module: nn.Module, examples: Tensor) -> Tensor:
+def run_on(module: nn.Module, examples: Tensor) -> Any:
+    """What a module gives for examples ``[B, …]``, without gradients.
+
+    Raises:
+        ValueError: if it fails, with their shape.
+    """
     try:
         with torch.no_grad():
             return module(examples.clone())
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise ValueError(
-            f"a module must take any number of examples, got an error for two of shape "
-            f"{list(examples.shape[1:])}: {error}"
+            f"a module must take any number of examples, got an error for {len(examples)} of shape "
+            f"{list(examples.shape[1:])}: {error}; an example is [1, …], with its batch dimension"
         ) from None
 
 

@@ -153,6 +153,18 @@ def check_same(whole: Any, in_pieces: Any) -> None:
         )
 
 
+def _why_hidden(module: nn.Module, graph: fx.Graph, slots: Sequence[str]) -> str:
+    """Which slots are inside a module of torch that is one step of the graph."""
+    steps = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    return "".join(
+        f"; {slot!r} is inside {step!r}, a {type(module.get_submodule(step)).__name__} of PyTorch, "
+        "which isn't looked into"
+        for slot in slots
+        for step in steps
+        if slot.startswith(f"{step}.")
+    )
+
+
 def _cut(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:
     """The pieces of a module as it is, in training or in evaluation."""
     try:
@@ -165,7 +177,7 @@ def _cut(module: nn.Module, slots: Sequence[str]) -> list[fx.GraphModule]:
     if runs != list(slots):
         raise ValueError(
             f"slots must be submodules in the order in which they run, each once, got "
-            f"{list(slots)}, of which run {runs}; there are "
+            f"{list(slots)}, of which run {runs}{_why_hidden(module, graph, slots)}; there are "
             f"{[name for name, _ in module.named_modules() if name]}"
         )
     pieces: list[fx.GraphModule] = []

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from envs.batched.modes import Mode
 from envs.checks import check_integer, check_number
-from envs.networks.behaviour import examples_like
+from envs.networks.behaviour import examples_like, run_on
 from envs.networks.blueprints import Blueprint
 from envs.networks.cutting import check_same, split_at
 from envs.networks.layers import zero
@@ -185,8 +185,8 @@ class GrowingNetwork(nn.Module):
             mode = host.training
             self.pieces = nn.ModuleList(split_at(host, slots))
             examples = examples_like(example, 2).to(example.device)  # one is too few for some
+            whole = run_on(host.eval(), examples)
             with torch.no_grad():
-                whole = host.eval()(examples.clone())
                 *at_slots, in_pieces = _features(self.pieces, examples)
             check_same(whole, in_pieces)
             self.offer = find_offer([h[:1] for h in at_slots], blueprints, channel_dim)

@@ -271,9 +271,16 @@ def _needs_of(task: str) -> Iterator[_Said]:
 def _set(config: DictConfig, said: Iterable[_Said]) -> None:
     for key, value, place in said:
         try:
-            OmegaConf.update(config, key, value)
+            _update(config, {key: value})
         except OmegaConfBaseException as error:
             raise ConfigError(f"{place}: {first_line(error)}") from error
+
+
+def _update(config: DictConfig, values: Mapping[Any, Any]) -> None:
+    """Set options entry by entry: in a mapping, OmegaConf takes no list of whole numbers for one of
+    numbers with a fraction."""
+    for key, value in flatten(values).items():
+        OmegaConf.update(config, key, value)
 
 
 def to_config(composed: DictConfig) -> TrainConfig:
@@ -311,7 +318,10 @@ def load_config(text: str, *, anywhere: bool = False) -> TrainConfig:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ConfigError("not a training configuration: it has YAML aliases, which grow")
         config = OmegaConf.structured(TrainConfig)
-        config.merge_with(OmegaConf.create(text))
+        read = OmegaConf.to_container(OmegaConf.create(text))
+        if not isinstance(read, dict):
+            raise ConfigError("not a training configuration: it isn't KEY: VALUE")
+        _update(config, read)
     except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"not a training configuration: {first_line(error)}") from error
     if anywhere and config.device.startswith(_ACCELERATORS) and not _is_here(config.device):

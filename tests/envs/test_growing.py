@@ -282,6 +282,11 @@ def test_modules_that_take_several_inputs_are_refused() -> None:
         GrowingNetwork(Masked())
 
 
+def test_an_example_without_its_batch_dimension_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"an example is \[1, …\], with its batch dimension"):
+        GrowingNetwork(Chain(), slots=["0", "1"], example=IMAGES[0])
+
+
 def test_a_network_shares_its_parameters_with_the_module_it_is_made_of() -> None:
     module = Chain()
     module.eval()

@@ -327,7 +327,7 @@ class OneByOne(nn.Module):
         (Numpy, "random numbers must come from torch's generator alone"),
         (AlwaysDropped, "must not draw random numbers in evaluation"),
         (Replaced, "buffers must change in place, .*place of 'layer.mean'"),
-        (OneByOne, "a module must take any number of examples, got an error for two of shape"),
+        (OneByOne, "a module must take any number of examples, got an error for 2 of shape"),
     ],
 )
 def test_what_cannot_be_a_rows_own_is_refused(layer: type[nn.Module], says: str) -> None:

@@ -213,6 +213,14 @@ def test_a_config_survives_its_file() -> None:
     assert load_config(dump_config(config)) == config
 
 
+def test_whole_numbers_are_taken_for_fractions_in_lists_too() -> None:
+    logits = {"op": [0.0, -3.0, 1.0, 0.0, 0.0, 0.0]}
+    composed = compose_config(["policy.initial_logits={op: [0, -3, 1, 0, 0, 0]}"])
+    assert composed.policy.initial_logits == logits
+    loaded = load_config("policy: {initial_logits: {op: [0, -3, 1, 0, 0, 0]}}")
+    assert loaded.policy.initial_logits == logits
+
+
 LAUGHS = "\n".join(
     ["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 11))]
 )
