@@ -14,6 +14,7 @@ from esper_rl.errors import ConfigError
 from esper_rl.runs import CheckpointError
 from esper_rl.terminal import ended_by_signals, forgive_output_errors, is_out_of_memory
 from esper_rl.training.trainer import TrainingInterrupted
+from esper_rl.training.worker_processes import WorkerLostError
 
 COMMANDS: Mapping[str, ModuleType] = {
     "train": train,
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{error}; when there is space again, `esper-rl train --resume RUN` goes on with a run",
             EXIT_FAILED,
         )
-    except FloatingPointError as error:
+    except (FloatingPointError, WorkerLostError) as error:
         return _fail(str(error), EXIT_FAILED)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

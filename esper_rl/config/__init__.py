@@ -2,11 +2,12 @@
 
 from esper_rl.config.compose import compose_config, compose_jobs, in_another_world, load_config
 from esper_rl.config.describe import describe_options, dump_config
-from esper_rl.config.schema import EnvConfig, RewardOptions, TrainConfig
+from esper_rl.config.schema import EnvConfig, RayConfig, RewardOptions, TrainConfig
 from esper_rl.config.world import make_env, make_schedule, pin_world, unpin_world
 
 __all__ = [
     "EnvConfig",
+    "RayConfig",
     "RewardOptions",
     "TrainConfig",
     "compose_config",

@@ -23,6 +23,7 @@ HEADINGS = {
     "reward": "the reward, null: as the task has it",
     "policy": "the policy's network",
     "ppo": "PPO and the estimation of values",
+    "ray": "workers on a cluster, if collector=ray",
 }
 """By the part of an option's name before its point."""
 

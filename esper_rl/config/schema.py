@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from envs import Ramp, RewardConfig, make_task
 from envs.actions import Op
 from esper_rl.errors import (
+    check_choice,
     check_device,
     check_integer,
     check_number,
@@ -105,6 +107,29 @@ class RewardOptions:
         return replace(prices, gamma=gamma, **given)
 
 
+COLLECTORS = ("sync", "async", "ray")
+
+
+@dataclass
+class RayConfig:
+    """The cluster, and what each of the workers of ``collector=ray`` takes of it."""
+
+    address: str | None = option(
+        None, "HOST:PORT of a cluster's head; auto: this machine's; null: one is started here"
+    )
+    cpus: float = option(1.0, "cores of a worker")
+    gpus: float = option(0.0, "GPUs of a worker, also parts of one")
+
+    @config_errors()
+    def __post_init__(self) -> None:
+        check_types(self, "ray.")
+        check_number("ray.cpus", self.cpus, above=0)
+        check_number("ray.gpus", self.gpus, least=0)
+        address = self.address
+        if address not in (None, "auto") and not re.fullmatch(r"[^/:]+:\d{1,5}", str(address)):
+            raise ValueError(f"ray.address must be null, auto or HOST:PORT, got {address!r}")
+
+
 _LARGEST_SEED = 2**63 - 1
 _MOST_THREADS = 1024
 _MOST_STEPS = 10**12
@@ -127,12 +152,18 @@ class TrainConfig:
     reward: RewardOptions = field(default_factory=RewardOptions)
     policy: PolicyConfig = field(default_factory=PolicyConfig.v2)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
     total_steps: int = option(41_600, "environment steps of the run, over all rows")
     steps_per_iteration: int | None = option(
         None, "steps between two updates, over all rows; null: an episode of every row"
     )
     seed: int = option(0, "seed of everything random")
     device: str = option("cpu", "device of world and policy")
+    collector: str = option(
+        "sync",
+        "sync; async: collect the next steps while it learns from these, by the policy of before "
+        "the last update; ray: by Ray's workers",
+    )
     workers: int = option(2, "processes that collect, each with num_envs / workers rows")
     compile: bool = option(False, "torch.compile the network for updates; needs a C++ compiler")
     bf16: bool = option(False, "updates under bf16 autocast")
@@ -152,6 +183,7 @@ class TrainConfig:
     @config_errors()
     def __post_init__(self) -> None:
         check_types(self)
+        check_choice("collector", self.collector, COLLECTORS)
         check_integer("workers", self.workers)
         check_integer(
             "total_steps",
@@ -197,6 +229,8 @@ class TrainConfig:
                 what="epochs of an episode",
             )
         check_device("device", self.device)
+        if self.collector == "ray" and self.device.startswith("cuda") and not self.ray.gpus:
+            raise ValueError(f"ray.gpus must be above 0 for device={self.device}, got 0")
 
     @property
     def rollout_steps(self) -> int:

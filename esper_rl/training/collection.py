@@ -1,24 +1,19 @@
-"""Collecting rollouts, in this process or in several."""
+"""Collecting rollouts: in this process, in several, or on a cluster."""
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
-import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
-from multiprocessing import active_children
-from multiprocessing.process import BaseProcess
 from threading import Event
-from traceback import clear_frames
-from typing import Any, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from tensordict import TensorDictBase
+from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
 from torchrl.envs import Compose, RewardSum, Timer, Transform
 from torchrl.envs.utils import ExplorationType
@@ -27,11 +22,13 @@ from envs import ResumableEnv
 from envs.registration import TaskFactory, register_tasks, registered_tasks
 from esper_rl.config import TrainConfig, make_env
 from esper_rl.policy import ActorCritic
-from esper_rl.terminal import ENDING
-
-Made = TypeVar("Made")
+from esper_rl.training.ahead import CollectorAhead
+from esper_rl.training.worker_processes import Sent, start_ignoring_signals
 
 _LOGGER = logging.getLogger(__name__)
+
+MakeWorld = Callable[[], ResumableEnv]
+RolloutCollector: TypeAlias = BaseCollector | CollectorAhead
 
 
 class DiscountedRewardSum(RewardSum):
@@ -50,114 +47,89 @@ class DiscountedRewardSum(RewardSum):
         return next_tensordict.set("episode_return", tensordict["episode_return"] + discounted)
 
 
-def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> BaseCollector:
-    """A collector that yields batches ``[N, rollout_steps / N]``.
+def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> RolloutCollector:
+    """A collector that yields batches ``[N, rollout_steps / N]``, of the kind ``config.collector``.
 
-    With one worker this process does the work; with more, each of them is a process that grows
-    its share of the rows with one thread. Small networks make small kernels, between which
-    Python holds its lock: processes scale where threads don't.
+    Each worker has its share of the rows, of whichever kind the workers are: with as many of them,
+    batches are bitwise the same.
 
     Args:
         config: of the run.
         actor_critic: whose actor plays; call the collector's ``update_policy_weights_`` after
             it has learned.
+
+    Raises:
+        ConfigError: when Ray isn't installed, not there, or can't do it.
     """
-    workers, stopped = config.workers, Event()
-    seeds = np.random.SeedSequence(config.seed).generate_state(workers).tolist()
+    seeds = np.random.SeedSequence(config.seed).generate_state(config.workers).tolist()
     make_worlds = [
-        _Sent(
-            partial(_make_world, config, seed, actor_critic.transforms(), registered_tasks()),
-            stopped,
-        )
+        partial(_make_world, config, seed, actor_critic.transforms(), registered_tasks())
         for seed in seeds
     ]
-    frames = config.iterations * config.rollout_steps
-    if workers > (cores := os.cpu_count() or workers):
-        _LOGGER.warning("workers=%d are more than this machine's %d cores", workers, cores)
-    if workers == 1:
-        return Collector(
-            make_worlds[0](),
-            actor_critic.actor,
-            frames_per_batch=config.rollout_steps,
-            total_frames=frames,
-            exploration_type=ExplorationType.RANDOM,
-            use_buffers=False,
-            track_traj_ids=False,
-        )
-    return _start_ignoring_signals(
-        stopped,
-        MultiSyncCollector,
-        make_worlds,
+    return _MAKERS[config.collector](config, actor_critic, make_worlds)
+
+
+def _collect_and_wait(
+    config: TrainConfig, actor_critic: ActorCritic, make_worlds: Sequence[MakeWorld]
+) -> BaseCollector:
+    """With one worker this process does the work."""
+    if config.workers > 1:
+        return _start_processes(config, actor_critic.actor, make_worlds)
+    return Collector(
+        make_worlds[0](),
         actor_critic.actor,
         frames_per_batch=config.rollout_steps,
-        total_frames=frames,
+        total_frames=config.iterations * config.rollout_steps,
+        exploration_type=ExplorationType.RANDOM,
+        use_buffers=False,
+        track_traj_ids=False,
+    )
+
+
+def _collect_ahead(
+    config: TrainConfig, actor_critic: ActorCritic, make_worlds: Sequence[MakeWorld]
+) -> CollectorAhead:
+    processes = _start_processes(config, deepcopy(actor_critic.actor), make_worlds)
+    return CollectorAhead(processes, actor_critic.actor, config.iterations)
+
+
+def _collect_on_ray(
+    config: TrainConfig, actor_critic: ActorCritic, make_worlds: Sequence[MakeWorld]
+) -> BaseCollector:
+    from esper_rl.training.on_ray import start_workers  # loads Ray
+
+    return start_workers(config, actor_critic.actor, make_worlds)
+
+
+_MAKERS: Mapping[
+    str, Callable[[TrainConfig, ActorCritic, Sequence[MakeWorld]], RolloutCollector]
+] = {"sync": _collect_and_wait, "async": _collect_ahead, "ray": _collect_on_ray}
+"""By name: makes one, of a run's configuration, its policy, and functions that make the worlds."""
+
+
+def _start_processes(
+    config: TrainConfig, actor: nn.Module, make_worlds: Sequence[MakeWorld]
+) -> MultiSyncCollector:
+    """Each worker is a process that grows its rows with one thread.
+
+    Small networks make small kernels, between which Python holds its lock: processes scale where
+    threads don't.
+    """
+    workers, stopped = config.workers, Event()
+    if workers > (cores := os.cpu_count() or workers):
+        _LOGGER.warning("workers=%d are more than this machine's %d cores", workers, cores)
+    return start_ignoring_signals(
+        stopped,
+        MultiSyncCollector,
+        [Sent(make_world, stopped) for make_world in make_worlds],
+        actor,
+        frames_per_batch=config.rollout_steps,
+        total_frames=config.iterations * config.rollout_steps,
         exploration_type=ExplorationType.RANDOM,
         use_buffers=True,
         cat_results=0,  # rows of the workers below each other, not stacked
         num_threads=torch.get_num_threads(),
     )
-
-
-def _start_ignoring_signals(
-    stopped: Event, start: Callable[..., Made], *args: Any, **kwargs: Any
-) -> Made:
-    """Start processes that ignore signals to end; this process takes them, and ends the others.
-
-    A process inherits the blocked signals of the thread that starts it. A thread of its own blocks
-    them here, so the main thread can still be interrupted while it waits for the start. Then
-    ``stopped`` is set, and what is sent with a process that is to be started refuses to be.
-    """
-
-    def started() -> Made:
-        if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            # Python's own helper process, started with the first other one, would end the mask.
-            from multiprocessing.resource_tracker import ensure_running
-
-            ensure_running()
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})
-        return start(*args, **kwargs)
-
-    others = set(active_children())
-    with ThreadPoolExecutor(1) as thread:
-        made = thread.submit(started)
-        try:
-            return made.result()
-        except BaseException as error:
-            stopped.set()
-            while not made.done():  # the thread waits for the one that it has just started
-                _kill(set(active_children()) - others)
-                wait([made], timeout=0.1)
-            _kill(set(active_children()) - others)
-            # What was half made ends now: when Python ends, it would wait for ever.
-            clear_frames(error.__traceback__)
-            del made
-            gc.collect()
-            raise
-
-
-def _kill(processes: Iterable[BaseProcess]) -> None:
-    for process in processes:
-        process.kill()
-
-
-@dataclass
-class _Sent:
-    """A function that other processes get; it can't be sent any more when ``stopped`` is set."""
-
-    function: Callable[[], ResumableEnv]
-    stopped: Event
-
-    def __call__(self) -> ResumableEnv:
-        return self.function()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.stopped.is_set():
-            raise KeyboardInterrupt
-        return _as_it_is, (self.function,)
-
-
-def _as_it_is(function: Callable[[], ResumableEnv]) -> Callable[[], ResumableEnv]:
-    return function
 
 
 def _make_world(
@@ -172,6 +144,20 @@ def _make_world(
     rows = config.env.num_envs // config.workers
     env = make_env(config, seed=seed, num_envs=rows, scheduled=True)
     return ResumableEnv(env, Compose(*transforms, DiscountedRewardSum(config.ppo.gamma), Timer()))
+
+
+def lost_workers(collector: RolloutCollector) -> int:
+    """The number of its workers that have ended."""
+    if isinstance(collector, CollectorAhead):
+        return lost_workers(collector.collector)
+    if isinstance(collector, MultiSyncCollector):
+        return sum(not process.is_alive() for process in collector.procs)
+    return collector.lost() if hasattr(collector, "lost") else 0
+
+
+def updates_behind(collector: RolloutCollector) -> int:
+    """Updates that the learner was ahead of the policy that has collected the latest batch."""
+    return collector.updates_behind if isinstance(collector, CollectorAhead) else 0
 
 
 def collection_seconds(batch: TensorDictBase) -> tuple[float, float]:

@@ -13,7 +13,6 @@ from time import perf_counter
 
 import torch
 from torchrl.checkpoint import GlobalRNGState
-from torchrl.collectors import BaseCollector
 
 from envs import MorphogenesisEnv
 from envs.actions import CAUSAL_RELEVANCE
@@ -35,10 +34,17 @@ from esper_rl.runs import Checkpoint, CheckpointError, ResumePoints, RunFolder, 
 from esper_rl.runs.metrics import keep_rows
 from esper_rl.runs.provenance import note_provenance
 from esper_rl.training.callbacks import Callback, MetricsFile, Warnings, make_progress
-from esper_rl.training.collection import collection_seconds, make_collector
+from esper_rl.training.collection import (
+    RolloutCollector,
+    collection_seconds,
+    lost_workers,
+    make_collector,
+    updates_behind,
+)
 from esper_rl.training.compiling import remove_broken_libraries
 from esper_rl.training.loading import load_policy, read_config, save_policy
 from esper_rl.training.loggers import make_loggers
+from esper_rl.training.worker_processes import WorkerLostError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -75,6 +81,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = (), *, quiet: boo
         FileNotFoundError: when ``config.start_from`` isn't a run.
         CheckpointError: when the policy of that run can't be loaded, or doesn't fit this one.
         FloatingPointError: when a loss or gradient isn't finite.
+        WorkerLostError: when a process that collects is gone; :func:`resume` goes on.
         TrainingInterrupted: on Ctrl-C, after the picture has been written. Whatever ends a run,
             the checkpoint holds the policy of the last iteration that was over.
 
@@ -207,7 +214,8 @@ def _run(
         for callback in callbacks:
             callback.on_start(config, run)
             ends.callback(callback.on_end)
-        _learn(config, run, ppo, collector, points, done, callbacks, env)
+        with _losses_of(collector, run):
+            _learn(config, run, ppo, collector, points, done, callbacks, env)
     return run.path
 
 
@@ -215,7 +223,7 @@ def _learn(
     config: TrainConfig,
     run: RunFolder,
     ppo: PPO,
-    collector: BaseCollector,
+    collector: RolloutCollector,
     points: ResumePoints,
     done: int,
     callbacks: Sequence[Callback],
@@ -251,6 +259,7 @@ def _learn(
             **cell_metrics(batch),
             **feedback_metrics(batch, ppo.actor_critic),
             **named_by_op(learned),
+            "updates_behind": updates_behind(collector),
             "seconds/env": env_seconds,
             "seconds/policy": policy_seconds,
             "seconds/update": updated - updating,
@@ -280,6 +289,20 @@ def _interruptions_of(run: RunFolder) -> Iterator[None]:
             f"{run.path}, in which the run was training, has been renamed or removed; `esper-rl "
             "train --resume` goes on with it under its new name"
         ) from error
+
+
+@contextmanager
+def _losses_of(collector: RolloutCollector, run: RunFolder) -> Iterator[None]:
+    """Whatever fails when a worker is gone fails because of that."""
+    try:
+        yield
+    except Exception as error:
+        if lost := lost_workers(collector):
+            raise WorkerLostError(
+                f"{lost} of the run's workers have ended, killed or out of memory "
+                f"perhaps; `esper-rl train --resume {run.path}` goes on"
+            ) from error
+        raise
 
 
 @contextmanager

@@ -84,9 +84,11 @@ def test_a_run_goes_on_bitwise(iteration: int, whole: Path, tmp_path: Path) -> N
     assert_same_run(run, whole)
 
 
-def test_with_several_processes_it_does_too(tiny_config: Configure) -> None:
+@pytest.mark.parametrize("collector", ["sync", "async"])
+def test_with_several_processes_it_does_too(tiny_config: Configure, collector: str) -> None:
     threads = torch.get_num_threads()
-    whole = train(tiny_config("env.max_epochs=7", "total_steps=40", "workers=2"), [Copies()])
+    words = ("env.max_epochs=7", "total_steps=80", "workers=2", f"collector={collector}")
+    whole = train(tiny_config(*words), [Copies()])
     assert torch.get_num_threads() == threads
     assert_same_run(resume(ended_in(whole, 2)), whole)
 
