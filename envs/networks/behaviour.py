@@ -85,7 +85,7 @@ def observe(module: nn.Module, example: Tensor) -> Behaviour:
 
 
 def run_on(module: nn.Module, examples: Tensor) -> Any:
-    """What a module gives for examples ``[B, …]``, without gradients.
+    """Outputs of a module for examples ``[B, …]``, without gradients.
 
     Raises:
         ValueError: if it fails, with their shape.

@@ -282,6 +282,15 @@ def test_modules_that_take_several_inputs_are_refused() -> None:
         GrowingNetwork(Masked())
 
 
+def test_slots_inside_a_module_of_pytorch_are_named() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    inside = (
+        r"; '0.linear1' is inside '0', a TransformerEncoderLayer of PyTorch, which isn't looked"
+    )
+    with pytest.raises(ValueError, match=inside):
+        GrowingNetwork(nn.Sequential(layer, nn.Linear(8, 2)), ["0.linear1"], torch.zeros(1, 4, 8))
+
+
 def test_an_example_without_its_batch_dimension_is_refused() -> None:
     with pytest.raises(ValueError, match=r"an example is \[1, …\], with its batch dimension"):
         GrowingNetwork(Chain(), slots=["0", "1"], example=IMAGES[0])

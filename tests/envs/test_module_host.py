@@ -320,11 +320,6 @@ REFUSED = {
     "wrong order": (Conv, ["block2", "block1"], r"of which run \['block1', 'block2'\]"),
     "twice": (Twice, ["second"], r"of which run \['second', 'second'\]"),
     "led around": (Around, ["second"], "nothing may lead around the slot after 'second'"),
-    "inside": (
-        lambda: chain(nn.Flatten(2), nn.TransformerEncoderLayer(64, 2, 8), nn.Unflatten(2, (8, 8))),
-        ["2.linear1"],
-        r"; '2.linear1' is inside '2', a TransformerEncoderLayer of PyTorch, which isn't looked",
-    ),
     "by values": (Branching, ["first"], "the module can't be cut at its slots: "),
     "shared": (Tied, ["second"], "share parameters, got 'second.weight' on both sides of 'second'"),
     "at the end": (chain, ["2"], "something must come after the slot of '2', got nothing"),
