@@ -154,7 +154,7 @@ def check_same(whole: Any, in_pieces: Any) -> None:
 
 
 def _why_hidden(module: nn.Module, graph: fx.Graph, slots: Sequence[str]) -> str:
-    """Which slots are inside a module of torch that is one step of the graph."""
+    """The slots that are inside a module of torch, one step of the graph, for a message."""
     steps = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     return "".join(
         f"; {slot!r} is inside {step!r}, a {type(module.get_submodule(step)).__name__} of PyTorch, "
