@@ -9,7 +9,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -83,6 +83,7 @@ def kill_until_over(
     overrides: Sequence[str],
     mean_seconds: float,
     chance: random.Random,
+    workers: Callable[[], Sequence[int]] = list,
 ) -> Iterator[None]:
     """Begin a run, kill it and go on with it until it ends by itself; yields at every kill.
 
@@ -94,20 +95,29 @@ def kill_until_over(
         run: its folder, new.
         overrides: its configuration.
         mean_seconds: from a start to a kill, exponentially distributed.
-        chance: draws them.
+        chance: draws them, and what is killed.
+        workers: gives the numbers of other processes that collect for it; where there are any, one
+            of them is killed half of the time. Then the run must end with a word.
     """
     words, log = ["train", *overrides, f"run_dir={run}"], run.with_name(f"{run.name}.log")
     for _ in range(200):
         process = server.Process(target=run_quietly, args=(log, *words))
         process.start()
         process.join(chance.expovariate(1 / mean_seconds))
-        process.kill()
-        with suppress(ProcessLookupError):  # those that collect, which would end a while later
-            os.killpg(process.pid, signal.SIGKILL)
+        others = workers()
+        if others and chance.random() < 0.5:
+            expected = 1
+            with suppress(ProcessLookupError):
+                os.kill(chance.choice(others), signal.SIGKILL)
+        else:
+            expected = -signal.SIGKILL
+            process.kill()
+            with suppress(ProcessLookupError):  # those that collect, which would end a while later
+                os.killpg(process.pid, signal.SIGKILL)
         process.join()
         if process.exitcode == 0:
             return
-        if process.exitcode != -signal.SIGKILL:
+        if process.exitcode != expected or (expected == 1 and "--resume" not in log.read_text()):
             raise AssertionError(f"{run} ended by itself, {process.exitcode}: {log.read_text()}")
         yield
         if run.exists():

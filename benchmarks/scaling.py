@@ -5,9 +5,9 @@
 Each run is in a process of its own: some iterations, of which the first two, in which things are
 made and compiled, don't count; medians of the others. An iteration is a worker's time in world and
 policy, the learner's update, and what is left: sending weights and batches, metrics, waiting for
-the slowest. More workers than cores are measured too, and marked. The numbers go into
-benchmarks/results/scaling.json, the picture is scaling.png; the model is in docs/scaling.md. Takes
-about twenty minutes, in which nothing else should compute.
+the slowest. More workers than cores are measured too, and marked. Every point goes into
+benchmarks/results/scaling.json at once and is not measured again; the picture is scaling.png; the
+model is in docs/scaling.md. Takes half an hour, in which nothing else should compute.
 """
 
 from __future__ import annotations
@@ -98,31 +98,43 @@ def measure(task: str, collector: str, workers: int, times: int, iterations: int
 # -- the model ----------------------------------------------------------------------------------
 
 
-def fit(points: Sequence[Measured], cores: int) -> dict[str, float]:
-    """The model's numbers, of runs with one and two workers.
+def fit(points: Sequence[Measured]) -> dict[str, float]:
+    """The model's numbers, of runs of the same rows with one and with two workers.
 
     Returns:
-        ``work``: core-seconds of world and policy; ``update``: seconds of the learner;
-        ``transport`` and ``per_worker``: what is left, at all and for each worker.
+        In seconds of an iteration: ``steps``, what a worker needs for its steps however few its
+        rows are; ``rows``, what one worker would need for all rows beside that; ``update``, the
+        learner's; ``transport`` and ``per_worker``, what is left, at all and for each worker.
     """
     known = {int(point["workers"]): point for point in points}
-    left = {}
-    for workers, point in known.items():
-        own = float(point["env"]) + float(point["policy"]) + float(point["update"])
-        left[workers] = float(point["seconds"]) - own
-    one = known[1]
+    work = {k: float(point["env"]) + float(point["policy"]) for k, point in known.items()}
+    update = sum(float(point["update"]) for point in known.values()) / len(known)
+    left = {k: float(point["seconds"]) - work[k] - update for k, point in known.items()}
+    rows = max(0.0, 2 * (work[1] - work[2]))
+    per_worker = max(0.0, left[2] - left[1])
     return {
-        "work": float(one["env"]) + float(one["policy"]),
-        "update": float(one["update"]),
-        "transport": 2 * left[1] - left[2],
-        "per_worker": left[2] - left[1],
+        "steps": (work[1] + work[2] - 1.5 * rows) / 2,
+        "rows": rows,
+        "update": update,
+        "transport": (left[1] + left[2] - 3 * per_worker) / 2,
+        "per_worker": per_worker,
     }
 
 
-def predict(model: Mapping[str, float], workers: int, cores: int, times: float = 1.0) -> float:
-    """Seconds of an iteration by the model, of so many times the rows that it was fitted to."""
-    work, update = times * model["work"], times * model["update"]
-    return work / min(workers, cores) + update + model["transport"] + model["per_worker"] * workers
+def predict(
+    model: Mapping[str, float], workers: int, cores: float = float("inf"), times: float = 1.0
+) -> float:
+    """Seconds of an iteration by the model.
+
+    Args:
+        model: of :func:`fit`.
+        workers: which share the cores.
+        cores: that there are for them.
+        times: rows, in those that it was fitted to.
+    """
+    work = (model["steps"] + times * model["rows"] / workers) * max(1.0, workers / cores)
+    learner = times * model["update"] + model["transport"] + workers * model["per_worker"]
+    return work + learner
 
 
 def draw(found: Sequence[Measured], path: Path) -> None:
@@ -134,7 +146,7 @@ def draw(found: Sequence[Measured], path: Path) -> None:
     parts = {"env": "world", "policy": "policy", "update": "update", "rest": "all else"}
     colors = dict(zip(parts, ("#0072B2", "#56B4E9", "#D55E00", "#999999"), strict=True))
     for axis, task in zip(axes[0], tasks, strict=True):
-        here = [each for each in found if each["task"] == task and not each["doubled"]]
+        here = [each for each in found if each["task"] == task and each["times"] == 1]
         for place, each in enumerate(here):
             left = 0.0
             own = sum(float(each[part]) for part in ("env", "policy", "update"))
@@ -144,7 +156,8 @@ def draw(found: Sequence[Measured], path: Path) -> None:
                 label = name if place == 0 else None
                 axis.barh(place, float(shown[part]), left=left, color=colors[part], label=label)
                 left += float(shown[part])
-            axis.plot(float(each["seconds"]), place, "k|", markersize=14, markeredgewidth=2)
+            whole, label = float(each["seconds"]), None if place else "an iteration"
+            axis.plot(whole, place, "k|", markersize=14, markeredgewidth=2, label=label)
         names = [
             f"{each['collector']}, {each['workers']}" + " *" * bool(each["oversubscribed"])
             for each in here
@@ -152,9 +165,11 @@ def draw(found: Sequence[Measured], path: Path) -> None:
         axis.set_yticks(range(len(here)), names)
         axis.invert_yaxis()
         axis.set_xlabel("seconds of an iteration")
-        axis.set_title(task, loc="left", fontsize="medium")
+        axis.set_title(f"{task} (*: more workers than cores)", loc="left", fontsize="medium")
+        axis.margins(x=0.05)
+        axis.set_xlim(left=0)
         unframe(axis)
-    legend_below(axes[0][0], ncols=len(parts))
+    legend_below(axes[0][0], ncols=len(parts) + 1)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -172,18 +187,19 @@ def main() -> None:
     report = json.loads(path.read_text()) if path.exists() else {"cores": cores, "points": []}
     cells = [(task, *cell, 1) for task in args.tasks for cell in product(COLLECTORS, WORKERS)]
     cells += [(task, "ray", 2, 2) for task in args.tasks]  # twice the rows
-    for task, collector, workers, times in tqdm(cells, "runs", unit="run"):
+    known = [_cell(point) for point in report["points"]]
+    for cell in tqdm([each for each in cells if each not in known], "runs", unit="run"):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            found = pool.submit(measure, task, collector, workers, times, args.iterations)
+            found = pool.submit(measure, *cell, args.iterations)
             point = found.result()
-        point |= {"doubled": times == 2, "oversubscribed": workers > cores}
-        same = ("task", "collector", "workers", "doubled")
-        report["points"] = [
-            each for each in report["points"] if any(each[key] != point[key] for key in same)
-        ] + [point]
+        report["points"].append({**point, "times": cell[-1], "oversubscribed": cell[2] > cores})
         write_json(path, report)
     show(report)
     draw(report["points"], path.with_suffix(".png"))
+
+
+def _cell(point: Measured) -> tuple[float | int | str, ...]:
+    return tuple(point[key] for key in ("task", "collector", "workers", "times"))
 
 
 def show(report: Mapping) -> None:
@@ -201,15 +217,23 @@ def show(report: Mapping) -> None:
         )
     for task in dict.fromkeys(each["task"] for each in report["points"]):
         points = [e for e in report["points"] if e["task"] == task and e["collector"] == "ray"]
-        model = fit([e for e in points if e["workers"] < 4 and not e["doubled"]], cores)
+        fitted = [e for e in points if e["workers"] < 4 and e["times"] == 1]
+        model = fit(fitted)
         print(f"{task}: " + ", ".join(f"{name} {value:.3f} s" for name, value in model.items()))
-        for each in points:
-            if each["workers"] == 4 or each["doubled"]:
-                said = predict(model, each["workers"], cores, 2 if each["doubled"] else 1)
-                print(
-                    f"  {each['workers']} workers, {each['rows']} rows: {said:.2f} s by the model, "
-                    f"{each['seconds']:.2f} measured, {said / each['seconds'] - 1:+.0%}"
-                )
+        for each in (each for each in points if each not in fitted):
+            said = predict(model, each["workers"], cores, each["times"])
+            print(
+                f"  {each['workers']} workers, {each['rows']} rows: {said:.2f} s by the model, "
+                f"{each['seconds']:.2f} measured, {said / each['seconds'] - 1:+.0%}"
+            )
+        steps, rows = fitted[0]["steps_per_second"] * fitted[0]["seconds"], fitted[0]["rows"]
+        for workers in (2, 8, 64, 512):  # half of the rows for each
+            seconds = predict(model, workers, times=workers / 2)
+            share = (workers / 2 * model["update"] + workers * model["per_worker"]) / seconds
+            print(
+                f"  {workers} workers with a core and {rows / 2:.0f} rows each, by the model: "
+                f"{steps * workers / 2 / seconds:.0f} steps/s, the learner takes {share:.0%}"
+            )
 
 
 if __name__ == "__main__":

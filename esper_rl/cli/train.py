@@ -13,7 +13,7 @@ from pathlib import Path
 from esper_rl.cli.compare import print_comparison
 from esper_rl.cli.evaluate import print_evaluation, print_table
 from esper_rl.cli.parsing import JSON_HELP, format_options
-from esper_rl.config import TrainConfig, compose_config, load_config
+from esper_rl.config import TrainConfig, compose_config, load_config, pin_world
 from esper_rl.errors import ConfigError, config_errors
 from esper_rl.evaluation import evaluate_run
 from esper_rl.runs import RunFolder
@@ -30,7 +30,9 @@ resume/ what --resume needs. Ctrl-C ends it early; its policy is kept, and
 
 With -m a value may be several, such as policy=v1,v2 seed=range(5): there is
 a run for each combination, and at the end a comparison. Hydra starts them:
-hydra/launcher=joblib n_jobs at once where that launcher is installed."""
+hydra/launcher=joblib n_jobs at once where that launcher is installed. With
+sweep=ray a cluster of Ray does, sweep.at_once=N at once. The same words and
+hydra.sweep.dir=FOLDER go on with a sweep that was ended."""
 
 _EXAMPLES = """
 examples:
@@ -114,11 +116,25 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 
 def _train_of_sweep(config: TrainConfig, *, quiet: bool) -> None:
-    run = train(config, quiet=quiet)
-    if config.eval_episodes:
+    folder = RunFolder(Path(str(config.run_dir)))
+    if folder.config.is_file():
+        _check_same(config, folder)
+        run = resume(folder.path, quiet=quiet)
+    else:
+        run = train(config, quiet=quiet)
+    if config.eval_episodes and not folder.evaluation.exists():
         played = evaluate_run(run, config.eval_episodes)
         if not quiet:
             print_table(played, config.eval_episodes)
+
+
+def _check_same(config: TrainConfig, folder: RunFolder) -> None:
+    """Refuse to go on with a run that was begun with other settings."""
+    begun = read_config(folder)
+    if replace(pin_world(config), threads=begun.threads, run_dir=begun.run_dir) != begun:
+        raise ConfigError(
+            f"{folder.path} is a run with other settings; hydra.sweep.dir=DIR names another folder"
+        )
 
 
 def _parse(overrides: Sequence[str], start: Path | None) -> TrainConfig:

@@ -44,11 +44,11 @@ class CollectorAhead:
             self.updates_behind = int(self._next is not None)
             batch = (self._next or self._begin()).result()
             self._given += 1
-            self.collector.update_policy_weights_(TensorDict.from_module(self._policy).data)
             self._next = self._begin() if self._given < self._wanted else None
             yield batch
 
     def _begin(self) -> Future[TensorDictBase]:
+        self.collector.update_policy_weights_(TensorDict.from_module(self._policy).data)
         # Processes write into the same memory again, so the batch is copied.
         return self._thread.submit(lambda: next(self._batches).clone())
 

@@ -146,13 +146,16 @@ def _make_world(
     return ResumableEnv(env, Compose(*transforms, DiscountedRewardSum(config.ppo.gamma), Timer()))
 
 
-def lost_workers(collector: RolloutCollector) -> int:
-    """The number of its workers that have ended."""
+def has_lost_workers(collector: RolloutCollector) -> bool:
+    """Has one of its workers ended?"""
     if isinstance(collector, CollectorAhead):
-        return lost_workers(collector.collector)
+        return has_lost_workers(collector.collector)
     if isinstance(collector, MultiSyncCollector):
-        return sum(not process.is_alive() for process in collector.procs)
-    return collector.lost() if hasattr(collector, "lost") else 0
+        try:
+            return not all(process.is_alive() for process in collector.procs)
+        except ValueError:  # TorchRL has seen it, and ended and closed them all
+            return True
+    return hasattr(collector, "has_lost_workers") and collector.has_lost_workers()
 
 
 def updates_behind(collector: RolloutCollector) -> int:

@@ -1,4 +1,4 @@
-"""Sweeps: a run for each combination of values, started by one of Hydra's launchers."""
+"""Sweeps: a run for each combination of values, started by a launcher of Hydra's, or by Ray."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from omegaconf import DictConfig
 
 from esper_rl.config import TrainConfig, compose_jobs
 from esper_rl.config.compose import first_line
-from esper_rl.errors import ConfigError
+from esper_rl.errors import ConfigError, check_choice, check_integer, config_errors
 
 _OF_HYDRA = ("hydra.", "hydra/")
+_OF_SWEEP = ("sweep=", "sweep.")
+_FOLDER = "hydra.sweep.dir="
 
 
 def sweep(
@@ -34,7 +36,11 @@ def sweep(
         overrides: as for :func:`~esper_rl.config.compose_config`, but values may be several,
             ``"seed=0,1,2"`` or ``"seed=range(10)"``; and keys of Hydra itself, such as
             ``"hydra/launcher=joblib"`` where the package hydra-joblib-launcher is installed.
-        run: trains with a configuration, whose ``run_dir`` is new.
+            ``"sweep=ray"`` makes the runs tasks of the cluster at ``ray.address``,
+            ``"sweep.at_once=N"`` of them beside each other; see
+            :func:`~esper_rl.training.ray_sweep.sweep_on_ray`.
+        run: trains with a configuration, or goes on in its ``run_dir`` if that is there: when the
+            machine of a task has died, and in a sweep whose folder is that of an earlier one.
         quiet: without a line to stderr as each run starts.
 
     Returns:
@@ -48,12 +54,34 @@ def sweep(
         >>> sweep(["policy=v1,v2", "seed=range(5)"], train)  # doctest: +SKIP
     """
     of_hydra = [override for override in overrides if override.startswith(_OF_HYDRA)]
+    of_sweep = [override for override in overrides if override.startswith(_OF_SWEEP)]
+    on_ray, at_once = _parse_sweep(of_sweep)
     if any(override.startswith("run_dir=") for override in overrides):
         raise ConfigError("run_dir is the sweep's to choose; hydra.sweep.dir=DIR says where")
-    configs = compose_jobs([each for each in overrides if each not in of_hydra])
+    configs = compose_jobs([each for each in overrides if each not in (*of_hydra, *of_sweep)])
+    folder = f"runs/sweep-{datetime.now():%Y%m%d-%H%M%S}"
+    of_hydra.insert(0, f"{_FOLDER}{folder}")
+    if not on_ray:
+        return _sweep_by_hydra(configs, run, of_hydra, quiet=quiet)
+    for word in of_hydra:
+        if not word.startswith(_FOLDER):
+            raise ConfigError(f"{word} is for Hydra's launchers; leave it out, or sweep=ray")
+    from esper_rl.training.ray_sweep import sweep_on_ray  # loads Ray
+
+    place = Path(of_hydra[-1].removeprefix(_FOLDER))
+    sweep_on_ray(configs, run, place, at_once, quiet=quiet)
+    return place
+
+
+def _sweep_by_hydra(
+    configs: Mapping[str, TrainConfig],
+    run: Callable[[TrainConfig], object],
+    of_hydra: Sequence[str],
+    *,
+    quiet: bool,
+) -> Path:
     arguments = [
         f"+job={','.join(map(str, range(len(configs))))}",
-        f"hydra.sweep.dir=runs/sweep-{datetime.now():%Y%m%d-%H%M%S}",
         "hydra.sweep.subdir=.",  # the names of runs are no words of Hydra's grammar
         "hydra.output_subdir=null",  # a run's folder has its configuration
         "hydra/hydra_logging=none",
@@ -72,6 +100,24 @@ def sweep(
     finally:
         GlobalHydra.instance().hydra = outer
     return Path(batches[0][0].hydra_cfg.hydra.sweep.dir)
+
+
+def _parse_sweep(words: Sequence[str]) -> tuple[bool, int | None]:
+    """Does Ray start the runs, and how many at most beside each other?"""
+    values = dict(word.split("=", 1) for word in words if "=" in word)
+    unknown = [word for word in words if word.partition("=")[0] not in ("sweep", "sweep.at_once")]
+    if unknown or len(values) < len(words):
+        wrong = (unknown or words)[0]
+        raise ConfigError(f"{wrong}: there are sweep=ray and sweep.at_once=N")
+    with config_errors():
+        check_choice("sweep", values.get("sweep", "hydra"), ("hydra", "ray"))
+        on_ray, most = values.get("sweep") == "ray", values.get("sweep.at_once")
+        if most is None:
+            return on_ray, None
+        if not on_ray:
+            raise ValueError("sweep.at_once is for sweep=ray; Hydra's launchers have n_jobs")
+        number = int(most) if most.isdecimal() else most
+        return on_ray, check_integer("sweep.at_once", number)
 
 
 def _run_job(

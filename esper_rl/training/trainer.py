@@ -37,7 +37,7 @@ from esper_rl.training.callbacks import Callback, MetricsFile, Warnings, make_pr
 from esper_rl.training.collection import (
     RolloutCollector,
     collection_seconds,
-    lost_workers,
+    has_lost_workers,
     make_collector,
     updates_behind,
 )
@@ -297,10 +297,10 @@ def _losses_of(collector: RolloutCollector, run: RunFolder) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if lost := lost_workers(collector):
+        if has_lost_workers(collector):
             raise WorkerLostError(
-                f"{lost} of the run's workers have ended, killed or out of memory "
-                f"perhaps; `esper-rl train --resume {run.path}` goes on"
+                "a worker that collects has ended, killed or out of memory perhaps; "
+                f"`esper-rl train --resume {run.path}` goes on"
             ) from error
         raise
 

@@ -8,17 +8,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 import torch
 
-from esper_rl import load_policy, resume, train
+from esper_rl import Callback, load_policy, resume, train
 from esper_rl.cli import main
 from esper_rl.config import TrainConfig, dump_config
 from esper_rl.evaluation import OPEN_LOOP, evaluate_run
-from tests.support.runs import command, read_metrics, weights
+from esper_rl.runs import RunFolder
+from esper_rl.training.worker_processes import WorkerLostError
+from tests.support.runs import assert_same_run, command, read_metrics, weights
 
 Configure = Callable[..., TrainConfig]
 
@@ -277,3 +280,32 @@ def test_too_little_memory_is_said(
     errors = capsys.readouterr().err
     assert "esper-rl: out of memory" in errors
     assert "env.num_envs" in errors
+
+
+# -- processes -------------------------------------------------------------------------------
+
+
+class KillsWorker(Callback):
+    """Kills one of the processes that collect, after the first iteration."""
+
+    def on_start(self, config: TrainConfig, run: RunFolder) -> None:
+        self.killed = False
+
+    def on_iteration(self, metrics: Mapping[str, float]) -> None:
+        if not self.killed:
+            self.killed = True
+            worker = active_children()[0]
+            worker.kill()
+            worker.join()
+
+
+@pytest.mark.parametrize("collector", ["sync", "async"])
+def test_a_run_that_loses_a_process_says_so_and_goes_on_bitwise(
+    collector: str, tiny_config: Configure, tmp_path: Path
+) -> None:
+    words = ("workers=2", "total_steps=80", f"collector={collector}")
+    whole = train(tiny_config(*words, f"run_dir={tmp_path / 'whole'}"))
+    said = r"^a worker that collects has ended, .* `esper-rl train --resume .*run` goes on$"
+    with pytest.raises(WorkerLostError, match=said):
+        train(tiny_config(*words), [KillsWorker()])
+    assert_same_run(resume(tmp_path / "run"), whole)

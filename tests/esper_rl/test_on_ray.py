@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 import torch
 from tensordict import TensorDictBase
 
-from benchmarks.killing import numbers, same_weights
 from esper_rl import Callback, make_actor_critic, resume, train
 from esper_rl.cli import main
-from esper_rl.config import TrainConfig, make_env
+from esper_rl.config import TrainConfig, compose_config, make_env
 from esper_rl.errors import ConfigError
-from esper_rl.training import on_ray, trainer
+from esper_rl.policy import ActorCritic
+from esper_rl.training import cluster as clusters
+from esper_rl.training import trainer
 from esper_rl.training.collection import make_collector
+from esper_rl.training.sweep import sweep
 from esper_rl.training.worker_processes import WorkerLostError
+from tests.support.runs import assert_same_run
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.timeout(300)
@@ -37,13 +42,13 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-class Kills(Callback):
-    """Ends a worker in the second iteration."""
+class KillsWorker(Callback):
+    """Kills one of the workers' processes, after the first iteration."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, how: Callable[[object], None]) -> None:
-        self.how, self.iterations = how, 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.iterations = 0
 
-        def kept(config: TrainConfig, actor_critic: object) -> object:
+        def kept(config: TrainConfig, actor_critic: ActorCritic) -> object:
             self.collector = make_collector(config, actor_critic)
             return self.collector
 
@@ -52,20 +57,8 @@ class Kills(Callback):
     def on_iteration(self, metrics: Mapping[str, float]) -> None:
         self.iterations += 1
         if self.iterations == 1:
-            self.how(self.collector.remote_collectors[1])
-
-
-def kill_actor(worker: object) -> None:
-    ray.kill(worker, no_restart=True)
-
-
-def kill_process(worker: object) -> None:
-    os.kill(ray.get(worker.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    assert numbers(a) == numbers(b)
-    assert same_weights(a, b)
+            worker = self.collector.remote_collectors[1]
+            os.kill(ray.get(worker.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -90,7 +83,9 @@ def test_workers_act_by_what_the_learner_has_learned_and_remember(tiny_config: C
             with torch.no_grad():
                 for parameter in actor_critic.network.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))
+            began = perf_counter()
             collector.update_policy_weights_()
+            assert perf_counter() - began < 1.0  # nobody waits for a second
             for policy in collector.get_distant_attr("policy"):
                 mine, theirs = actor_critic.actor.state_dict(), policy.state_dict()
                 assert mine.keys() == theirs.keys()
@@ -107,16 +102,13 @@ def test_workers_act_by_what_the_learner_has_learned_and_remember(tiny_config: C
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("how", [kill_actor, kill_process])
 def test_a_run_that_loses_a_worker_says_so_and_goes_on_bitwise(
-    how: Callable[[object], None],
-    tiny_config: Configure,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(tiny_config(*PART, f"run_dir={tmp_path / 'whole'}"), quiet=True)
-    with pytest.raises(WorkerLostError, match=r"^1 of .* `esper-rl train --resume .*run` goes on$"):
-        train(tiny_config(*PART, "collector=ray"), [Kills(monkeypatch, how)], quiet=True)
+    said = r"^a worker that collects has ended, .* `esper-rl train --resume .*run` goes on$"
+    with pytest.raises(WorkerLostError, match=said):
+        train(tiny_config(*PART, "collector=ray"), [KillsWorker(monkeypatch)], quiet=True)
     monkeypatch.undo()
     assert_same_run(resume(tmp_path / "run", quiet=True), whole)
 
@@ -124,12 +116,14 @@ def test_a_run_that_loses_a_worker_says_so_and_goes_on_bitwise(
 def test_without_ray_the_extra_is_named(
     tiny_config: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_ray, "ray", None)
-    with pytest.raises(ConfigError, match=r"^collector=ray needs a package: .*\[ray"):
+    monkeypatch.setattr(clusters, "ray", None)
+    with pytest.raises(ConfigError, match=r"^Ray is a package of its own: .*\[ray"):
         train(tiny_config("collector=ray"), quiet=True)
 
 
-def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path, capsys: object) -> None:
+def test_a_cluster_that_is_not_there_is_named_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -153,7 +147,78 @@ def test_addresses_that_are_none(tiny_config: Configure, address: str) -> None:
 
 def test_machines_need_the_versions_of_the_learner() -> None:
     mine = {"python": "3.11", "torch": "2.13.0"}
-    assert not on_ray.describe_differences(mine, dict(mine))
-    assert on_ray.describe_differences(mine, {"torch": "2.12.0"}) == (
+    assert not clusters.describe_differences(mine, dict(mine))
+    assert clusters.describe_differences(mine, {"torch": "2.12.0"}) == (
         "python none (3.11 here), torch 2.12.0 (2.13.0 here)"
     )
+
+
+# -- sweeps -------------------------------------------------------------------------------------
+
+SWEEP = ("sweep=ray", "seed=1,2", "eval_episodes=0")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_sweep_goes_on_where_a_machine_died(tiny_overrides: list[str], tmp_path: Path) -> None:
+    """One run dies with its process in the middle, and ends bitwise as if it hadn't."""
+    words = [each for each in tiny_overrides if not each.startswith("run_dir")] + [*SWEEP]
+    died, called = tmp_path / "died", tmp_path / "called"
+    called.mkdir()
+
+    def run(config: TrainConfig) -> None:
+        from esper_rl import Callback, resume, train
+
+        class Dies(Callback):
+            def on_iteration(self, metrics: Mapping[str, float]) -> None:
+                if config.seed == 2 and not died.exists():
+                    died.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        (called / f"{config.seed}-{os.getpid()}").touch()
+        if Path(config.run_dir or "").exists():
+            resume(config.run_dir or "", quiet=True)
+        else:
+            train(config, [Dies()], quiet=True)
+
+    folder = sweep([*words, f"hydra.sweep.dir={tmp_path / 'sweep'}"], run, quiet=True)
+    assert died.exists()
+    assert len(list(called.iterdir())) == 3
+    for seed in (1, 2):
+        alone = [each for each in words if not each.startswith(("seed", "sweep"))]
+        whole = compose_config([*alone, f"seed={seed}", f"run_dir={tmp_path / str(seed)}"])
+        assert_same_run(folder / f"seed={seed}", train(whole, quiet=True))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_command_sweeps_on_ray_and_goes_on(
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [each for each in tiny_overrides if not each.startswith("run_dir")]
+    words += [*SWEEP, "sweep.at_once=1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    assert main(["train", "-m", *words]) == 0
+    said = capsys.readouterr().err
+    assert "2 of 2 runs are over" in said
+    assert re.search(r"seed=1 +done +40 of 40 steps, return -?\d+\.\d+", said)
+    assert main(["train", "-m", *words]) == 0
+    assert main(["train", "-m", *words, "ppo.lr=0.1"]) == 2
+    assert "is a run with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["sweep=slurm"], "sweep must be one of 'hydra', 'ray', got 'slurm'"),
+        (["sweep=ray", "sweep.at_once=0"], "sweep.at_once must be an integer of at least 1, got 0"),
+        (
+            ["sweep=ray", "sweep.at_once=x"],
+            "sweep.at_once must be an integer .*, got 'x'",
+        ),
+        (["sweep.at_once=2"], "sweep.at_once is for sweep=ray"),
+        (["sweep.often=2"], "sweep.often=2: there are sweep=ray and sweep.at_once=N"),
+        (["sweep=ray", "hydra/launcher=joblib"], "is for Hydra's launchers"),
+        (["sweep=ray", "collector=ray"], "collector must be sync or async in a sweep on Ray"),
+    ],
+)
+def test_sweeps_that_cannot_be(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        sweep([*words, "seed=1,2"], print)

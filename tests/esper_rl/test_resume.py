@@ -16,14 +16,14 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 
-from benchmarks.killing import kill_until_over, numbers, same_weights, starts_at_once
+from benchmarks.killing import kill_until_over, numbers, starts_at_once
 from envs.actions import Op
 from esper_rl import Callback, load_policy, resume, train
 from esper_rl.cli import main
 from esper_rl.config import TrainConfig, compose_config, load_config
 from esper_rl.errors import ConfigError
 from esper_rl.runs import CheckpointError, RunFolder
-from tests.support.runs import TINY, command, read_metrics
+from tests.support.runs import TINY, assert_same_run, command, read_metrics
 
 Configure = Callable[..., TrainConfig]
 LONG = ("env.max_epochs=7", "total_steps=80", "eval_episodes=0", "threads=1")
@@ -56,12 +56,6 @@ class Paid(Callback):
 
 def ended_in(run: Path, iteration: int) -> Path:
     return run.with_name(f"ended in {iteration}")
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """The same metrics, timings aside, and the same weights, bitwise."""
-    assert numbers(a) == numbers(b)
-    assert same_weights(a, b)
 
 
 @pytest.fixture(scope="module")

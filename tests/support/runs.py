@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from benchmarks.killing import numbers, same_weights
 from esper_rl import load_policy
 
 TINY = (
@@ -44,3 +45,9 @@ def weights(run: Path) -> dict[str, Tensor]:
 def command(*words: str) -> list[str]:
     """The command of a process that runs ``esper-rl`` with these words."""
     return [sys.executable, "-m", "esper_rl", *words]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same metrics, timings aside, and the same weights, bitwise."""
+    assert numbers(a) == numbers(b)
+    assert same_weights(a, b)
