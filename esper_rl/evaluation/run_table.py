@@ -82,11 +82,14 @@ def evaluate_run(
             start = partial(Arena, run, episodes, seed=seed, settings=settings)
             pool = get_context("spawn").Pool(config.workers, _start_worker, (brought, start, gamma))
             played = stack.enter_context(pool).imap(_play, range(len(players)))
+            pool.close()  # or its processes would be killed at the end, and leave semaphores
         bar = tqdm(
             played, "evaluate", len(players), unit="policy", leave=False, delay=5, disable=None
         )
         names = [player.name for player in players]
         results = dict(zip(names, bar, strict=True))
+        if config.workers > 1:
+            pool.join()
     hindered = [player.name for player in players if player.hinders]
     differs = [*settings, *([] if gamma == config.ppo.gamma else [f"ppo.gamma={gamma}"])]
     played_here = {
