@@ -1,7 +1,7 @@
 """Kills a training run over and over, and looks whether anything was lost.
 
     python -m benchmarks.kill [--kills 1000] [--jobs 1]
-    python -m benchmarks.kill --ray --kills 50
+    RAY_AUTH_MODE=disabled python -m benchmarks.kill --ray --kills 50
 
 A small run is killed (SIGKILL) at a random moment with all its processes, goes on with
 ``--resume``, is killed again, and so on until it is over; then it is compared with the same run

@@ -53,7 +53,7 @@ def enter(address: str | None, cores: int = 0) -> bool:
         raise ConfigError(
             f"ray.address: no cluster of Ray answers at {address!r}: {str(error).splitlines()[0]}; "
             "`ray start --head` on one machine, and `ray start --address=HOST:PORT` on others, "
-            "start one"
+            "start one; RAY_AUTH_MODE=token lets Ray show it the token in ~/.ray/auth_token"
         ) from error
     if address is None and begun:
         own = os.cpu_count() or 1
@@ -62,7 +62,7 @@ def enter(address: str | None, cores: int = 0) -> bool:
         ray.init("local", num_cpus=max(own, cores), include_dashboard=False, **quiet)
     try:
         here = ray.get_runtime_context().gcs_address
-        if address not in (None, "auto", here):
+        if not begun and address not in (None, "auto", here):
             raise ConfigError(
                 f"ray.address must be {here!r} or auto, the cluster that this process is in, got "
                 f"{address!r}"
