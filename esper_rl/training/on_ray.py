@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from envs import ResumableEnv
 from esper_rl.config import TrainConfig
 from esper_rl.errors import ConfigError
 from esper_rl.training.cluster import enter, leave, room_for
+from esper_rl.training.worker_processes import WorkerLostError
 
 
 class RowsOnRay(RayCollector):
@@ -64,6 +66,7 @@ def start_workers(
         make_worlds: a function for each worker.
 
     Raises:
+        WorkerLostError: when a worker ends while it starts.
         ConfigError: when the cluster can't be entered, see :func:`esper_rl.training.cluster.enter`,
             or has no room for so many.
     """
@@ -76,19 +79,34 @@ def start_workers(
                 f"workers must be at most {room}, for which the cluster has room with ray.cpus="
                 f"{cluster.cpus:g} and ray.gpus={cluster.gpus:g} each, got {config.workers}"
             )
-        return RowsOnRay(
-            [_OneThread(make_world) for make_world in make_worlds],
-            actor,
-            leaves=begun,
-            frames_per_batch=config.rollout_steps,
-            total_frames=config.iterations * config.rollout_steps,
-            exploration_type=ExplorationType.RANDOM,
-            collector_kwargs={"use_buffers": True},  # as processes do, which draws a first action
-            remote_configs={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
-        )
+        with _losses_at_the_start():
+            return RowsOnRay(
+                [_OneThread(make_world) for make_world in make_worlds],
+                actor,
+                leaves=begun,
+                frames_per_batch=config.rollout_steps,
+                total_frames=config.iterations * config.rollout_steps,
+                exploration_type=ExplorationType.RANDOM,
+                collector_kwargs={"use_buffers": True},  # as processes do: a first action is drawn
+                remote_configs={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
+            )
     except BaseException:
         leave(begun)
         raise
+
+
+@contextmanager
+def _losses_at_the_start() -> Iterator[None]:
+    """Workers that end while they start leave others, and the learner, waiting for a connection."""
+    from ray.exceptions import RayActorError
+
+    try:
+        yield
+    except (RayActorError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1]
+        raise WorkerLostError(
+            f"a worker that collects has ended as it started: {reason}"
+        ) from error
 
 
 class _OneThread:

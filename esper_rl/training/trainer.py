@@ -214,7 +214,7 @@ def _run(
         for callback in callbacks:
             callback.on_start(config, run)
             ends.callback(callback.on_end)
-        with _losses_of(collector, run):
+        with _losses_of(collector):
             _learn(config, run, ppo, collector, points, done, callbacks, env)
     return run.path
 
@@ -277,11 +277,13 @@ def _learn(
 
 @contextmanager
 def _interruptions_of(run: RunFolder) -> Iterator[None]:
-    """Let what ends a run from outside say which one: Ctrl-C, or a folder that was moved away."""
+    """Let what ends a run from outside say which: Ctrl-C, a lost worker, a folder moved away."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         raise TrainingInterrupted(run.path) from interrupt
+    except WorkerLostError as error:
+        raise WorkerLostError(f"{error}; `esper-rl train --resume {run.path}` goes on") from error
     except FileNotFoundError as error:
         if run.config.is_file():
             raise
@@ -292,15 +294,14 @@ def _interruptions_of(run: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _losses_of(collector: RolloutCollector, run: RunFolder) -> Iterator[None]:
+def _losses_of(collector: RolloutCollector) -> Iterator[None]:
     """Whatever fails when a worker is gone fails because of that."""
     try:
         yield
     except Exception as error:
         if has_lost_workers(collector):
             raise WorkerLostError(
-                "a worker that collects has ended, killed or out of memory perhaps; "
-                f"`esper-rl train --resume {run.path}` goes on"
+                "a worker that collects has ended, killed or out of memory perhaps"
             ) from error
         raise
 
