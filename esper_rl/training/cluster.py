@@ -23,16 +23,16 @@ _SECONDS_TO_ANSWER = 5.0
 """That the head of a cluster has; Ray itself would try for much longer."""
 
 
-def enter(address: str | None, cores: int = 0) -> bool:
-    """Enter a cluster, or start one on this machine, whose machines have this one's versions.
+@contextmanager
+def inside(address: str | None, cores: int = 0) -> Iterator[None]:
+    """Be in a cluster, or start one on this machine, whose machines have this one's versions.
+
+    Nothing happens where this process is in it already.
 
     Args:
         address: ``HOST:PORT`` of a cluster's head, ``"auto"`` for this machine's, None to start
             one.
         cores: that one which is started must have, though the machine may have fewer.
-
-    Returns:
-        Must it be left afterwards? False where this process was in it already.
 
     Raises:
         ConfigError: when Ray isn't installed, no cluster answers, this process is in another one,
@@ -40,26 +40,10 @@ def enter(address: str | None, cores: int = 0) -> bool:
     """
     if ray is None:
         raise ConfigError('Ray is a package of its own: pip install "esper-rl[ray]"')
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    _check_answers(address)
     begun = not ray.is_initialized()
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address not in (None, "auto"):
-            host, _, port = str(address).rpartition(":")
-            socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
-        if address is not None and begun:
-            ray.init(address, **quiet)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"ray.address: no cluster of Ray answers at {address!r}: {str(error).splitlines()[0]}; "
-            "`ray start --head` on one machine, and `ray start --address=HOST:PORT` on others, "
-            "start one; RAY_AUTH_MODE=token lets Ray show it the token in ~/.ray/auth_token"
-        ) from error
-    if address is None and begun:
-        own = os.cpu_count() or 1
-        if cores > own:
-            _LOGGER.warning("workers ask for %d cores, this machine has %d", cores, own)
-        ray.init("local", num_cpus=max(own, cores), include_dashboard=False, **quiet)
+    if begun:
+        _enter(address, cores)
     try:
         here = ray.get_runtime_context().gcs_address
         if not begun and address not in (None, "auto", here):
@@ -73,26 +57,44 @@ def enter(address: str | None, cores: int = 0) -> bool:
                     f"ray.address: machine {machine} has other versions than this one: "
                     f"{different}; install the same ones"
                 )
-    except BaseException:
-        leave(begun)
-        raise
-    return begun
-
-
-def leave(begun: bool) -> None:
-    """Leave the cluster if :func:`enter` has entered it."""
-    if begun:
-        ray.shutdown()
-
-
-@contextmanager
-def inside(address: str | None) -> Iterator[None]:
-    """:func:`enter`, and leave at the end."""
-    begun = enter(address)
-    try:
         yield
     finally:
-        leave(begun)
+        if begun:
+            ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Refuse an address at which nothing listens, at once."""
+    if address in (None, "auto"):
+        return
+    host, _, port = str(address).rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(_nobody_at(address, error)) from error
+
+
+def _enter(address: str | None, cores: int) -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        own = os.cpu_count() or 1
+        if cores > own:
+            _LOGGER.warning("workers ask for %d cores, this machine has %d", cores, own)
+        ray.init("local", num_cpus=max(own, cores), include_dashboard=False, **quiet)
+        return
+    try:
+        ray.init(address, **quiet)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(_nobody_at(address, error)) from error
+
+
+def _nobody_at(address: str | None, error: Exception) -> str:
+    return (
+        f"ray.address: no cluster of Ray answers at {address!r}: {str(error).splitlines()[0]}; "
+        "`ray start --head` on one machine, and `ray start --address=HOST:PORT` on others, start "
+        "one; RAY_AUTH_MODE=token lets Ray show it the token in ~/.ray/auth_token"
+    )
 
 
 def ask_machines(function: Callable[..., Any], *args: Any) -> dict[str, Any]:

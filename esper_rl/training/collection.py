@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from threading import Event
@@ -50,6 +51,8 @@ class DiscountedRewardSum(RewardSum):
 def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> RolloutCollector:
     """A collector that yields batches ``[N, rollout_steps / N]``, of the kind ``config.collector``.
 
+    One whose workers are in a cluster is made, and works, inside :func:`cluster_of`.
+
     Each worker has its share of the rows, of whichever kind the workers are: with as many of them,
     batches are bitwise the same.
 
@@ -59,7 +62,7 @@ def make_collector(config: TrainConfig, actor_critic: ActorCritic) -> RolloutCol
             it has learned.
 
     Raises:
-        ConfigError: when Ray isn't installed, not there, or can't do it.
+        WorkerLostError: when a worker ends while it starts.
     """
     seeds = np.random.SeedSequence(config.seed).generate_state(config.workers).tolist()
     make_worlds = [
@@ -105,6 +108,22 @@ _MAKERS: Mapping[
     str, Callable[[TrainConfig, ActorCritic, Sequence[MakeWorld]], RolloutCollector]
 ] = {"sync": _collect_and_wait, "async": _collect_ahead, "ray": _collect_on_ray}
 """By name: makes one, of a run's configuration, its policy, and functions that make the worlds."""
+
+
+@contextmanager
+def cluster_of(config: TrainConfig) -> Iterator[None]:
+    """Be in the cluster in which a run's workers are, if they are in one.
+
+    Raises:
+        ConfigError: when Ray isn't installed, not there, or has no room for them.
+    """
+    if config.collector != "ray":
+        yield
+        return
+    from esper_rl.training import on_ray  # loads Ray
+
+    with on_ray.cluster_of(config):
+        yield
 
 
 def _start_processes(

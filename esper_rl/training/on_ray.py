@@ -16,7 +16,7 @@ from torchrl.envs.utils import ExplorationType
 from envs import ResumableEnv
 from esper_rl.config import TrainConfig
 from esper_rl.errors import ConfigError
-from esper_rl.training.cluster import enter, leave, room_for
+from esper_rl.training.cluster import inside, room_for
 from esper_rl.training.worker_processes import WorkerLostError
 
 
@@ -25,15 +25,10 @@ class RowsOnRay(RayCollector):
 
     Rows of the workers stand below each other, ``[N, T]``, as other collectors give them; workers
     begin with the learner's policy, and go on where a state that was loaded says.
-
-    Args:
-        *args, **kwargs: TorchRL's.
-        leaves: is the cluster left at the end?
     """
 
-    def __init__(self, *args: Any, leaves: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, sync=True, postproc=_below_each_other, **kwargs)
-        self._leaves = leaves
         self.update_policy_weights_()  # or it would warn, and keep policies as they were sent
 
     def reset(self) -> None:
@@ -45,20 +40,34 @@ class RowsOnRay(RayCollector):
         stats = self.stats()
         return stats["workers_alive"] < stats["workers"]
 
-    def shutdown(self, timeout: float | None = None, shutdown_ray: bool = False) -> None:
-        """End the workers, and leave the cluster if it was entered for them."""
-        super().shutdown(timeout, shutdown_ray=shutdown_ray)
-        leave(self._leaves)
-
 
 def _below_each_other(batches: TensorDictBase) -> TensorDictBase:
     return batches.flatten(0, 1)  # [workers, rows, T] → [N, T]
 
 
+@contextmanager
+def cluster_of(config: TrainConfig) -> Iterator[None]:
+    """Enter the cluster of a run, which must have room for its workers.
+
+    Raises:
+        ConfigError: when it can't be entered, see :func:`esper_rl.training.cluster.inside`, or is
+            too small.
+    """
+    wanted = config.ray
+    with inside(wanted.address, math.ceil(config.workers * wanted.cpus)):
+        # More would be waited for without an end.
+        if config.workers > (room := room_for(wanted.cpus, wanted.gpus)):
+            raise ConfigError(
+                f"workers must be at most {room}, for which the cluster has room with ray.cpus="
+                f"{wanted.cpus:g} and ray.gpus={wanted.gpus:g} each, got {config.workers}"
+            )
+        yield
+
+
 def start_workers(
     config: TrainConfig, actor: nn.Module, make_worlds: Sequence[Callable[[], ResumableEnv]]
 ) -> RowsOnRay:
-    """Workers of Ray, each with one of these worlds and one thread.
+    """Workers on the cluster that this process is in, each with one of these worlds and one thread.
 
     Args:
         config: of the run.
@@ -67,32 +76,17 @@ def start_workers(
 
     Raises:
         WorkerLostError: when a worker ends while it starts.
-        ConfigError: when the cluster can't be entered, see :func:`esper_rl.training.cluster.enter`,
-            or has no room for so many.
     """
-    cluster = config.ray
-    begun = enter(cluster.address, math.ceil(config.workers * cluster.cpus))
-    try:
-        # More would be waited for without an end.
-        if config.workers > (room := room_for(cluster.cpus, cluster.gpus)):
-            raise ConfigError(
-                f"workers must be at most {room}, for which the cluster has room with ray.cpus="
-                f"{cluster.cpus:g} and ray.gpus={cluster.gpus:g} each, got {config.workers}"
-            )
-        with _losses_at_the_start():
-            return RowsOnRay(
-                [_OneThread(make_world) for make_world in make_worlds],
-                actor,
-                leaves=begun,
-                frames_per_batch=config.rollout_steps,
-                total_frames=config.iterations * config.rollout_steps,
-                exploration_type=ExplorationType.RANDOM,
-                collector_kwargs={"use_buffers": True},  # as processes do: a first action is drawn
-                remote_configs={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
-            )
-    except BaseException:
-        leave(begun)
-        raise
+    with _losses_at_the_start():
+        return RowsOnRay(
+            [_OneThread(make_world) for make_world in make_worlds],
+            actor,
+            frames_per_batch=config.rollout_steps,
+            total_frames=config.iterations * config.rollout_steps,
+            exploration_type=ExplorationType.RANDOM,
+            collector_kwargs={"use_buffers": True},  # as processes do, which draws a first action
+            remote_configs={"num_cpus": config.ray.cpus, "num_gpus": config.ray.gpus},
+        )
 
 
 @contextmanager

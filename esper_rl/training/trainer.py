@@ -36,6 +36,7 @@ from esper_rl.runs.provenance import note_provenance
 from esper_rl.training.callbacks import Callback, MetricsFile, Warnings, make_progress
 from esper_rl.training.collection import (
     RolloutCollector,
+    cluster_of,
     collection_seconds,
     has_lost_workers,
     make_collector,
@@ -190,15 +191,29 @@ def _run(
     )
     shown = [] if quiet else [make_progress()]
     callbacks = [*make_loggers(config), MetricsFile(), Warnings(), *shown, *callbacks]
-    run = folder()
-    if not quiet:
-        print(f"training in {run.path}; the processes start", file=sys.stderr, flush=True)
+    with cluster_of(config):
+        run = folder()
+        if not quiet:
+            print(f"training in {run.path}; the processes start", file=sys.stderr, flush=True)
+        _train_in(run, config, ppo, callbacks, env)
+    return run.path
 
+
+def _train_in(
+    run: RunFolder,
+    config: TrainConfig,
+    ppo: PPO,
+    callbacks: Sequence[Callback],
+    env: MorphogenesisEnv,
+) -> None:
+    """Start what collects, load the latest point, and learn from there."""
+    actor_critic = ppo.actor_critic
     with _interruptions_of(run), ExitStack() as ends:  # undone in reverse order, whatever ends it
         ends.enter_context(run.locked())
         note_provenance(run.provenance, config.device)
         collector = make_collector(config, actor_critic)
         ends.callback(collector.shutdown)
+        ends.enter_context(_losses_of(collector))
         points = ResumePoints(
             run.resume, run.digest, ppo=ppo, collector=collector, generators=GlobalRNGState()
         )
@@ -214,9 +229,7 @@ def _run(
         for callback in callbacks:
             callback.on_start(config, run)
             ends.callback(callback.on_end)
-        with _losses_of(collector):
-            _learn(config, run, ppo, collector, points, done, callbacks, env)
-    return run.path
+        _learn(config, run, ppo, collector, points, done, callbacks, env)
 
 
 def _learn(

@@ -131,6 +131,7 @@ def test_a_cluster_that_is_not_there_is_named_at_once(
         assert main(words) == 2
     said = capsys.readouterr().err
     assert f"ray.address: no cluster of Ray answers at '{address}'" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("cluster")
