@@ -43,10 +43,10 @@ def cluster() -> Iterator[None]:
 
 
 class KillsWorker(Callback):
-    """Kills one of the workers' processes, after the first iteration."""
+    """Kills one of the workers' processes after an iteration."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.iterations = 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+        self.after, self.iterations = after, 0
 
         def kept(config: TrainConfig, actor_critic: ActorCritic) -> object:
             self.collector = make_collector(config, actor_critic)
@@ -56,7 +56,7 @@ class KillsWorker(Callback):
 
     def on_iteration(self, metrics: Mapping[str, float]) -> None:
         self.iterations += 1
-        if self.iterations == 1:
+        if self.iterations == self.after:
             worker = self.collector.remote_collectors[1]
             os.kill(ray.get(worker.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
 
@@ -102,13 +102,16 @@ def test_workers_act_by_what_the_learner_has_learned_and_remember(tiny_config: C
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("seen", ["in saving", "in collecting"])
 def test_a_run_that_loses_a_worker_says_so_and_goes_on_bitwise(
-    tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seen: str, tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A point is saved after the first iteration, and none after the second."""
+    kills = KillsWorker(monkeypatch, 1 if seen == "in saving" else 2)
     whole = train(tiny_config(*PART, f"run_dir={tmp_path / 'whole'}"), quiet=True)
     said = r"^a worker that collects has ended, .* `esper-rl train --resume .*run` goes on$"
     with pytest.raises(WorkerLostError, match=said):
-        train(tiny_config(*PART, "collector=ray"), [KillsWorker(monkeypatch)], quiet=True)
+        train(tiny_config(*PART, "collector=ray", "save_seconds=1e9"), [kills], quiet=True)
     monkeypatch.undo()
     assert_same_run(resume(tmp_path / "run", quiet=True), whole)
 
