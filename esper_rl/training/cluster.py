@@ -97,7 +97,7 @@ def _nobody_at(address: str | None, error: Exception) -> str:
     )
 
 
-def ask_machines(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+def ask_machines(function: Callable[[], Any]) -> dict[str, Any]:
     """Answers of a function on every other machine of the cluster, by the machine's name.
 
     Raises:
@@ -107,7 +107,7 @@ def ask_machines(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def asked() -> Any:  # Ray takes functions, and nothing else that can be called
-        return function(*args)
+        return function()
 
     here, answers = ray.get_runtime_context().get_node_id(), {}
     for node in ray.nodes():

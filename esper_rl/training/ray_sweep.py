@@ -62,7 +62,6 @@ def sweep_on_ray(
             "machine, got 'ray'"
         )
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     with inside(first.address):
         for name, config in configs.items():
             if not room_for(config.workers * config.ray.cpus, config.ray.gpus):
@@ -71,6 +70,7 @@ def sweep_on_ray(
                     f"{config.workers * config.ray.cpus:g} cores (workers={config.workers} times "
                     f"ray.cpus) and {config.ray.gpus:g} GPUs"
                 )
+        folder.mkdir(parents=True, exist_ok=True)
         _check_shared(folder)
         placed = {
             name: replace(config, run_dir=str(folder / name)) for name, config in configs.items()
