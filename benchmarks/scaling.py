@@ -34,11 +34,11 @@ from tqdm import tqdm
 from benchmarks.seeds import RESULTS, write_json
 from esper_rl import Callback, load_policy, train
 from esper_rl.config import TrainConfig, compose_config
+from esper_rl.config.schema import COLLECTORS
 from esper_rl.figures import legend_below, unframe
 from esper_rl.runs import RunFolder
 
 TASKS = ("digits", "pydoc", "scaffold")
-COLLECTORS = ("sync", "async", "ray")
 WORKERS = (1, 2, 4)
 SKIPPED = 2
 """Iterations at the beginning that don't count."""

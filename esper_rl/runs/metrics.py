@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,6 +38,21 @@ def read_columns(file: Path, names: Sequence[str] | None = None) -> dict[str, li
             raise ValueError(str(error)) from error
     wanted = reader.fieldnames or () if names is None else names
     return {name: [float(line[name]) for line in lines] for name in wanted}
+
+
+def read_latest(file: Path, name: str) -> tuple[int, float]:
+    """Number of whole lines below the header, and the last one's number of a column.
+
+    A line that is being written doesn't count. Without any it is 0, and nan.
+
+    Raises:
+        ValueError: when there is no such column.
+    """
+    header, *lines = _whole_lines(file) or [""]
+    if not lines:
+        return 0, math.nan
+    column = header.rstrip().split(",").index(name)
+    return len(lines), float(lines[-1].split(",")[column])
 
 
 def count_rows(file: Path) -> int:

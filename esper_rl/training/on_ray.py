@@ -28,15 +28,15 @@ class RowsOnRay(RayCollector):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._has_lost = False
         super().__init__(*args, sync=True, postproc=_below_each_other, **kwargs)
         self.update_policy_weights_()  # or it would warn, and keep policies as they were sent
 
     def iterator(self) -> Iterator[TensorDictBase]:
         try:
             yield from super().iterator()
-        except Exception:
-            self._has_lost = self.has_lost_workers()  # TorchRL ends them all then
+        except Exception as error:
+            if self.has_lost_workers():  # TorchRL ends the others before the error is seen
+                raise WorkerLostError from error
             raise
 
     def reset(self) -> None:
@@ -46,7 +46,7 @@ class RowsOnRay(RayCollector):
     def has_lost_workers(self) -> bool:
         """Has one of them ended, or doesn't it answer?"""
         stats = self.stats()
-        return self._has_lost or stats["workers_alive"] < stats["workers"]
+        return stats["workers_alive"] < stats["workers"]
 
 
 def _below_each_other(batches: TensorDictBase) -> TensorDictBase:

@@ -17,7 +17,7 @@ from envs.registration import register_tasks, registered_tasks
 from esper_rl.config import TrainConfig
 from esper_rl.errors import ConfigError
 from esper_rl.runs import RunFolder
-from esper_rl.runs.metrics import count_rows, read_columns
+from esper_rl.runs.metrics import read_latest
 from esper_rl.training import cluster
 from esper_rl.training.cluster import ask_machines, inside, room_for
 
@@ -158,10 +158,8 @@ class _Table:
     def __init__(self, configs: Mapping[str, TrainConfig]) -> None:
         self.configs, self.drawn = configs, 0
         self.shown: dict[str, str] = {}
-        self.began, self.done_before = (
-            perf_counter(),
-            sum(_progress(c)[0] for c in configs.values()),
-        )
+        self.began = perf_counter()
+        self.done_before = sum(_progress(config)[0] for config in configs.values())
 
     def show(self, going: Collection[str], over: Mapping[str, str]) -> None:
         """Print it, if there is anything to be seen."""
@@ -199,7 +197,5 @@ class _Table:
 
 def _progress(config: TrainConfig) -> tuple[int, int, float]:
     """Steps that a run has made, those that it is to make, and its latest mean return."""
-    metrics = RunFolder(Path(str(config.run_dir))).metrics
-    made, wanted = count_rows(metrics), config.iterations * config.rollout_steps
-    earned = read_columns(metrics, ["return"])["return"][made - 1] if made else 0.0
-    return made * config.rollout_steps, wanted, earned
+    made, earned = read_latest(RunFolder(Path(str(config.run_dir))).metrics, "return")
+    return made * config.rollout_steps, config.iterations * config.rollout_steps, earned

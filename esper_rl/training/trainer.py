@@ -313,9 +313,7 @@ def _losses_of(collector: RolloutCollector) -> Iterator[None]:
         yield
     except Exception as error:
         if has_lost_workers(collector):
-            raise WorkerLostError(
-                "a worker that collects has ended, killed or out of memory perhaps"
-            ) from error
+            raise WorkerLostError from error
         raise
 
 

@@ -20,7 +20,16 @@ Made = TypeVar("Made")
 
 
 class WorkerLostError(RuntimeError):
-    """A process that collects has ended, by whatever; what it was at can be collected again."""
+    """A process that collects has ended, by whatever; what it was at can be collected again.
+
+    Args:
+        said: for the user.
+    """
+
+    def __init__(
+        self, said: str = "a worker that collects has ended, killed or out of memory perhaps"
+    ) -> None:
+        super().__init__(said)
 
 
 def start_ignoring_signals(

@@ -15,6 +15,7 @@ from envs import make_task, register_task
 from esper_rl import Callback, TrainConfig, load_policy, train
 from esper_rl.evaluation import PLAYERS, evaluate_run
 from esper_rl.runs import RunFolder
+from esper_rl.runs.metrics import read_latest
 
 Configure = Callable[..., TrainConfig]
 
@@ -70,3 +71,13 @@ def test_a_callback_that_fails_ends_the_run_in_order(tiny_config: Configure) -> 
     run = tiny_config().run_dir
     assert (Path(run) / "learning_curve.png").is_file()
     assert load_policy(run)
+
+
+def test_a_line_that_is_being_written_is_not_the_latest_one(tmp_path: Path) -> None:
+    """Others look at a run's metrics while it trains."""
+    file = tmp_path / "metrics.csv"
+    assert read_latest(file, "return")[0] == 0
+    file.write_text("steps,return,loss\n20,0.5,1.0\n40,0.75,2.0\n60,0.")
+    assert read_latest(file, "return") == (2, 0.75)
+    with pytest.raises(ValueError, match="accuracy"):
+        read_latest(file, "accuracy")
