@@ -15,16 +15,9 @@ from esper_rl.config import compose_config
 from tests.support.runs import TINY, read_metrics
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "docs/design.md",
-    "docs/results.md",
-    "docs/runs.md",
-    "docs/observation.md",
-    "docs/growing.md",
-)
+DOCUMENTS = [
+    str(path.relative_to(ROOT)) for path in sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+]
 SCRIPTS = [
     pytest.param(name, script, id=f"{name} {i + 1}")
     for name in DOCUMENTS
