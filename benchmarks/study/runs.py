@@ -1,0 +1,160 @@
+"""A training run of the study: train, then let its policy play fresh hosts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torchrl.envs import TransformedEnv
+from tqdm import tqdm
+
+from benchmarks.seeds import Run
+from benchmarks.study.settings import Job, settings
+from benchmarks.study.worlds import TestedAtTheEnd, accuracy, held_out, name_of, register_worlds
+from esper_rl import train
+from esper_rl.evaluation import EVALUATION_SEED, GREEDY, OPEN_LOOP, SAMPLED, Arena, Player, shuffled
+from esper_rl.evaluation.controls import blindfolded
+from esper_rl.evaluation.episodes import Evaluation
+from esper_rl.growing.feedback import HIDDEN
+from esper_rl.runs.metrics import read_columns
+
+PLAYERS: Mapping[str, Player] = {
+    "sampled": SAMPLED,
+    "greedy": GREEDY,
+    "replayed": OPEN_LOOP,
+    "shuffled": shuffled(["*"], num_slots=3),
+    "no feedback": blindfolded("feedback zeroed", HIDDEN["zeroed"]),
+}
+"""By name in the settings."""
+
+CHOOSING_SEED = EVALUATION_SEED + 4
+"""Of the hosts that tuning runs play: others than those of the results."""
+
+_KEPT = (
+    "steps", "return", "final_accuracy", "seed_params", "explained_variance",
+    "explained_variance_soft", "op_critic_loss", "op_residual_variance", "relevant_entropy",
+    "relevant_normalized_entropy", "head_grad_norm", "hindsight", "op", "feedback", "cell_norm",
+    "kl_approx", "clip_fraction", "grad_norm", "wait_rate", "seconds",
+)  # fmt: skip
+"""First parts of the names of the metrics that are kept."""
+
+
+def measure(job: Job, threads: int = 1) -> Run:
+    """Train a policy and play it: what each player earns, and how the training went."""
+    torch.set_num_threads(threads)
+    register_worlds()
+    config = job.config
+    with tempfile.TemporaryDirectory() as folder:
+        world = replace(config.env, task=name_of(job.task))
+        config = replace(config, env=world, run_dir=f"{folder}/run")
+        start = time.perf_counter()
+        run = train(config, quiet=True)
+        minutes = (time.perf_counter() - start) / 60
+        seed = CHOOSING_SEED if job.part == "tuning" else EVALUATION_SEED
+        arena = Arena(run, settings()["hosts"][job.task], seed=seed)
+        tested = Tested(job.task, arena.world)
+        players = {name: tested.play(partial(arena.play, PLAYERS[name])) for name in job.players}
+        return {
+            "lr": config.ppo.lr,
+            "minutes": round(minutes, 2),
+            "players": players,
+            "curve": learning_curve(run),
+        }
+
+
+class Tested:
+    """Plays episodes whose networks are tested at the end on examples that are held out.
+
+    Args:
+        task: as the study calls it outside.
+        world: that is played in; it is given a transform.
+    """
+
+    def __init__(self, task: str, world: TransformedEnv) -> None:
+        test = held_out(task)
+        self.at_the_end = None
+        if test is not None:
+            base: Any = world.base_env
+            self.at_the_end = TestedAtTheEnd(base, partial(accuracy, task=base.task, test=test))
+            world.append_transform(self.at_the_end)
+
+    def play(self, play: Callable[[], Evaluation]) -> dict[str, float]:
+        """Means over the hosts of what is measured of an episode, and ``test_accuracy``."""
+        found = play()
+        means = {name: values.mean().item() for name, values in vars(found).items()}
+        tested = self.at_the_end
+        means["test_accuracy"] = (
+            means["final_accuracy"] if tested is None else tested.accuracy.mean().item()
+        )
+        return {name: _rounded(value) for name, value in means.items()}
+
+
+def learning_curve(run: Path) -> dict[str, list[float | None]]:
+    """The metrics that are kept, by name; each point is the mean of iterations in a row."""
+    columns = read_columns(run / "metrics.csv")
+    kept = {}
+    for name, values in columns.items():
+        if name.partition("/")[0] in _KEPT:
+            parts = np.array_split(np.array(values), min(settings()["points"], len(values)))
+            kept[name] = [_mean(part) for part in parts]
+    kept["steps"] = [_rounded(part) for part in _ends(columns["steps"])]
+    return kept
+
+
+def _ends(steps: list[float]) -> list[float]:
+    parts = np.array_split(np.array(steps), min(settings()["points"], len(steps)))
+    return [float(part[-1]) for part in parts]
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return _rounded(fmean(known)) if len(known) else None
+
+
+def _rounded(value: float) -> float:
+    """Five digits: results are read by people and kept for long."""
+    return float(f"{value:.5g}")
+
+
+def train_missing(jobs: Iterable[Job], at_once: int, minutes: float) -> int:
+    """Train what isn't there yet, in processes of their own; each result is on disk at once.
+
+    Args:
+        jobs: in the order in which they are wanted.
+        at_once: runs beside each other.
+        minutes: after which no further run is begun.
+
+    Returns:
+        How many are missing still.
+    """
+    missing = [job for job in jobs if str(job.seed) not in job.runs]
+    ends = time.perf_counter() + 60 * minutes
+    waiting, running = iter(missing), {}
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    pool = ProcessPoolExecutor(at_once, mp_context=get_context("spawn"), max_tasks_per_child=1)
+    with pool, tqdm(total=len(missing), desc="runs", unit="run", smoothing=0) as bar:
+        while True:
+            while len(running) < at_once and time.perf_counter() < ends:
+                job = next(waiting, None)
+                if job is None:
+                    break
+                running[pool.submit(measure, job, threads)] = job
+            if not running:
+                break
+            done = next(as_completed(running))
+            job = running.pop(done)
+            job.save(done.result())
+            bar.set_postfix_str(f"{job.task}, {job.variant}, seed {job.seed}")
+            bar.update()
+        return int(bar.total - bar.n)

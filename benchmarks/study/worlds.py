@@ -1,0 +1,114 @@
+"""The study's tasks: examples are held out that neither rewards nor masks nor training ever see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.envs import Transform
+
+from benchmarks.mnist1d import LENGTH, mnist1d
+from benchmarks.study.settings import settings
+from benchmarks.transfer import SIGNAL_SEEDS, signals
+from envs import ArrayTask, ModuleHost, MorphogenesisEnv, Task, make_task, register_task
+from envs.registration import registered_tasks
+from envs.tasks.examples import Examples, hold_out
+
+MNIST1D = "mnist1d"
+_MNIST1D_EXAMPLES, _MNIST1D_VALIDATION = 6000, 1000
+
+
+def name_of(task: str) -> str:
+    """What a task is called in the study."""
+    return f"{task}_study"
+
+
+def register_worlds() -> None:
+    """Give the study's tasks their names in this process."""
+    for task in settings()["hosts"]:
+        if name_of(task) not in registered_tasks():
+            register_task(name_of(task), partial(training_part, task))
+
+
+def training_part(task: str) -> Task:
+    """The task, without the examples that are held out."""
+    return _parts(task)[0]
+
+
+def held_out(task: str) -> Examples | None:
+    """Those examples; None for formulas, whose accuracies are exact."""
+    return _parts(task)[1]
+
+
+def _parts(task: str) -> tuple[Task, Examples | None]:
+    whole = make_mnist1d() if task == MNIST1D else make_task(task)
+    if not isinstance(whole, ArrayTask):
+        return replace(whole, name=name_of(task)), None
+    count = settings()["test_examples"][task]
+    if task == "pydoc":  # whole topics, the last ones
+        inputs, targets = whole.train
+        test = Examples(inputs[-count:], targets[-count:])
+        train = Examples(inputs[:-count], targets[:-count])
+    else:
+        test, train = hold_out(whole.train, count)
+    return replace(whole, name=name_of(task), train=train), test
+
+
+def make_mnist1d() -> ArrayTask:
+    """MNIST-1D, 4,000 examples to learn from beside those held out, as published.
+
+    Hosts have kernels of one point, and can't see shape until they grow; seeds do what the
+    convolutional ones of the same names do.
+    """
+    inputs, classes = mnist1d(_MNIST1D_EXAMPLES)
+    return ArrayTask(
+        name=MNIST1D,
+        description="MNIST-1D, host with kernels of one point only",
+        host=ModuleHost(
+            signals,
+            slots=["0", "1", "2"],
+            example=torch.zeros(1, 1, LENGTH),
+            blueprints=SIGNAL_SEEDS,
+            topology="convolutional",
+            channel_dim=1,
+        ),
+        train=(inputs, classes),
+        validation=_MNIST1D_VALIDATION,
+    )
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, task: Task, test: Examples) -> float:
+    """Share of right answers, in percent."""
+    assert isinstance(task, ArrayTask)
+    outputs = network.eval()(task.host.prepare(test.inputs))
+    right = task.host.channels_of_outputs_first(outputs).argmax(1) == test.targets
+    return 100 * right.float().mean().item()
+
+
+class TestedAtTheEnd(Transform):
+    """Tests every network in the last step of its episode, before its row starts over.
+
+    Args:
+        world: with the networks.
+        test: what network and row have to answer to, in percent.
+
+    Attributes:
+        accuracy: float32 ``[N]``, of each row's latest episode.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    def __init__(self, world: MorphogenesisEnv, test: Callable[[nn.Module], float]) -> None:
+        super().__init__()
+        self.world, self.test = world, test
+        self.accuracy: Tensor = torch.full((world.num_envs,), torch.nan)
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        for row in next_tensordict["done"].squeeze(-1).nonzero().flatten().tolist():
+            self.accuracy[row] = self.test(self.world.network(row))
+        return next_tensordict
