@@ -72,6 +72,7 @@ class Field(IntEnum):
     OUT_WIDTH = 15
     REAL = 16  # numbers that aren't whole, as the bits of a float64
     SECOND_REAL = 17
+    FLAT = 18  # 1 for kernels and windows of one row, of signals
 
 
 DRAWN = 0
@@ -143,6 +144,7 @@ class Assembler:
         stride: int = 1,
         padding: int = 0,
         statistics: int = 0,
+        flat: bool = False,
         reals: tuple[float, float] = (0.0, 0.0),
     ) -> Buffer:
         """Write one line and return ``out``.
@@ -167,6 +169,8 @@ class Assembler:
                 causal. WEIGH: numbers from one channel's parameter to the next one's, and from
                 one pixel's.
             statistics: BATCH_NORM: first column of the running ones; ``flag`` is 1 for ReLU of it.
+            flat: convolutions and pooling: kernels and windows are one row high, and no zeros are
+                above or below.
             reals: norms: ε, added to the variance; BATCH_NORM: and the momentum; ALTER: a factor
                 and a term.
         """
@@ -189,6 +193,7 @@ class Assembler:
             Field.OUT_WIDTH: out.width,
             Field.REAL: np.float64(reals[0]).view(np.int64),
             Field.SECOND_REAL: np.float64(reals[1]).view(np.int64),
+            Field.FLAT: flat,
         }
         self.lines.append([int(values[field]) for field in Field])
         return out

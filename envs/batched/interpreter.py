@@ -33,7 +33,7 @@ from envs.batched.weighing import weigh, weigh_backward
 
 _OPCODE, _X, _OTHER, _OUT, _SCRATCH, _PARAMETERS = map(int, list(Field)[:6])
 _INPUTS, _OUTPUTS, _HEIGHT, _WIDTH, _SIZE, _FLAG = map(int, list(Field)[6:12])
-_STRIDE, _PADDING, _OUT_HEIGHT, _OUT_WIDTH, _REAL, _SECOND = map(int, list(Field)[12:])
+_STRIDE, _PADDING, _OUT_HEIGHT, _OUT_WIDTH, _REAL, _SECOND, _FLAT = map(int, list(Field)[12:])
 _CONV, _DEPTHWISE, _NORM, _NORM_POOL, _STEM, _AVERAGE = map(int, list(Opcode)[:6])
 _ACTIVATE, _ADD, _SCALE, _MIX, _SHOW, _BLEND, _EMBED, _ATTEND = map(int, list(Opcode)[6:14])
 _ALTER, _BATCH_NORM = int(Opcode.ALTER), int(Opcode.BATCH_NORM)
@@ -42,12 +42,13 @@ _INCUBATE = int(Mode.INCUBATE)
 
 
 @kernel
-def _kernel(line: Array, params: Array) -> tuple[int, int, int]:
-    """Size of a convolution's kernel, its padding and its first parameter."""
-    if line[_SIZE] != DRAWN:
-        return line[_SIZE], line[_PADDING], 0
+def _kernel(line: Array, params: Array) -> tuple[int, int, int, int]:
+    """Size of a convolution's kernel, its taps, its padding and its first parameter."""
+    size = line[_SIZE]
+    if size != DRAWN:
+        return size, size if line[_FLAT] else size * size, line[_PADDING], 0
     pointwise = line[_INPUTS] * line[_OUTPUTS]
-    return (3, 1, 1 + pointwise) if params[0] > 0 else (1, 0, 1)
+    return (3, 9, 1, 1 + pointwise) if params[0] > 0 else (1, 1, 0, 1)
 
 
 @kernel
@@ -95,13 +96,13 @@ def forward(
         kept, apart = arena[line[_SCRATCH] + 2 :], line[_SIZE]
         other, out = arena[line[_OTHER] :], arena[line[_OUT] :]
         if opcode == _CONV:
-            size, padding, first = _kernel(line, own)
-            taps, seen = size * size, pixels * stride * stride * batch
+            size, taps, padding, first = _kernel(line, own)
+            seen = pixels * stride * stride * batch
             for m in range(outputs * made):
                 value = own[outputs * channels * taps + m // made] if flag else zero
                 for b in range(batch):
                     out[m, b] = value
-            found = runs(size, stride, padding, line[_HEIGHT], line[_WIDTH], to)
+            found = runs(size, stride, padding, line[_FLAT] != 0, line[_HEIGHT], line[_WIDTH], to)
             for k in range(len(found)):
                 goal, at = (line[_OUT] + found[k, 0]) * batch, (line[_X] + found[k, 1]) * batch
                 add_products(
@@ -109,13 +110,13 @@ def forward(
                     flat, goal, made * batch, outputs, found[k, 3] * batch,
                 )  # fmt: skip
         elif opcode == _DEPTHWISE:
-            size, padding, _ = _kernel(line, own)
-            taps, seen = size * size, pixels * stride * stride
+            size, taps, padding, _ = _kernel(line, own)
+            seen = pixels * stride * stride
             for m in range(channels * made):
                 value = own[channels * taps + m // made] if flag else zero
                 for b in range(batch):
                     out[m, b] = value
-            found = runs(size, stride, padding, line[_HEIGHT], line[_WIDTH], to)
+            found = runs(size, stride, padding, line[_FLAT] != 0, line[_HEIGHT], line[_WIDTH], to)
             for c in range(channels):
                 for k in range(len(found)):
                     p, q = c * made + found[k, 0], line[_X] + c * seen + found[k, 1]
@@ -242,9 +243,9 @@ def backward(
         other, grad_other = arena[line[_OTHER] :], grads[line[_OTHER] :]
         grad = grads[line[_OUT] :]
         if opcode == _CONV:
-            size, padding, first = _kernel(line, own)
-            taps, seen, step = size * size, pixels * stride * stride * batch, made * batch
-            found = runs(size, stride, padding, line[_HEIGHT], line[_WIDTH], to)
+            size, taps, padding, first = _kernel(line, own)
+            seen, step = pixels * stride * stride * batch, made * batch
+            found = runs(size, stride, padding, line[_FLAT] != 0, line[_HEIGHT], line[_WIDTH], to)
             for k in range(len(found)):
                 goal, at = (line[_OUT] + found[k, 0]) * batch, (line[_X] + found[k, 1]) * batch
                 tap, length = first + found[k, 2], found[k, 3] * batch
@@ -263,9 +264,9 @@ def backward(
                         total += flat_grads[i]
                     grad_own[outputs * channels * taps + o] += total
         elif opcode == _DEPTHWISE:
-            size, padding, _ = _kernel(line, own)
-            taps, seen = size * size, pixels * stride * stride
-            found = runs(size, stride, padding, line[_HEIGHT], line[_WIDTH], to)
+            size, taps, padding, _ = _kernel(line, own)
+            seen = pixels * stride * stride
+            found = runs(size, stride, padding, line[_FLAT] != 0, line[_HEIGHT], line[_WIDTH], to)
             for c in range(channels):
                 for k in range(len(found)):
                     p, q = c * made + found[k, 0], line[_X] + c * seen + found[k, 1]

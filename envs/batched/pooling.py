@@ -12,7 +12,7 @@ _OPCODE, _CHANNELS, _HEIGHT, _WIDTH = (
     int(field) for field in (Field.OPCODE, Field.INPUTS, Field.HEIGHT, Field.WIDTH)
 )
 _SIZE, _STRIDE, _PADDING = int(Field.SIZE), int(Field.STRIDE), int(Field.PADDING)
-_OUT_HEIGHT, _OUT_WIDTH = int(Field.OUT_HEIGHT), int(Field.OUT_WIDTH)
+_OUT_HEIGHT, _OUT_WIDTH, _FLAT = int(Field.OUT_HEIGHT), int(Field.OUT_WIDTH), int(Field.FLAT)
 _SPLIT, _MAX_POOL = int(Opcode.SPLIT), int(Opcode.MAX_POOL)
 
 
@@ -48,11 +48,18 @@ def _windows(line: Array) -> int:
 
 
 @kernel
+def _taps(line: Array) -> int:
+    """Pixels of a window."""
+    return line[_SIZE] if line[_FLAT] else line[_SIZE] * line[_SIZE]
+
+
+@kernel
 def _pixel(line: Array, window: int, tap: int) -> int:
     """Row of the features that a tap of a window sees, −1 in the padding."""
     size, stride, padding = line[_SIZE], line[_STRIDE], line[_PADDING]
     height, width, tall, wide = line[_HEIGHT], line[_WIDTH], line[_OUT_HEIGHT], line[_OUT_WIDTH]
-    y = window // wide % tall * stride + tap // size - padding
+    above = 0 if line[_FLAT] else padding
+    y = window // wide % tall * stride + tap // size - above
     z = window % wide * stride + tap % size - padding
     inside = 0 <= y < height and 0 <= z < width
     return (window // (tall * wide) * height + y) * width + z if inside else -1
@@ -64,7 +71,7 @@ def max_pool(line: Array, x: Array, out: Array, chosen: Array) -> None:
     batch = x.shape[1]
     for m in range(_windows(line)):
         first = True
-        for tap in range(line[_SIZE] * line[_SIZE]):
+        for tap in range(_taps(line)):
             pixel = _pixel(line, m, tap)
             if pixel >= 0:
                 seen = x[pixel]
@@ -87,7 +94,7 @@ def max_pool_backward(line: Array, grad_x: Array, grad: Array, chosen: Array) ->
 @kernel
 def average_pool(line: Array, x: Array, out: Array, backward: bool) -> None:
     """The mean of each window, zeros of the padding included; see :func:`pool`."""
-    batch, taps = x.shape[1], line[_SIZE] * line[_SIZE]
+    batch, taps = x.shape[1], _taps(line)
     share = x.dtype.type(1 / taps)
     for m in range(_windows(line)):
         if not backward:

@@ -182,27 +182,31 @@ def add_dots(
 
 
 @kernel
-def runs(size: int, stride: int, padding: int, height: int, width: int, to: tuple) -> Array:
+def runs(
+    size: int, stride: int, padding: int, flat: bool, height: int, width: int, to: tuple
+) -> Array:
     """Products that make up a convolution with zero padding, in runs of neighbouring pixels.
 
     Args:
-        size: of the kernel, a square.
+        size: of the kernel, a square, or a row where it is flat.
         stride: 1; or 2, of features sorted by :func:`envs.batched.pooling.split_phases`.
-        padding: zeros around the map.
+        padding: zeros around the map, only left and right of it for a flat kernel.
+        flat: is the kernel one row high?
         height, width: of the map; for stride 2, of one of its four parts.
         to: height and width of the result.
 
     Returns:
         int64 ``[n, 4]``: first output pixel, first input pixel, tap, number of pixels.
     """
-    found = np.empty((size * size * to[0], 4), np.int64)
+    taps, above = (size, 0) if flat else (size * size, padding)
+    found = np.empty((taps * to[0], 4), np.int64)
     if size == 1 and padding == 0:
         found[0] = 0
         found[0, 3] = to[0] * to[1]
         return found[:1]
     count = 0
-    for tap in range(size * size):
-        down, right = tap // size - padding, tap % size - padding
+    for tap in range(taps):
+        down, right = tap // size - above, tap % size - padding
         phase = 0
         if stride == 2:
             phase = (down % 2) * 2 + right % 2

@@ -87,7 +87,7 @@ def average(step: Step, x: Value) -> Value:
 def channels_first(x: Value) -> Value:
     found = in_order(x, last=False)
     if found is None:
-        raise NoRule("its input must be [B, C, H, W]")
+        raise NoRule("its input must be [B, C, H, W] or [B, C, T]")
     return found
 
 
@@ -100,10 +100,10 @@ def channels_last(x: Value) -> Value:
 
 def _mean(step: Step, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     dims = {d % (1 + len(x.shape)) for d in ((dim,) if isinstance(dim, int) else dim or ())}
-    behind = {1, 2} if len(x.shape) == 3 else {1}
-    for last, positions in ((False, {2, 3}), (True, behind)):
+    before = set(range(2, 1 + len(x.shape)))
+    for last, positions in ((False, before), (True, {dim - 1 for dim in before})):
         ordered = in_order(x, last)
-        if ordered and dims == positions and len(x.shape) == 1 + len(positions):
+        if ordered and positions and dims == positions:
             return average(step, ordered)
     raise NoRule("the average of all pixels or positions is needed")
 

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from envs.batched.instructions import DRAWN, Activation, Buffer, Opcode
+from envs.batched.instructions import Activation, Buffer, Opcode
 from envs.networks.function_rules import (
     ANY_ORDER,
     WEIGHING,
     Rule,
     activate,
     attend,
-    average,
     channels_first,
     channels_last,
     gelu_of,
@@ -30,95 +29,15 @@ from envs.networks.function_rules import (
     rms_norm,
 )
 from envs.networks.layers import DrawnConv, Mix, RelativeAttention
-from envs.networks.steps import RELUS, NoRule, Step, Weight, does, only_user
+from envs.networks.pixel_rules import (
+    average_all,
+    convolve,
+    convolve_as_drawn,
+    halves,
+    pool_by,
+)
+from envs.networks.steps import NoRule, Step, Weight, only_user
 from envs.networks.views import Value, View, contiguous, same_order
-
-
-def _conv(step: Step, layer: nn.Conv2d, x: Value) -> Value:
-    x = channels_first(x)
-    size, stride = layer.kernel_size[0], layer.stride[0]
-    padding = size // 2 if layer.padding == "same" else layer.padding[0]
-    if (
-        layer.kernel_size != (size, size)
-        or layer.stride not in ((1, 1), (2, 2))
-        or layer.padding not in ("same", (padding, padding))
-        or (layer.padding == "same" and size % 2 == 0)
-        or layer.dilation != (1, 1)
-        or layer.padding_mode != "zeros"
-    ):
-        raise NoRule("a square kernel, stride 1 or 2, no dilation and zeros around are needed")
-    pooled = _stem(step, layer, x)
-    if pooled is not None:
-        return pooled
-    channels, (outputs, height, width) = x.buffer.channels, step.shape
-    if layer.groups == 1:
-        opcode = Opcode.CONV
-    elif layer.groups == channels == outputs:
-        opcode = Opcode.DEPTHWISE
-    else:
-        raise NoRule("all channels must go together, or each by itself")
-    out = Value(step.code.buffer(outputs, height, width), step.shape)
-    return step.line(
-        opcode,
-        _split(step, x) if stride == 2 else x,
-        out,
-        parameters=step.parameters(layer),
-        size=size,
-        flag=int(layer.bias is not None),
-        stride=stride,
-        padding=padding,
-    )
-
-
-def _stem(step: Step, conv: nn.Conv2d, x: Value) -> Value | None:
-    """The first block of a network on one-channel images in closed form, if it is one.
-
-    Channel c of a 1×1 convolution is w_c · pixel, so the norm only needs the image's mean and
-    variance, and the pooled value is an increasing or decreasing function of the pixel: it is
-    reached at the window's largest or smallest pixel. A quarter of the work, exactly the same
-    function (and gradient) of the same parameters.
-    """
-    norm = only_user(step.node)
-    relu = only_user(norm) if norm and does(step.module, norm, nn.GroupNorm) else None
-    pool = only_user(relu) if relu and does(step.module, relu, nn.ReLU, *RELUS) else None
-    if not (norm and relu and pool and _halves(step.module, pool, x.buffer)):
-        return None
-    layer: Any = step.module.get_submodule(str(norm.target))
-    start, outputs, b = step.parameters(conv), conv.out_channels, x.buffer
-    fits = (
-        (b == step.code.inputs and len(step.node.all_input_nodes[0].users) == 1)
-        and (conv.weight.shape[1:] == (1, 1, 1) and conv.bias is None)
-        and (conv.padding == (0, 0) and conv.stride == (1, 1))
-        and (layer.num_groups == 1 and layer.affine)
-        and replace(step, node=norm).parameters(layer) == start + outputs
-    )
-    if not fits:
-        return None
-    out = step.code.buffer(outputs, b.height // 2, b.width // 2)
-    extremes = Buffer(b.start, 2 * (b.size // 4) + 2)
-    kept, reals = step.code.buffer(2), (layer.eps, 0.0)
-    step.code.line(Opcode.STEM, extremes, out, scratch=kept, parameters=start, reals=reals)
-    step.code.takes_extremes = True
-    pooled = Value(out, (outputs, out.height, out.width))
-    step.values |= {norm: pooled, relu: pooled, pool: pooled}
-    return pooled
-
-
-def _drawn_conv(step: Step, layer: DrawnConv, x: Value) -> Value:
-    x = channels_first(x)
-    out = Value(step.code.buffer(*step.shape), step.shape)
-    return step.line(Opcode.CONV, x, out, parameters=step.parameters(layer), size=DRAWN)
-
-
-def _split(step: Step, x: Value) -> Value:
-    """Features as a convolution of stride 2 takes them, made once for all that read them."""
-    if x.buffer not in step.split:
-        b = x.buffer
-        tall, wide = -(-b.height // 2), -(-b.width // 2)
-        room = step.code.buffer(4 * b.channels, tall, wide)
-        step.code.line(Opcode.SPLIT, b, room)
-        step.split[b] = Buffer(room.start, b.channels, tall, wide)
-    return x._replace(buffer=step.split[x.buffer])
 
 
 def _linear(step: Step, layer: nn.Linear, x: Value) -> Value:
@@ -157,7 +76,7 @@ def _group_norm(step: Step, layer: nn.GroupNorm, x: Value) -> Value:
         return _group_norms(step, layer, x, parameters, relu)
     if relu:
         pool = only_user(relu)
-        if pool and _halves(step.module, pool, b):
+        if pool and halves(step.module, pool, b):
             small = step.code.buffer(b.channels, b.height // 2, b.width // 2)
             kept = step.code.buffer(2 + small.size + b.size)
             pooled = Value(small, (b.channels, b.height // 2, b.width // 2))
@@ -301,33 +220,6 @@ def _gelu(step: Step, layer: nn.GELU, x: Value) -> Value:
     return gelu_of(step, x, layer.approximate)
 
 
-def _pool(opcode: Opcode) -> Rule:
-    def rule(step: Step, layer: Any, x: Value) -> Value:
-        x = channels_first(x)
-        numbers = [layer.kernel_size, layer.stride, layer.padding]
-        pairs = [each if isinstance(each, tuple) else (each, each) for each in numbers]
-        if any(tall != wide for tall, wide in pairs) or len(x.shape) != 3 or layer.ceil_mode:
-            raise NoRule("square windows of [B, C, H, W], and no ceil_mode, are needed")
-        if getattr(layer, "dilation", 1) not in (1, (1, 1)):
-            raise NoRule("dilation must be 1")
-        (size, _), (stride, _), (padding, _) = pairs
-        alone = padding and not getattr(layer, "count_include_pad", True)
-        if alone or getattr(layer, "divisor_override", None):
-            raise NoRule("zeros around must count, and nothing else")
-        out = Value(step.code.buffer(*step.shape), step.shape)
-        kept = step.code.buffer(out.buffer.size) if opcode is Opcode.MAX_POOL else None
-        return step.line(opcode, x, out, scratch=kept, size=size, stride=stride, padding=padding)
-
-    return rule
-
-
-def _global_average(step: Step, layer: nn.AdaptiveAvgPool2d, x: Value) -> Value:
-    x = channels_first(x)
-    if layer.output_size not in (1, (1, 1)) or len(x.shape) != 3:
-        raise NoRule("the average of all pixels is needed")
-    return average(step, x)
-
-
 def _same(step: Step, layer: nn.Module, x: Value) -> Value:
     return x
 
@@ -347,7 +239,8 @@ def _dropout(step: Step, layer: Any, x: Value) -> Value:
 
 
 LAYERS: dict[type[nn.Module], Rule] = {
-    nn.Conv2d: _conv,
+    nn.Conv1d: convolve,
+    nn.Conv2d: convolve,
     nn.Linear: _linear,
     nn.Embedding: _embedding,
     nn.GroupNorm: _group_norm,
@@ -361,15 +254,19 @@ LAYERS: dict[type[nn.Module], Rule] = {
     nn.Tanh: _activation(Activation.TANH),
     nn.SiLU: _activation(Activation.SILU),
     nn.GELU: _gelu,
-    nn.MaxPool2d: _pool(Opcode.MAX_POOL),
-    nn.AvgPool2d: _pool(Opcode.AVERAGE_POOL),
-    nn.AdaptiveAvgPool2d: _global_average,
+    nn.MaxPool1d: pool_by(Opcode.MAX_POOL),
+    nn.MaxPool2d: pool_by(Opcode.MAX_POOL),
+    nn.AvgPool1d: pool_by(Opcode.AVERAGE_POOL),
+    nn.AvgPool2d: pool_by(Opcode.AVERAGE_POOL),
+    nn.AdaptiveAvgPool1d: average_all,
+    nn.AdaptiveAvgPool2d: average_all,
     nn.Flatten: _flatten,
     nn.Unflatten: _unflatten,
     nn.Identity: _same,
     nn.Dropout: _dropout,
+    nn.Dropout1d: _dropout,
     nn.Dropout2d: _dropout,
-    DrawnConv: _drawn_conv,
+    DrawnConv: convolve_as_drawn,
     Mix: _mix,
     RelativeAttention: _relative_attention,
 }
@@ -380,16 +277,3 @@ TAKE_CONSTANTS = WEIGHING | {_embedding, _multihead_attention}
 
 TAKE_ANY_ORDER = ANY_ORDER | {_flatten, _unflatten, _same, _dropout}
 """Rules that take features in whatever order."""
-
-
-def _halves(module: nn.Module, node: fx.Node, x: Buffer) -> bool:
-    """Is a step 2×2 max pooling of features whose height and width are even?"""
-    if x.height % 2 or x.width % 2 or not does(module, node, nn.MaxPool2d):
-        return False
-    pool = module.get_submodule(str(node.target))
-    expected = nn.MaxPool2d(2)
-    return all(
-        getattr(pool, name) in (value, (value, value))
-        for name, value in vars(expected).items()
-        if name in ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
-    )

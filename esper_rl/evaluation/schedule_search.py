@@ -90,28 +90,46 @@ def best_schedule(
     env = make_env(config, num_envs=1, seed=seed)
     length = env.max_epochs
     check_integer("budget", budget, least=length)
-    rounds, first = _rounds(budget // length)
+    _, first = _rounds(budget // length)
     chance = Random(seed)
     candidates = all_schedules(env, first) or [(), *(_draw(env, chance) for _ in range(first - 1))]
     candidates = list(dict.fromkeys(candidates))
-    tried, steps = len(candidates), 0
-    earned: dict[Schedule, list[float]] = {schedule: [] for schedule in candidates}
-    for number in range(rounds):
-        hosts = max(1, first // len(candidates))
-        players = [schedule for schedule in candidates for _ in range(hosts)]
-        played = play_schedules(config, players, seed + number)
-        steps += len(players) * length
-        for schedule, value in zip(players, played.returns.tolist(), strict=True):
-            earned[schedule].append(value)
-        candidates.sort(key=lambda schedule: -sum(earned[schedule]) / len(earned[schedule]))
-        candidates = candidates[: max(1, len(candidates) // KEPT)]
-    best = candidates[0]
+    best, steps = race(config, candidates, budget // length, seed)
     return BestSchedule(
         schedule=best,
         evaluation=play_schedules(config, [best] * episodes, EVALUATION_SEED),
-        tried=tried,
+        tried=len(candidates),
         steps=steps,
     )
+
+
+def race(
+    config: TrainConfig, candidates: Sequence[Schedule], episodes: int, seed: int
+) -> tuple[Schedule, int]:
+    """Choose the schedule that earns most, by successive halving (:func:`best_schedule`).
+
+    Args:
+        config: of a run.
+        candidates: schedules, all different; each plays one episode at least.
+        episodes: of all of them, about.
+        seed: of the hosts.
+
+    Returns:
+        The best one, and the environment steps that it took to tell.
+    """
+    rounds, first = _rounds(episodes)
+    left, steps = list(candidates), 0
+    earned: dict[Schedule, list[float]] = {schedule: [] for schedule in candidates}
+    for number in range(rounds):
+        hosts = max(1, first // len(left))
+        players = [schedule for schedule in left for _ in range(hosts)]
+        played = play_schedules(config, players, seed + number)
+        steps += len(players) * config.episode_steps
+        for schedule, value in zip(players, played.returns.tolist(), strict=True):
+            earned[schedule].append(value)
+        left.sort(key=lambda schedule: -sum(earned[schedule]) / len(earned[schedule]))
+        left = left[: max(1, len(left) // KEPT)]
+    return left[0], steps
 
 
 def _rounds(episodes: int) -> tuple[int, int]:
@@ -174,6 +192,16 @@ def play_schedules(config: TrainConfig, schedules: Sequence[Schedule], seed: int
         ValueError: for a slot or a blueprint that the world doesn't have.
     """
     env = make_env(config, num_envs=len(schedules), seed=seed)
+    policy = schedule_policy(schedules, env)
+    return evaluate(policy, env, len(schedules), gamma=config.ppo.gamma)
+
+
+def schedule_policy(schedules: Sequence[Schedule], env: MorphogenesisEnv) -> SchedulePolicy:
+    """A policy that plays a schedule on each row of a world, or one on all.
+
+    Raises:
+        ValueError: for a slot or a blueprint that the world doesn't have.
+    """
     blueprints = torch.full((len(schedules), env.num_slots), -1)
     epochs = torch.zeros_like(blueprints)
     for row, schedule in enumerate(schedules):
@@ -182,5 +210,4 @@ def play_schedules(config: TrainConfig, schedules: Sequence[Schedule], seed: int
             check_choice("blueprint", name, env.population.blueprints)
             blueprints[row, slot] = env.population.blueprints.index(name)
             epochs[row, slot] = epoch
-    policy = SchedulePolicy(blueprints, epochs, env.max_epochs)
-    return evaluate(policy, env, len(schedules), gamma=config.ppo.gamma)
+    return SchedulePolicy(blueprints, epochs, env.max_epochs)

@@ -30,6 +30,8 @@ from tests.support.networks import (
     Products,
     ResNet,
     Scales,
+    Signals,
+    TemporalBlock,
     Wide,
 )
 from tests.support.transformers import (
@@ -89,6 +91,21 @@ class Case:
 )
 def test_images(case: Case) -> None:
     assert_engines_agree(case.host(), images(case.size), optimizer=case.optimizer)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), AdamW()], ids=["sgd", "adam"])
+@pytest.mark.parametrize("length", [16, 21])
+def test_signals(length: int, optimizer: Optimizer) -> None:
+    """Kernels and windows of one row: no zeros above or below, no taps there."""
+    seeds = {
+        "block": TemporalBlock,
+        "depthwise": lambda c: nn.Conv1d(c, c, 3, padding=1, groups=c),
+        "scale": lambda c: nn.Sequential(nn.Conv1d(c, c, 1), nn.Tanh()),
+    }
+    slots = ["first", "second", "third"]
+    example = torch.zeros(1, 2, length)
+    host = ModuleHost(Signals, slots, example, seeds, channel_dim=1)
+    assert_engines_agree(host, images(length)[..., 0], optimizer=optimizer)
 
 
 class Views(nn.Module):

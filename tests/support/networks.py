@@ -227,3 +227,37 @@ class NormsAndNumbers(nn.Module):
         x = x.flatten(2).transpose(1, 2)
         x = self.rms(self.last(x)) + F.rms_norm(x, (6,), self.other, 0.4)
         return self.fc(F.layer_norm(x, x.shape[-1:], self.weight, self.bias, 0.5).mean(1))
+
+
+class Signals(nn.Module):
+    """Convolutions along time, ``[B, 2, T]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.Conv1d(2, 6, 1, bias=False), nn.GroupNorm(1, 6), nn.ReLU(), nn.MaxPool1d(2)
+        )
+        self.second = nn.Sequential(
+            nn.Conv1d(6, 6, 5, stride=2, padding=2), nn.BatchNorm1d(6), nn.GELU()
+        )
+        self.third = nn.Sequential(
+            nn.Conv1d(6, 6, 3, padding="same", groups=6), nn.AvgPool1d(3, 2, padding=1)
+        )
+        self.average, self.fc = nn.AdaptiveAvgPool1d(1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.third(self.second(self.first(x)))
+        return self.fc(self.average(x).flatten(1) + torch.tanh(x.mean(-1)))
+
+
+class TemporalBlock(nn.Module):
+    """Of which one part is as wide as a kernel of four is."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.wide = nn.Conv1d(channels, channels, 4, padding=2)
+        self.pool = nn.MaxPool1d(2, 1)
+        self.norm = nn.GroupNorm(2, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.norm(self.pool(self.wide(x))))

@@ -1,0 +1,150 @@
+"""What people would do instead of training a controller, in the same world at the same budget.
+
+Each grower is chosen by a search that has as many environment steps as a training run: schedules by
+successive halving, or by climbing; triggers by their threshold. What was chosen then plays the
+hosts that policies play.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from random import Random
+
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import TransformedEnv
+
+from benchmarks.seeds import Run
+from benchmarks.study.runs import Tested
+from benchmarks.study.scores import SCORES, ScoredPolicy
+from benchmarks.study.settings import compose, settings
+from benchmarks.study.worlds import name_of, register_worlds
+from envs import MorphogenesisEnv
+from esper_rl.config import TrainConfig, make_env
+from esper_rl.evaluation import EVALUATION_SEED, evaluate
+from esper_rl.evaluation.schedule_search import (
+    Schedule,
+    best_schedule,
+    describe,
+    play_schedules,
+    race,
+    schedule_policy,
+)
+from esper_rl.growing.baselines import (
+    FixedSchedulePolicy,
+    HeuristicPolicy,
+    RandomPolicy,
+    WaitPolicy,
+)
+
+PERIODS, STARTS = (5, 10, 15), (0, 5, 10)
+"""Epochs between two seeds of a periodic schedule, and before the first."""
+
+NEIGHBOURS, HOSTS = 7, 4
+"""Changes of a schedule that are tried at once, and hosts that each plays."""
+
+THRESHOLDS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+
+Found = tuple[Callable[[MorphogenesisEnv], TensorDictModuleBase], str, int]
+"""What plays in a world, what it is in words, and the environment steps that the choice took."""
+
+
+def _of(schedule: Schedule, steps: int) -> Found:
+    return partial(schedule_policy, [schedule]), describe(schedule), steps
+
+
+def searched(config: TrainConfig, seed: int) -> Found:
+    found = best_schedule(config, episodes=1, seed=seed)
+    return _of(found.schedule, found.steps)
+
+
+def periodic(config: TrainConfig, seed: int) -> Found:
+    """The same seed in one slot after the other, every so many epochs (stacking)."""
+    env = make_env(config, num_envs=1, seed=seed)
+    schedules = [
+        tuple((slot, name, start + slot * period) for slot in range(env.num_slots))
+        for name, period, start in product(env.task.offered, PERIODS, STARTS)
+    ]
+    episodes = config.total_steps // config.episode_steps
+    return _of(*race(config, [(), *schedules], episodes, seed))
+
+
+def climbed(config: TrainConfig, seed: int) -> Found:
+    """From waiting, the best of some changes in each round, while there are steps."""
+    env, chance = make_env(config, num_envs=1, seed=seed), Random(seed)
+    current: Schedule = ()
+    steps = 0
+    cost = (1 + NEIGHBOURS) * HOSTS * config.episode_steps
+    while steps + cost <= config.total_steps:
+        tried = [current, *(changed(current, env, chance) for _ in range(NEIGHBOURS))]
+        players = [schedule for schedule in tried for _ in range(HOSTS)]
+        returns = play_schedules(config, players, seed + steps).returns.view(-1, HOSTS).mean(1)
+        current = tried[int(returns.argmax())]
+        steps += cost
+    return _of(current, steps)
+
+
+def changed(schedule: Schedule, env: MorphogenesisEnv, chance: Random) -> Schedule:
+    """With another seed in one slot, at another epoch, or without it."""
+    slots = {slot: (name, epoch) for slot, name, epoch in schedule}
+    slot = chance.randrange(env.num_slots)
+    name, epoch = slots.get(slot, (chance.choice(env.task.offered), 0))
+    moved = max(0, epoch + chance.choice((-10, -5, -2, 2, 5, 10)))
+    kinds = [(chance.choice(env.task.offered), epoch), (name, moved), None]
+    kind = chance.choice(kinds if slot in slots else kinds[:2])
+    others = {other: what for other, what in slots.items() if other != slot}
+    if kind is not None:
+        others[slot] = kind
+    return tuple((slot, *others[slot]) for slot in sorted(others))
+
+
+def triggered(score: str, config: TrainConfig, seed: int) -> Found:
+    """A trigger with the threshold that earns most, each of them on as many hosts."""
+    hosts = min(16, config.total_steps // config.episode_steps // len(THRESHOLDS))
+    rows = hosts * len(THRESHOLDS)
+    env = make_env(config, num_envs=rows, seed=seed)
+    of_rows = torch.tensor(THRESHOLDS).repeat_interleave(hosts)
+    played = evaluate(ScoredPolicy(env, score, of_rows), env, rows, gamma=config.ppo.gamma)
+    best = THRESHOLDS[int(played.returns.view(-1, hosts).mean(1).argmax())]
+    make = partial(_scored, score, best)
+    return make, f"above {best:g} times", rows * config.episode_steps
+
+
+def _scored(score: str, threshold: float, env: MorphogenesisEnv) -> ScoredPolicy:
+    return ScoredPolicy(env, score, threshold)
+
+
+def _untrained(make: Callable[[], TensorDictModuleBase], config: TrainConfig, seed: int) -> Found:
+    return lambda env: make(), "", 0
+
+
+GROWERS: dict[str, Callable[[TrainConfig, int], Found]] = {
+    "wait": partial(_untrained, WaitPolicy),
+    "random": partial(_untrained, RandomPolicy),
+    "fixed schedule": partial(_untrained, FixedSchedulePolicy),
+    "heuristic": partial(_untrained, HeuristicPolicy),
+    "periodic": periodic,
+    "hill climbing": climbed,
+    "best schedule": searched,
+    **{score: partial(triggered, score) for score in SCORES},
+}
+"""By name: chooses what plays, by a seed."""
+
+
+def grow(grower: str, task: str, seed: int) -> Run:
+    """Choose, then play the study's hosts; what was chosen, by how many steps, and results."""
+    register_worlds()
+    config = compose(task, (), seed)
+    config = replace(config, env=replace(config.env, task=name_of(task)))
+    make, chosen, steps = GROWERS[grower](config, seed)
+    hosts = settings()["hosts"][task]
+    env = make_env(config, num_envs=hosts, seed=EVALUATION_SEED)
+    world = TransformedEnv(env)
+    tested = Tested(task, world)
+    torch.manual_seed(seed)
+    policy = make(env)
+    played = tested.play(partial(evaluate, policy, world, hosts, gamma=config.ppo.gamma))
+    return {"chosen": chosen, "steps": steps, "players": {grower: played}}
