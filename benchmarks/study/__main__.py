@@ -2,27 +2,48 @@
 
     python -m benchmarks.study PART [--only TASK ...] [--minutes 110]
 
-Trains the runs of a part that aren't there yet, two beside each other, and begins none after so
-many minutes: the same words go on. docs/study.md is the protocol, settings.yaml has its numbers;
-results are in benchmarks/results/study/, a file for each task and variant.
+Measures the runs of a part that aren't there yet, two beside each other, and begins none after so
+many minutes: the same words go on. The part "page" writes the tables of docs/study.md, which is the
+protocol; settings.yaml has its numbers, benchmarks/results/study/ a file for each task and variant.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from benchmarks.study.runs import train_missing
-from benchmarks.study.settings import TUNING, Job, jobs_of, settings, tuning_jobs
+from benchmarks.seeds import Run
+from benchmarks.study.growers import grow
+from benchmarks.study.page import write_page
+from benchmarks.study.runs import measure_missing, train_and_play
+from benchmarks.study.scratch import measure_scratch
+from benchmarks.study.settings import (
+    GROWERS,
+    TUNING,
+    Job,
+    grower_jobs,
+    jobs_of,
+    settings,
+    tuning_jobs,
+)
+from benchmarks.study.speed import measure_speed
+
+OTHERS: dict[str, Callable[[list[str]], None]] = {
+    "scratch": measure_scratch,
+    "speed": measure_speed,
+    "page": lambda tasks: write_page(),
+}
+"""Parts that aren't made of runs, by name: each takes the tasks."""
 
 
-def _jobs(part: str, tasks: list[str] | None) -> Iterator[Job]:
+def find_jobs(part: str) -> tuple[Iterator[Job], Callable[[Job], Run]]:
+    """All runs of a part, and what measures one."""
     if part == TUNING:
-        yield from (job for job in tuning_jobs() if tasks is None or job.task in tasks)
-        return
-    for task in settings()["parts"][part]["seeds"]:
-        if tasks is None or task in tasks:
-            yield from jobs_of(part, task)
+        return tuning_jobs(), train_and_play
+    if part == GROWERS:
+        return grower_jobs(), grow
+    tasks = settings()["parts"][part]["seeds"]
+    return (job for task in tasks for job in jobs_of(part, task)), train_and_play
 
 
 def main() -> None:
@@ -30,14 +51,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts, tasks = settings()["parts"], list(settings()["hosts"])
-    parser.add_argument("part", choices=[TUNING, *parts])
-    parser.add_argument("--only", nargs="+", metavar="TASK", choices=tasks, help="these tasks")
+    parser.add_argument("part", choices=[TUNING, GROWERS, *parts, *OTHERS])
+    parser.add_argument(
+        "--only", nargs="+", metavar="TASK", choices=tasks, default=tasks, help="these tasks"
+    )
     parser.add_argument(
         "--minutes", type=float, default=110, help="begin no run after them (default 110)"
     )
     parser.add_argument("--at-once", type=int, default=2, help="runs beside each other (default 2)")
     args = parser.parse_args()
-    missing = train_missing(_jobs(args.part, args.only), args.at_once, args.minutes)
+    if args.part in OTHERS:
+        OTHERS[args.part](args.only)
+        return
+    jobs, measure = find_jobs(args.part)
+    wanted = (job for job in jobs if job.task in args.only)
+    missing = measure_missing(wanted, measure, args.at_once, args.minutes)
     print(f"{missing} runs are left" if missing else "all runs are there")
 
 

@@ -7,22 +7,23 @@ hosts that policies play.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from random import Random
 
 import torch
 from tensordict.nn import TensorDictModuleBase
+from torch import nn
 from torchrl.envs import TransformedEnv
 
 from benchmarks.seeds import Run
 from benchmarks.study.runs import Tested
 from benchmarks.study.scores import SCORES, ScoredPolicy
-from benchmarks.study.settings import compose, settings
-from benchmarks.study.worlds import name_of, register_worlds
+from benchmarks.study.settings import Job, settings
+from benchmarks.study.worlds import in_study
 from envs import MorphogenesisEnv
+from envs.networks.layers import DrawnConv
 from esper_rl.config import TrainConfig, make_env
 from esper_rl.evaluation import EVALUATION_SEED, evaluate
 from esper_rl.evaluation.schedule_search import (
@@ -117,6 +118,26 @@ def _scored(score: str, threshold: float, env: MorphogenesisEnv) -> ScoredPolicy
     return ScoredPolicy(env, score, threshold)
 
 
+def each_variants_own(config: TrainConfig, seed: int) -> Found:
+    """The schedule that is best for each variant of ``digits_varied`` (``benchmarks.varied``)."""
+
+    def make(env: MorphogenesisEnv) -> TensorDictModuleBase:
+        env.set_seed(EVALUATION_SEED)
+        env.reset()
+        first = (next(_drawn(env.network(row))) for row in range(env.num_envs))
+        schedules: list[Schedule] = [
+            () if block.chosen() is block.large else ((0, "depthwise", 0),) for block in first
+        ]
+        env.set_seed(EVALUATION_SEED)
+        return schedule_policy(schedules, env)
+
+    return make, "depthwise at slot 0 from epoch 0 where the first block is 1×1", 0
+
+
+def _drawn(network: nn.Module) -> Iterator[DrawnConv]:
+    return (layer for layer in network.modules() if isinstance(layer, DrawnConv))
+
+
 def _untrained(make: Callable[[], TensorDictModuleBase], config: TrainConfig, seed: int) -> Found:
     return lambda env: make(), "", 0
 
@@ -129,22 +150,22 @@ GROWERS: dict[str, Callable[[TrainConfig, int], Found]] = {
     "periodic": periodic,
     "hill climbing": climbed,
     "best schedule": searched,
+    "each variant's own": each_variants_own,
     **{score: partial(triggered, score) for score in SCORES},
 }
 """By name: chooses what plays, by a seed."""
 
 
-def grow(grower: str, task: str, seed: int) -> Run:
+def grow(job: Job) -> Run:
     """Choose, then play the study's hosts; what was chosen, by how many steps, and results."""
-    register_worlds()
-    config = compose(task, (), seed)
-    config = replace(config, env=replace(config.env, task=name_of(task)))
-    make, chosen, steps = GROWERS[grower](config, seed)
-    hosts = settings()["hosts"][task]
+    torch.set_num_threads(1)
+    config = in_study(job.config, job.task)
+    make, chosen, steps = GROWERS[job.variant](config, job.seed)
+    hosts = settings()["hosts"][job.task]
     env = make_env(config, num_envs=hosts, seed=EVALUATION_SEED)
     world = TransformedEnv(env)
-    tested = Tested(task, world)
-    torch.manual_seed(seed)
+    tested = Tested(job.task, world)
     policy = make(env)
+    torch.manual_seed(job.seed)
     played = tested.play(partial(evaluate, policy, world, hosts, gamma=config.ppo.gamma))
-    return {"chosen": chosen, "steps": steps, "players": {grower: played}}
+    return {"chosen": chosen, "steps": steps, "players": {job.variant: played}}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -16,27 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import TransformedEnv
 from tqdm import tqdm
 
 from benchmarks.seeds import Run
-from benchmarks.study.settings import Job, settings
-from benchmarks.study.worlds import TestedAtTheEnd, accuracy, held_out, name_of, register_worlds
+from benchmarks.study.settings import TUNING, Job, settings
+from benchmarks.study.worlds import LookedAtAtTheEnd, accuracy, held_out, in_study
+from envs.actions import BLUEPRINTS
 from esper_rl import train
 from esper_rl.evaluation import EVALUATION_SEED, GREEDY, OPEN_LOOP, SAMPLED, Arena, Player, shuffled
-from esper_rl.evaluation.controls import blindfolded
+from esper_rl.evaluation.controls import blindfolded, learned
 from esper_rl.evaluation.episodes import Evaluation
 from esper_rl.growing.feedback import HIDDEN
 from esper_rl.runs.metrics import read_columns
-
-PLAYERS: Mapping[str, Player] = {
-    "sampled": SAMPLED,
-    "greedy": GREEDY,
-    "replayed": OPEN_LOOP,
-    "shuffled": shuffled(["*"], num_slots=3),
-    "no feedback": blindfolded("feedback zeroed", HIDDEN["zeroed"]),
-}
-"""By name in the settings."""
 
 CHOOSING_SEED = EVALUATION_SEED + 4
 """Of the hosts that tuning runs play: others than those of the results."""
@@ -50,18 +45,16 @@ _KEPT = (
 """First parts of the names of the metrics that are kept."""
 
 
-def measure(job: Job, threads: int = 1) -> Run:
-    """Train a policy and play it: what each player earns, and how the training went."""
-    torch.set_num_threads(threads)
-    register_worlds()
-    config = job.config
+def train_and_play(job: Job) -> Run:
+    """What each player of a trained policy earns, and how the training went."""
+    torch.set_num_threads(1)
+    config = in_study(job.config, job.task)
     with tempfile.TemporaryDirectory() as folder:
-        world = replace(config.env, task=name_of(job.task))
-        config = replace(config, env=world, run_dir=f"{folder}/run")
+        config = replace(config, run_dir=f"{folder}/run")
         start = time.perf_counter()
         run = train(config, quiet=True)
         minutes = (time.perf_counter() - start) / 60
-        seed = CHOOSING_SEED if job.part == "tuning" else EVALUATION_SEED
+        seed = CHOOSING_SEED if job.part == TUNING else EVALUATION_SEED
         arena = Arena(run, settings()["hosts"][job.task], seed=seed)
         tested = Tested(job.task, arena.world)
         players = {name: tested.play(partial(arena.play, PLAYERS[name])) for name in job.players}
@@ -74,7 +67,7 @@ def measure(job: Job, threads: int = 1) -> Run:
 
 
 class Tested:
-    """Plays episodes whose networks are tested at the end on examples that are held out.
+    """Plays episodes whose networks are looked at in the end.
 
     Args:
         task: as the study calls it outside.
@@ -82,22 +75,61 @@ class Tested:
     """
 
     def __init__(self, task: str, world: TransformedEnv) -> None:
+        base: Any = world.base_env
         test = held_out(task)
-        self.at_the_end = None
-        if test is not None:
-            base: Any = world.base_env
-            self.at_the_end = TestedAtTheEnd(base, partial(accuracy, task=base.task, test=test))
-            world.append_transform(self.at_the_end)
+        ask = None if test is None else partial(accuracy, task=base.task, test=test)
+        self.at_the_end = LookedAtAtTheEnd(base, ask)
+        world.append_transform(self.at_the_end)
 
-    def play(self, play: Callable[[], Evaluation]) -> dict[str, float]:
-        """Means over the hosts of what is measured of an episode, and ``test_accuracy``."""
-        found = play()
+    def play(self, play: Callable[[], Evaluation]) -> Run:
+        """Means over the hosts of what is measured of an episode, and ``test_accuracy``; how many
+        networks are ``grown`` in which way, and the mean epoch at which slots were ``planted``.
+        """
+        found, seen = play(), self.at_the_end
         means = {name: values.mean().item() for name, values in vars(found).items()}
-        tested = self.at_the_end
-        means["test_accuracy"] = (
-            means["final_accuracy"] if tested is None else tested.accuracy.mean().item()
-        )
-        return {name: _rounded(value) for name, value in means.items()}
+        means["test_accuracy"] = seen.accuracy.mean().item()
+        epochs = seen.planted.float().where(seen.planted >= 0, torch.nan).nanmean(0).tolist()
+        return {
+            **{name: _rounded(value) for name, value in means.items()},
+            "grown": dict(Counter(seen.grown).most_common(5)),
+            "planted": [None if math.isnan(epoch) else _rounded(epoch) for epoch in epochs],
+        }
+
+
+class Forced(TensorDictModuleBase):
+    """A policy that has no choice of blueprint.
+
+    Args:
+        policy: chooses all else.
+        blueprint: index of the choice.
+    """
+
+    def __init__(self, policy: TensorDictModuleBase, blueprint: int) -> None:
+        super().__init__()
+        self.policy, self.blueprint = policy, blueprint
+        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        tensordict = self.policy(tensordict)
+        tensordict["action", "blueprint"].fill_(self.blueprint)
+        return tensordict
+
+
+def forced(name: str) -> Player:
+    """The greedy policy, which plants one blueprint only."""
+    index = BLUEPRINTS.index(name)
+    return Player(f"blueprint {name}", lambda arena: Forced(learned(arena), index), "greedy")
+
+
+PLAYERS: Mapping[str, Player] = {
+    "sampled": SAMPLED,
+    "greedy": GREEDY,
+    "replayed": OPEN_LOOP,
+    "shuffled": shuffled(["*"], num_slots=3),
+    "no feedback": blindfolded("feedback zeroed", HIDDEN["zeroed"]),
+    **{f"blueprint {name}": forced(name) for name in BLUEPRINTS},
+}
+"""By name in the settings."""
 
 
 def learning_curve(run: Path) -> dict[str, list[float | None]]:
@@ -127,11 +159,14 @@ def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def train_missing(jobs: Iterable[Job], at_once: int, minutes: float) -> int:
-    """Train what isn't there yet, in processes of their own; each result is on disk at once.
+def measure_missing(
+    jobs: Iterable[Job], measure: Callable[[Job], Run], at_once: int, minutes: float
+) -> int:
+    """Measure what isn't there yet, in processes of their own; each result is on disk at once.
 
     Args:
         jobs: in the order in which they are wanted.
+        measure: does one.
         at_once: runs beside each other.
         minutes: after which no further run is begun.
 
@@ -140,8 +175,8 @@ def train_missing(jobs: Iterable[Job], at_once: int, minutes: float) -> int:
     """
     missing = [job for job in jobs if str(job.seed) not in job.runs]
     ends = time.perf_counter() + 60 * minutes
-    waiting, running = iter(missing), {}
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    waiting = iter(missing)
+    running: dict[Future[Run], Job] = {}
     pool = ProcessPoolExecutor(at_once, mp_context=get_context("spawn"), max_tasks_per_child=1)
     with pool, tqdm(total=len(missing), desc="runs", unit="run", smoothing=0) as bar:
         while True:
@@ -149,7 +184,7 @@ def train_missing(jobs: Iterable[Job], at_once: int, minutes: float) -> int:
                 job = next(waiting, None)
                 if job is None:
                     break
-                running[pool.submit(measure, job, threads)] = job
+                running[pool.submit(measure, job)] = job
             if not running:
                 break
             done = next(as_completed(running))

@@ -130,7 +130,8 @@ class ScoredPolicy(TensorDictModuleBase):
         """Slot and blueprint with the highest score in a row, None if it isn't high enough."""
         network, population = self.world.network(row).eval(), self.world.population
         own = gradients(network, dict(network.named_parameters()), *self.examples)
-        without, best = self.score([own]), (0.0, None)
+        without = self.score([own])
+        best: tuple[float, tuple[int, int] | None] = 0.0, None
         for slot in free:
             for name, blueprint in self.task.host.blueprints.items():
                 seed = blueprint(self.task.host.slot_channels[slot])

@@ -16,7 +16,7 @@ from esper_rl.config import TrainConfig, compose_config
 from esper_rl.runs.atomic_write import write_atomically
 
 FOLDER = RESULTS / "study"
-TUNING = "tuning"
+TUNING, GROWERS = "tuning", "growers"
 
 
 @cache
@@ -116,6 +116,16 @@ def chosen_factor(task: str, policy: str) -> float:
     return max(earned, key=lambda factor: earned[factor])
 
 
+def grower_jobs() -> Iterator[Job]:
+    """What people would do instead, on every task; a search is repeated with other seeds."""
+    content = settings()[GROWERS]
+    for seed in range(content["seeds"]):
+        for task, growers in content["tasks"].items():
+            for grower in growers:
+                if seed == 0 or grower not in content["once"]:
+                    yield Job(GROWERS, task, grower, (), seed, (grower,))
+
+
 def jobs_of(part: str, task: str) -> Iterator[Job]:
     """The runs of a part on a task, seed by seed, so that a part that is cut short compares."""
     content = settings()["parts"][part]
@@ -124,4 +134,5 @@ def jobs_of(part: str, task: str) -> Iterator[Job]:
         for variant, changes in content["variants"].items():
             policy = "v1" if "policy=v1" in changes else "v2"
             tuned = (*changes, learning_rate(task, chosen_factor(task, policy)))
-            yield Job(part, task, variant, tuned, seed, tuple(content["players"]))
+            also = content.get("also", {}).get(f"{task}, {variant}", [])
+            yield Job(part, task, variant, tuned, seed, (*content["players"], *also))

@@ -15,8 +15,10 @@ from benchmarks.mnist1d import LENGTH, mnist1d
 from benchmarks.study.settings import settings
 from benchmarks.transfer import SIGNAL_SEEDS, signals
 from envs import ArrayTask, ModuleHost, MorphogenesisEnv, Task, make_task, register_task
+from envs.actions import Op, Stage
 from envs.registration import registered_tasks
 from envs.tasks.examples import Examples, hold_out
+from esper_rl.config import TrainConfig
 
 MNIST1D = "mnist1d"
 _MNIST1D_EXAMPLES, _MNIST1D_VALIDATION = 6000, 1000
@@ -32,6 +34,12 @@ def register_worlds() -> None:
     for task in settings()["hosts"]:
         if name_of(task) not in registered_tasks():
             register_task(name_of(task), partial(training_part, task))
+
+
+def in_study(config: TrainConfig, task: str) -> TrainConfig:
+    """A run's configuration, on the study's task instead of that outside."""
+    register_worlds()
+    return replace(config, env=replace(config.env, task=name_of(task)))
 
 
 def training_part(task: str) -> Task:
@@ -90,25 +98,39 @@ def accuracy(network: nn.Module, task: Task, test: Examples) -> float:
     return 100 * right.float().mean().item()
 
 
-class TestedAtTheEnd(Transform):
-    """Tests every network in the last step of its episode, before its row starts over.
+class LookedAtAtTheEnd(Transform):
+    """Tests every network in the last step of its episode, and notes what has grown.
 
     Args:
         world: with the networks.
-        test: what network and row have to answer to, in percent.
+        test: what a network has to answer to, in percent; None for formulas.
 
     Attributes:
-        accuracy: float32 ``[N]``, of each row's latest episode.
+        accuracy: of each row's latest episode, ``[N]``; with formulas that of the validation.
+        grown: of each row's latest episode, what is fossilized in each slot, in words.
+        planted: epoch of the latest planting in each slot, −1 for none, ``[N, S]``.
     """
 
-    __test__ = False  # no test of pytest's
-
-    def __init__(self, world: MorphogenesisEnv, test: Callable[[nn.Module], float]) -> None:
+    def __init__(self, world: MorphogenesisEnv, test: Callable[[nn.Module], float] | None) -> None:
         super().__init__()
         self.world, self.test = world, test
         self.accuracy: Tensor = torch.full((world.num_envs,), torch.nan)
+        self.grown = [""] * world.num_envs
+        self.planted: Tensor = torch.full((world.num_envs, world.num_slots), -1)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        for row in next_tensordict["done"].squeeze(-1).nonzero().flatten().tolist():
-            self.accuracy[row] = self.test(self.world.network(row))
+        metrics = next_tensordict["metrics"]
+        before = tensordict["metrics", "epoch"]
+        self.planted[(before == 0).squeeze(-1)] = -1
+        rows = (metrics["executed_op"] == Op.GERMINATE).nonzero().flatten()
+        self.planted[rows, tensordict["action", "slot"][rows]] = before[rows, 0]
+        ending = next_tensordict["done"].squeeze(-1).nonzero().flatten()
+        self.accuracy[ending] = metrics["val_accuracy"][ending, 0]
+        for row in ending.tolist():
+            stays = metrics["stage"][row] == Stage.FOSSILIZED
+            kinds = next_tensordict["blueprint_indices"][row].where(stays, -1).tolist()
+            names = self.world.population.blueprints
+            self.grown[row] = ", ".join("–" if kind < 0 else names[kind] for kind in kinds)
+            if self.test is not None:
+                self.accuracy[row] = self.test(self.world.network(row))
         return next_tensordict

@@ -1,0 +1,243 @@
+"""Tables of docs/study.md: each stands between two comments of that page, and is made anew."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.study.settings import GROWERS, TUNING, chosen_factor, read_runs, settings
+from benchmarks.study.statistics import (
+    difference,
+    earned,
+    improvement,
+    late,
+    matters,
+    mean_of_training,
+    middle,
+    on_scale,
+    scale,
+    scores,
+    together,
+    verdict,
+)
+from envs.actions import Op
+from esper_rl.report.comparison import Interval
+from esper_rl.runs.atomic_write import write_atomically
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "study.md"
+
+Rows = list[tuple[str, ...]]
+
+
+def table(head: tuple[str, ...], rows: Rows) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(found: Interval | None, form: str = ".2f") -> str:
+    """A number and its interval."""
+    if found is None:
+        return "–"
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+
+
+def tuning() -> str:
+    """What each learning rate earned on the tuning seeds."""
+    content = settings()["tuning"]
+    rows: Rows = []
+    for task in content["tasks"]:
+        for policy in content["policies"]:
+            cells = []
+            for factor in content["lr"]:
+                runs = read_runs(TUNING, task, f"{policy} {factor:g}")
+                returns = [
+                    f"{run['players']['sampled']['returns']:.2f}, "
+                    f"{run['players']['greedy']['returns']:.2f}"
+                    for run in runs.values()
+                ]
+                cells.append("; ".join(returns))
+            try:
+                chosen = f"{chosen_factor(task, policy):g}"
+            except LookupError:
+                chosen = ""
+            rows.append((f"`{task}`", policy.upper(), *cells, chosen))
+    factors = (f"{factor:g} times: sampled, greedy" for factor in content["lr"])
+    return table(("task", "policy", *factors, "chosen"), rows)
+
+
+MEASURES: dict[str, tuple[str, Callable, str]] = {
+    "sampled": ("return, sampled", earned("sampled"), ".2f"),
+    "greedy": ("return, greedy", earned("greedy"), ".2f"),
+    "training": ("mean return of the training", mean_of_training("return"), ".2f"),
+    "test": ("test accuracy, sampled, %", earned("sampled", "test_accuracy"), ".1f"),
+}
+
+
+def curves() -> str:
+    """V1 and V2 on every task, by every measure."""
+    rows: Rows = []
+    for name, measure, form in MEASURES.values():
+        pairs = []
+        for task in settings()["hosts"]:
+            v1, v2 = (scores("policies", task, policy, measure) for policy in ("v1", "v2"))
+            if not len(v1) or not len(v2):
+                continue
+            apart = difference(v2, v1)
+            scaled = None if form == ".1f" else on_scale(task, apart)
+            ends = scale(task)
+            if scaled is not None and ends is not None:
+                pairs.append((v2 / (ends[1] - ends[0]), v1 / (ends[1] - ends[0])))
+            rows.append(
+                (
+                    name, f"`{task}`", str(len(v2)), shown(middle(v1), form),
+                    shown(middle(v2), form), shown(apart, form), shown(scaled),
+                    shown(improvement(v2, v1)), verdict(scaled),
+                )
+            )  # fmt: skip
+        if len(pairs) > 1:
+            all_of_them = together(pairs)
+            cells = ("", "", "", shown(all_of_them), "", verdict(all_of_them))
+            rows.append((name, "all", *cells))
+    head = (
+        "measure", "task", "seeds", "V1", "V2", "V2 − V1", "on the scale",
+        "probability of improvement", "V2",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def pairs_of(names: Sequence[tuple[str, str]], form: str = ".2f") -> str:
+    """Metrics late in the training, of V1 and V2 on every task."""
+    rows: Rows = []
+    for task in settings()["hosts"]:
+        for text, name in names:
+            v1, v2 = (scores("policies", task, policy, late(name)) for policy in ("v1", "v2"))
+            if len(v1) and len(v2):
+                cells = (shown(middle(v1), form), shown(middle(v2), form))
+                rows.append((f"`{task}`", text, *cells, shown(difference(v2, v1), form)))
+    return table(("task", "metric", "V1", "V2", "V2 − V1"), rows)
+
+
+def variance() -> str:
+    """Explained variance, and the spread of the value's errors by op."""
+    names = [
+        ("explained variance", "explained_variance"),
+        ("the same, of the rollout's baseline", "explained_variance_soft"),
+        *((f"variance of errors, {op.name}", f"op_residual_variance/{op.name}") for op in Op),
+    ]
+    return pairs_of(names)
+
+
+def blueprints() -> str:
+    """Entropy of the blueprint head in the steps that plant."""
+    return pairs_of(
+        [
+            ("blueprint entropy in steps that plant, nats", "relevant_entropy/blueprint"),
+            ("share of its largest", "relevant_normalized_entropy/blueprint"),
+        ]
+    )
+
+
+def credit() -> str:
+    """Hindsight credit late in the training."""
+    return pairs_of(
+        [
+            ("credited helpers a step", "hindsight/rate"),
+            ("median credit", "hindsight/credit_p50"),
+            ("median delay, epochs", "hindsight/delay_p50"),
+        ],
+        ".3f",
+    )
+
+
+def watching() -> str:
+    """What greedy policies lose when they can't see their own host."""
+    rows: Rows = []
+    for task in settings()["hosts"]:
+        for policy in ("v1", "v2"):
+            own = scores("policies", task, policy, earned("greedy"))
+            if not len(own):
+                continue
+            others = (
+                scores("policies", task, policy, earned(name))
+                for name in ("shuffled", "replayed", "no feedback")
+            )
+            lost = (shown(middle(own - other)) for other in others)
+            rows.append((f"`{task}`", policy.upper(), shown(middle(own)), *lost))
+    head = (
+        "task", "policy", "return, greedy", "less with another host's observations",
+        "less with another host's actions", "less without action feedback",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def changes(part: str) -> str:
+    """Variants of V2 beside V2, on the same seeds."""
+    content = settings()["parts"][part]
+    rows: Rows = []
+    for task, seeds in content["seeds"].items():
+        for variant in content["variants"]:
+            cells = []
+            for player in MODES:
+                own = scores("policies", task, "v2", earned(player))[:seeds]
+                other = scores(part, task, variant, earned(player))
+                if not len(own) or not len(other):
+                    break
+                apart = difference(other, own)
+                scaled = on_scale(task, apart)
+                cells += [shown(middle(other)), shown(apart), matters(scaled)]
+            else:
+                explained = shown(middle(scores(part, task, variant, late("explained_variance"))))
+                rows.append((f"`{task}`", variant, str(len(other)), *cells, explained))
+    head = (
+        "task", "V2 but for", "seeds", "sampled", "less V2", "matters", "greedy", "less V2",
+        "matters", "explained variance",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def growers() -> str:
+    """Growers that aren't trained, beside the policies."""
+    content = settings()[GROWERS]
+    rows: Rows = []
+    for task, names in content["tasks"].items():
+        players = [(GROWERS, name, name) for name in names]
+        players += [("policies", policy, mode) for policy in ("v1", "v2") for mode in MODES]
+        for part, variant, player in players:
+            measured = [scores(part, task, variant, earned(player, name)) for name in PLAYED]
+            if len(measured[0]):
+                who = variant if part == GROWERS else f"{variant.upper()}, {player}"
+                cells = zip(measured, PLAYED.values(), strict=True)
+                rows.append((f"`{task}`", who, *(shown(middle(x), form) for x, form in cells)))
+    return table(("task", "who grows", "return", "test accuracy, %", "seeds' parameters"), rows)
+
+
+MODES = ("sampled", "greedy")
+PLAYED = {"returns": ".2f", "test_accuracy": ".1f", "seed_params": ".0f"}
+"""What is shown of episodes, and how."""
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "tuning": tuning,
+    "curves": curves,
+    "credit": credit,
+    "variance": variance,
+    "blueprints": blueprints,
+    "watching": watching,
+    "changes": lambda: changes("changes"),
+    "options": lambda: changes("options"),
+    "growers": growers,
+}
+"""By the name in the page's comments."""
+
+
+def write_page() -> None:
+    """Put every table into its place; comments without a table of that name are refused."""
+    text = PAGE.read_text()
+
+    def replaced(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- table: {name} -->\n{BLOCKS[name]()}\n<!-- end -->"
+
+    made = re.sub(r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->", replaced, text, flags=re.DOTALL)
+    write_atomically(PAGE, made.encode())

@@ -1,0 +1,146 @@
+"""The study's settings, statistics and tables, and what its episodes note."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchrl.envs import TransformedEnv
+
+from benchmarks.study import page
+from benchmarks.study import settings as study
+from benchmarks.study.settings import Job, chosen_factor, compose, grower_jobs, jobs_of, tuning_jobs
+from benchmarks.study.statistics import difference, matters, verdict
+from benchmarks.study.worlds import LookedAtAtTheEnd, accuracy, held_out, training_part
+from envs import ArrayTask, MorphogenesisEnv, make_task
+from esper_rl.evaluation import evaluate
+from esper_rl.evaluation.schedule_search import schedule_policy
+from esper_rl.report.comparison import Interval
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def a_run(returns: float, players: Sequence[str] = ("sampled", "greedy")) -> dict[str, Any]:
+    played = {"returns": returns, "test_accuracy": 50.0, "seed_params": 10.0}
+    curve = {"steps": [1.0, 2.0], "return": [0.0, returns], "explained_variance": [None, 0.5]}
+    return {"players": dict.fromkeys(players, played), "curve": curve}
+
+
+def tune(better: float) -> None:
+    for job in tuning_jobs():
+        factor = float(job.variant.split()[1])
+        job.save(a_run(1.0 - abs(factor - better) + 0.01 * (job.variant[1] == "2")))
+
+
+def test_every_variant_is_a_run() -> None:
+    for content in study.settings()["parts"].values():
+        for changes in content["variants"].values():
+            for task in content["seeds"]:
+                assert compose(task, tuple(changes), 0).workers == 1
+
+
+def test_the_learning_rate_is_the_one_that_earned_most() -> None:
+    with pytest.raises(LookupError, match="'tuning' first"):
+        chosen_factor("digits", "v1")
+    tune(better=2.0)
+    assert chosen_factor("pydoc", "v2") == 2.0
+    job = next(jobs_of("policies", "pydoc"))
+    assert job.config.ppo.lr == pytest.approx(2 * compose("pydoc", (), 0).ppo.lr)
+    assert job.config.policy.hidden_size == 128  # V1 first
+
+
+def test_results_are_kept_by_seed() -> None:
+    first, second = (Job("policies", "digits", "v2", (), seed, ()) for seed in (101, 100))
+    first.save(a_run(1.0))
+    second.save(a_run(2.0))
+    assert list(first.runs) == ["100", "101"]
+    assert study.read_runs("policies", "digits", "v2")["101"]["curve"]["return"] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("interval", "says", "counts"),
+    [
+        (Interval(0.2, 0.1, 0.3), "exceeds", "yes"),
+        (Interval(0.02, 0.01, 0.03), "exceeds", "no"),
+        (Interval(0.0, -0.04, 0.04), "matches", "no"),
+        (Interval(0.0, -0.2, 0.2), "undecided", "no"),
+        (Interval(-0.2, -0.3, -0.06), "fails", "yes"),
+        (Interval(0.1, float("nan"), float("nan")), "", ""),
+    ],
+)
+def test_what_counts(interval: Interval, says: str, counts: str) -> None:
+    assert verdict(interval) == says
+    assert matters(interval) == counts
+
+
+def test_differences_are_of_interquartile_means() -> None:
+    one = np.array([0.0, 1.0, 1.0, 100.0])
+    assert difference(one, np.array([0.5, 0.5, 0.5, 0.5])).value == pytest.approx(0.5)
+
+
+def test_tables_are_made_of_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune(better=1.0)
+    for number, job in enumerate(jobs_of("policies", "scaffold")):
+        job.save(a_run(1.0 + 0.01 * number + (job.variant == "v2"), job.players))
+    document = folder / "page.md"
+    document.write_text("before\n<!-- table: curves -->\nbefore now\n<!-- end -->\nafter\n")
+    monkeypatch.setattr(page, "PAGE", document)
+    page.write_page()
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "before now" not in text
+    rows = [line for line in text.splitlines() if "`scaffold`" in line]
+    assert len(rows) == 4
+    assert "exceeds" in rows[0]
+    for make in page.BLOCKS.values():
+        assert make().startswith("|")
+
+
+def test_searches_are_repeated_and_others_not() -> None:
+    jobs = [job for job in grower_jobs() if job.task == "digits"]
+    assert sum(job.variant == "wait" for job in jobs) == 1
+    assert (
+        sum(job.variant == "best schedule" for job in jobs) == study.settings()["growers"]["seeds"]
+    )
+
+
+def test_what_is_held_out_is_no_part_of_the_task() -> None:
+    task, test, whole = training_part("digits"), held_out("digits"), make_task("digits")
+    assert isinstance(task, ArrayTask)
+    assert isinstance(whole, ArrayTask)
+    assert test is not None
+    together = torch.cat((task.train.inputs, test.inputs)).flatten(1)
+    assert together.shape[0] == len(whole.train.inputs)
+    assert torch.equal(together.sort(0)[0], whole.train.inputs.flatten(1).sort(0)[0])
+    assert torch.equal(task.validation.inputs, whole.validation.inputs)
+
+
+def test_what_an_episode_has_grown_is_noted_and_tested() -> None:
+    task, test = training_part("digits"), held_out("digits")
+    assert isinstance(task, ArrayTask)
+    assert test is not None
+    env = MorphogenesisEnv(replace(task, max_epochs=12), num_envs=2, seed=0)
+    networks = []
+
+    def ask(network: torch.nn.Module) -> float:
+        networks.append(network)
+        return accuracy(network, task, test)
+
+    seen = LookedAtAtTheEnd(env, ask)
+    world = TransformedEnv(env, seen)
+    policy = schedule_policy([((1, "norm", 2),), ()], env)
+    evaluate(policy, world, 2)
+    assert seen.grown == ["–, norm, –", "–, –, –"]
+    assert seen.planted.tolist() == [[-1, 2, -1], [-1, -1, -1]]
+    right = networks[0](test.inputs).argmax(1) == test.targets
+    assert seen.accuracy[0].item() == pytest.approx(100 * right.float().mean().item())
