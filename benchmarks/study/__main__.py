@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from benchmarks.seeds import Run
+from benchmarks.study.advantages import measure_advantages
 from benchmarks.study.growers import grow
+from benchmarks.study.mixture import train_on_all
 from benchmarks.study.page import write_page
 from benchmarks.study.runs import measure_missing, train_and_play
 from benchmarks.study.scratch import measure_scratch
 from benchmarks.study.settings import (
+    ADVANTAGES,
     GROWERS,
+    MIXTURE,
     TUNING,
     Job,
+    advantage_jobs,
     grower_jobs,
     jobs_of,
+    mixture_jobs,
     settings,
     tuning_jobs,
 )
@@ -35,23 +42,22 @@ OTHERS: dict[str, Callable[[list[str]], None]] = {
 }
 """Parts that aren't made of runs, by name: each takes the tasks."""
 
-
-def find_jobs(part: str) -> tuple[Iterator[Job], Callable[[Job], Run]]:
-    """All runs of a part, and what measures one."""
-    if part == TUNING:
-        return tuning_jobs(), train_and_play
-    if part == GROWERS:
-        return grower_jobs(), grow
-    tasks = settings()["parts"][part]["seeds"]
-    return (job for task in tasks for job in jobs_of(part, task)), train_and_play
+JOBS: dict[str, tuple[Callable[[], Iterator[Job]], Callable[[Job], Run]]] = {
+    TUNING: (tuning_jobs, train_and_play),
+    GROWERS: (grower_jobs, grow),
+    MIXTURE: (mixture_jobs, train_on_all),
+    ADVANTAGES: (advantage_jobs, measure_advantages),
+    **{part: (partial(jobs_of, part), train_and_play) for part in settings()["parts"]},
+}
+"""By part: its runs, and what measures one."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts, tasks = settings()["parts"], list(settings()["hosts"])
-    parser.add_argument("part", choices=[TUNING, GROWERS, *parts, *OTHERS])
+    tasks = list(settings()["hosts"])
+    parser.add_argument("part", choices=[*JOBS, *OTHERS])
     parser.add_argument(
         "--only", nargs="+", metavar="TASK", choices=tasks, default=tasks, help="these tasks"
     )
@@ -63,8 +69,8 @@ def main() -> None:
     if args.part in OTHERS:
         OTHERS[args.part](args.only)
         return
-    jobs, measure = find_jobs(args.part)
-    wanted = (job for job in jobs if job.task in args.only)
+    jobs, measure = JOBS[args.part]
+    wanted = (job for job in jobs() if job.task in (*args.only, MIXTURE))
     missing = measure_missing(wanted, measure, args.at_once, args.minutes)
     print(f"{missing} runs are left" if missing else "all runs are there")
 

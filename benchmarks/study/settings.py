@@ -16,7 +16,7 @@ from esper_rl.config import TrainConfig, compose_config
 from esper_rl.runs.atomic_write import write_atomically
 
 FOLDER = RESULTS / "study"
-TUNING, GROWERS = "tuning", "growers"
+TUNING, GROWERS, MIXTURE, ADVANTAGES = "tuning", "growers", "mixture", "advantages"
 
 
 @cache
@@ -126,11 +126,30 @@ def grower_jobs() -> Iterator[Job]:
                     yield Job(GROWERS, task, grower, (), seed, (grower,))
 
 
-def jobs_of(part: str, task: str) -> Iterator[Job]:
-    """The runs of a part on a task, seed by seed, so that a part that is cut short compares."""
-    content = settings()["parts"][part]
+def mixture_jobs() -> Iterator[Job]:
+    """Policies that learn from several tasks."""
     first = settings()["first_seed"]
-    for seed in range(first, first + content["seeds"][task]):
+    for seed in range(first, first + settings()[MIXTURE]["seeds"]):
+        yield Job(MIXTURE, MIXTURE, "one for all", (), seed, ())
+
+
+def advantage_jobs() -> Iterator[Job]:
+    """Policies whose advantages are held against the truth."""
+    content, first = settings()[ADVANTAGES], settings()["first_seed"]
+    for seed in range(first, first + content["seeds"]):
+        for variant, changes in content["variants"].items():
+            yield Job(ADVANTAGES, "scaffold", variant, tuple(changes), seed, ())
+
+
+def jobs_of(part: str) -> Iterator[Job]:
+    """The runs of a part, seed by seed, so that one that is cut short compares what it has."""
+    content, first = settings()["parts"][part], settings()["first_seed"]
+    for task, seeds in content["seeds"].items():
+        yield from _of_task(part, content, task, range(first, first + seeds))
+
+
+def _of_task(part: str, content: dict[str, Any], task: str, seeds: range) -> Iterator[Job]:
+    for seed in seeds:
         for variant, changes in content["variants"].items():
             policy = "v1" if "policy=v1" in changes else "v2"
             tuned = (*changes, learning_rate(task, chosen_factor(task, policy)))

@@ -1,0 +1,76 @@
+"""One controller for all: a policy that learns from hosts of several tasks in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torchrl.envs import Compose, TransformedEnv
+
+from benchmarks.seeds import Run
+from benchmarks.study.runs import Tested
+from benchmarks.study.settings import Job, compose, settings
+from benchmarks.study.worlds import in_study
+from envs.actions import CAUSAL_RELEVANCE
+from esper_rl.config import TrainConfig, make_env
+from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
+from esper_rl.policy import ActorCritic, make_actor_critic
+from esper_rl.ppo import PPO
+from esper_rl.training.collection import make_collector
+
+TASKS = ("digits", "digits_varied", "mnist1d")
+"""All with three slots and the names of convolutional blueprints."""
+
+LEADER = "digits_varied"
+"""Task whose policy and settings of PPO the learner has, but for the world."""
+
+MODES: tuple[Mode, ...] = ("sampled", "greedy")
+
+
+def in_turns(lengths: Sequence[int]) -> Iterator[int]:
+    """Numbers of the sequences, each as often as it is long, evenly spread.
+
+    Examples:
+        >>> list(in_turns([1, 3]))
+        [1, 0, 1, 1]
+    """
+    places = [((i + 0.5) / length, n) for n, length in enumerate(lengths) for i in range(length)]
+    return (number for _, number in sorted(places))
+
+
+def train_on_all(job: Job) -> Run:
+    """Train on as many steps of each task as its specialist has, and play each task's hosts."""
+    torch.set_num_threads(1)
+    torch.manual_seed(job.seed)
+    configs = [in_study(compose(task, (), job.seed), task) for task in TASKS]
+    learner = configs[TASKS.index(LEADER)]
+    actor_critic = make_actor_critic(learner.policy, make_env(learner, seed=job.seed))
+    ppo = PPO(actor_critic, CAUSAL_RELEVANCE, learner.ppo)
+    collectors = [make_collector(config, actor_critic) for config in configs]
+    batches = [iter(collector) for collector in collectors]
+    turns = list(in_turns([config.iterations for config in configs]))
+    for done, number in enumerate(turns):
+        ppo.update(next(batches[number]), progress=done / len(turns))
+        for collector in collectors:
+            collector.update_policy_weights_()
+    for collector in collectors:
+        collector.shutdown()
+    return {
+        "players": {
+            f"{task}, {mode}": play(task, config, actor_critic, mode)
+            for task, config in zip(TASKS, configs, strict=True)
+            for mode in MODES
+        }
+    }
+
+
+def play(task: str, config: TrainConfig, actor_critic: ActorCritic, mode: Mode) -> Run:
+    """The policy on a task's study hosts."""
+    hosts = settings()["hosts"][task]
+    env = make_env(config, num_envs=hosts, seed=EVALUATION_SEED)
+    world = TransformedEnv(env, Compose(*actor_critic.transforms()))
+    tested = Tested(task, world)
+    torch.manual_seed(EVALUATION_SEED)
+    gamma = config.ppo.gamma
+    return tested.play(partial(evaluate, actor_critic.actor, world, hosts, mode, gamma))
