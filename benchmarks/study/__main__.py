@@ -3,8 +3,9 @@
     python -m benchmarks.study PART [--only TASK ...] [--minutes 110]
 
 Measures the runs of a part that aren't there yet, two beside each other, and begins none after so
-many minutes: the same words go on. The part "page" writes the tables of docs/study.md, which is the
-protocol; settings.yaml has its numbers, benchmarks/results/study/ a file for each task and variant.
+many minutes: the same words go on. The part "page" makes pictures, and tables of docs/study.md,
+which is the protocol; settings.yaml has its numbers, benchmarks/results/study/ a file for each task
+and variant.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from benchmarks.study.advantages import measure_advantages
 from benchmarks.study.growers import grow
 from benchmarks.study.mixture import train_on_all
 from benchmarks.study.page import write_page
+from benchmarks.study.pictures import draw_all
 from benchmarks.study.runs import measure_missing, train_and_play
 from benchmarks.study.scratch import measure_scratch
 from benchmarks.study.settings import (
@@ -35,10 +37,17 @@ from benchmarks.study.settings import (
 )
 from benchmarks.study.speed import measure_speed
 
+
+def make_page() -> None:
+    """Draw the pictures, and write the tables, of all results that there are."""
+    draw_all()
+    write_page()
+
+
 OTHERS: dict[str, Callable[[list[str]], None]] = {
     "scratch": measure_scratch,
     "speed": measure_speed,
-    "page": lambda tasks: write_page(),
+    "page": lambda tasks: make_page(),
 }
 """Parts that aren't made of runs, by name: each takes the tasks."""
 

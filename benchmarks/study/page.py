@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.study.settings import GROWERS, TUNING, chosen_factor, read_runs, settings
 from benchmarks.study.statistics import (
+    Measure,
     difference,
     earned,
     improvement,
@@ -22,6 +23,7 @@ from benchmarks.study.statistics import (
     verdict,
 )
 from envs.actions import Op
+from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
 from esper_rl.report.comparison import Interval
 from esper_rl.runs.atomic_write import write_atomically
 
@@ -139,15 +141,30 @@ def blueprints() -> str:
 
 
 def credit() -> str:
-    """Hindsight credit late in the training."""
-    return pairs_of(
-        [
-            ("credited helpers a step", "hindsight/rate"),
-            ("median credit", "hindsight/credit_p50"),
-            ("median delay, epochs", "hindsight/delay_p50"),
-        ],
-        ".3f",
-    )
+    """What V1 and V2 make of help on ``scaffold``: greedily played, and late in the training."""
+    measures: dict[str, Measure] = {
+        "part of the gap closed, greedy": _closed("greedy"),
+        "the same, sampled": _closed("sampled"),
+        "hosts on which 0.9 of it is closed": lambda run: run["credit"]["near_best"],
+        "hosts on which help is seen": lambda run: run["credit"]["helped"],
+        "change of the value when it is": lambda run: run["credit"]["jump"],
+        "its changes elsewhere, root mean square": lambda run: run["credit"]["elsewhere"],
+        "credited helpers a step of training": late("hindsight/rate"),
+        "their median credit": late("hindsight/credit_p50"),
+        "its median delay, epochs": late("hindsight/delay_p50"),
+    }
+    rows: Rows = []
+    for name, measure in measures.items():
+        v1, v2 = (scores("policies", "scaffold", policy, measure) for policy in ("v1", "v2"))
+        if len(v1) and len(v2):
+            cells = (middle(v1), middle(v2), difference(v2, v1))
+            rows.append((name, *(shown(each, ".3f") for each in cells)))
+    return table(("measure", "V1", "V2", "V2 − V1"), rows)
+
+
+def _closed(player: str) -> Measure:
+    gap = BEST_PLAN.discounted_return - WAIT_RETURN
+    return lambda run: (run["players"][player]["returns"] - WAIT_RETURN) / gap
 
 
 def watching() -> str:

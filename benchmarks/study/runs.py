@@ -23,6 +23,7 @@ from torchrl.envs import TransformedEnv
 from tqdm import tqdm
 
 from benchmarks.seeds import Run
+from benchmarks.study.credit import watch_credit
 from benchmarks.study.settings import TUNING, Job, settings
 from benchmarks.study.worlds import LookedAtAtTheEnd, accuracy, held_out, in_study
 from envs.actions import BLUEPRINTS
@@ -58,12 +59,13 @@ def train_and_play(job: Job) -> Run:
         arena = Arena(run, settings()["hosts"][job.task], seed=seed)
         tested = Tested(job.task, arena.world)
         players = {name: tested.play(partial(arena.play, PLAYERS[name])) for name in job.players}
-        return {
+        found = {
             "lr": config.ppo.lr,
             "minutes": round(minutes, 2),
             "players": players,
             "curve": learning_curve(run),
         }
+        return found | ({"credit": watch_credit(arena)} if job.task == "scaffold" else {})
 
 
 class Tested:

@@ -22,8 +22,6 @@ FILE = FOLDER / "speed.json"
 TURNS = 6
 """Iterations of each policy; the first one isn't counted."""
 
-PARTS = ("world", "policy", "update")
-
 
 def iterations(task: str, policy: str) -> Iterator[dict[str, float]]:
     """Train, and say how many seconds each part of an iteration took."""
@@ -38,7 +36,12 @@ def iterations(task: str, policy: str) -> Iterator[dict[str, float]]:
         start = perf_counter()
         ppo.update(batch)
         collector.update_policy_weights_()
-        yield dict(zip(PARTS, (world, acting, perf_counter() - start), strict=True))
+        yield {
+            "world": world,
+            "policy": acting,
+            "update": perf_counter() - start,
+            "steps": batch.numel(),
+        }
 
 
 def measure_speed(tasks: list[str]) -> None:
@@ -52,7 +55,7 @@ def measure_speed(tasks: list[str]) -> None:
             for policy, run in runs.items():
                 taken[policy].append(next(run))
         found[task] = {
-            policy: {part: median(each[part] for each in turns[1:]) for part in PARTS}
+            policy: {name: median(each[name] for each in turns[1:]) for name in turns[0]}
             for policy, turns in taken.items()
         }
     write_json(FILE, found)

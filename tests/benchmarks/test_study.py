@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torchrl.envs import TransformedEnv
 
 from benchmarks.study import page
 from benchmarks.study import settings as study
+from benchmarks.study.credit import Watched
 from benchmarks.study.settings import Job, chosen_factor, compose, grower_jobs, jobs_of, tuning_jobs
 from benchmarks.study.statistics import difference, matters, verdict
 from benchmarks.study.worlds import LookedAtAtTheEnd, accuracy, held_out, training_part
 from envs import ArrayTask, MorphogenesisEnv, make_task
+from envs.observation import feature_columns
+from envs.tasks.scaffold import BEST_PLAN
 from esper_rl.evaluation import evaluate
 from esper_rl.evaluation.schedule_search import schedule_policy
 from esper_rl.report.comparison import Interval
@@ -32,7 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def a_run(returns: float, players: Sequence[str] = ("sampled", "greedy")) -> dict[str, Any]:
     played = {"returns": returns, "test_accuracy": 50.0, "seed_params": 10.0}
     curve = {"steps": [1.0, 2.0], "return": [0.0, returns], "explained_variance": [None, 0.5]}
-    return {"players": dict.fromkeys(players, played), "curve": curve}
+    credit = {"near_best": 0.5, "helped": 1.0, "jump": None, "elsewhere": 0.1}
+    return {"players": dict.fromkeys(players, played), "curve": curve, "credit": credit}
 
 
 def tune(better: float) -> None:
@@ -144,3 +150,17 @@ def test_what_an_episode_has_grown_is_noted_and_tested() -> None:
     assert seen.planted.tolist() == [[-1, 2, -1], [-1, -1, -1]]
     right = networks[0](test.inputs).argmax(1) == test.targets
     assert seen.accuracy[0].item() == pytest.approx(100 * right.float().mean().item())
+
+
+def test_the_value_is_watched_where_help_is_seen() -> None:
+    policy = Watched(
+        TensorDictModule(
+            lambda observation: observation.sum(-1, keepdim=True), ["observation"], ["baseline"]
+        )
+    )
+    for shown in (0.0, 0.5):
+        step = TensorDict({"observation": torch.zeros(2, 112)}, [2])
+        step["observation"][1, feature_columns(BEST_PLAN.feature)] = shown
+        policy(step)
+    assert torch.stack(policy.helped).tolist() == [[False, False], [False, True]]
+    assert torch.stack(policy.values).tolist() == [[0.0, 0.0], [0.0, 0.5]]
