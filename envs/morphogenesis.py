@@ -45,19 +45,19 @@ class MorphogenesisEnv(EnvBase):
 
     Keys at reset and under ``next``, for N rows of S slots:
 
-    ========================= ======================= ========================================
-    key                       shape, dtype            meaning
-    ========================= ======================= ========================================
-    ``observation``           [N, 25 + 29·S] float32  features in [−1, 1.5], named by
-                                                      :func:`envs.feature_names`
-    ``blueprint_indices``     [N, S] int64            −1 where no module sits
-    ``last_action_success``   [N, 1] bool             False where the action was refused
-    ``last_action_op``        [N] int64               the op that was chosen
-    ``("action_mask", head)`` bool                    ``op`` [N, 6]; ``slot`` [N, 6, S], for
-                                                      each op; the others [N, choices]
-    ``("metrics", name)``                             unnormalised, for loggers and plots
-    ``("reward_terms", name)`` [N, 1] float32         they sum to ``reward``
-    ========================= ======================= ========================================
+    ========================== ======================= =======================================
+    key                        shape, dtype            meaning
+    ========================== ======================= =======================================
+    ``observation``            [N, 25 + 29·S] float32  features in [−1, 1.5], named by
+                                                       :func:`envs.feature_names`
+    ``blueprint_indices``      [N, S] int64            −1 where no module sits
+    ``last_action_success``    [N, 1] bool             False where the action was refused
+    ``last_action_op``         [N] int64               the op that was chosen
+    ``("action_mask", head)``  bool                    ``op`` [N, 6]; ``slot`` [N, 6, S], for
+                                                       each op; the others [N, choices]
+    ``("metrics", name)``      various                 unnormalised, for loggers and plots
+    ``("reward_terms", name)`` [N, 1] float32          they sum to ``reward``
+    ========================== ======================= =======================================
 
     All of it is explained, name by name, in docs/observation.md.
 
