@@ -51,14 +51,14 @@ OTHERS: dict[str, Callable[[list[str]], None]] = {
 }
 """Parts that aren't made of runs, by name: each takes the tasks."""
 
-JOBS: dict[str, tuple[Callable[[], Iterator[Job]], Callable[[Job], Run]]] = {
+JOBS: dict[str, tuple[Callable[[list[str]], Iterator[Job]], Callable[[Job], Run]]] = {
     TUNING: (tuning_jobs, train_and_play),
     GROWERS: (grower_jobs, grow),
     MIXTURE: (mixture_jobs, train_on_all),
     ADVANTAGES: (advantage_jobs, measure_advantages),
     **{part: (partial(jobs_of, part), train_and_play) for part in settings()["parts"]},
 }
-"""By part: its runs, and what measures one."""
+"""By part: its runs on some tasks, and what measures one."""
 
 
 def main() -> None:
@@ -79,7 +79,10 @@ def main() -> None:
         OTHERS[args.part](args.only)
         return
     jobs, measure = JOBS[args.part]
-    wanted = (job for job in jobs() if job.task in (*args.only, MIXTURE))
+    try:
+        wanted = list(jobs(args.only))
+    except LookupError as error:
+        parser.error(str(error))
     missing = measure_missing(wanted, measure, args.at_once, args.minutes)
     print(f"{missing} runs are left" if missing else "all runs are there")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,10 +86,14 @@ def learning_rate(task: str, factor: float) -> str:
     return f"ppo.lr={compose(task, (), 0).ppo.lr * factor:g}"
 
 
-def tuning_jobs() -> Iterator[Job]:
+def _among(wanted: Collection[str], tasks: Collection[str]) -> list[str]:
+    return [task for task in tasks if task in wanted]
+
+
+def tuning_jobs(tasks: Collection[str]) -> Iterator[Job]:
     """Runs by which each policy's learning rate is chosen on each task."""
     tuning, policies = settings()["tuning"], settings()["parts"]["policies"]["variants"]
-    for task in tuning["tasks"]:
+    for task in _among(tasks, tuning["tasks"]):
         for seed in tuning["seeds"]:
             for policy in tuning["policies"]:
                 for factor in tuning["lr"]:
@@ -116,36 +120,38 @@ def chosen_factor(task: str, policy: str) -> float:
     return max(earned, key=lambda factor: earned[factor])
 
 
-def grower_jobs() -> Iterator[Job]:
+def grower_jobs(tasks: Collection[str]) -> Iterator[Job]:
     """What people would do instead, on every task; a search is repeated with other seeds."""
     content = settings()[GROWERS]
     for seed in range(content["seeds"]):
-        for task, growers in content["tasks"].items():
-            for grower in growers:
+        for task in _among(tasks, content["tasks"]):
+            for grower in content["tasks"][task]:
                 if seed == 0 or grower not in content["once"]:
                     yield Job(GROWERS, task, grower, (), seed, (grower,))
 
 
-def mixture_jobs() -> Iterator[Job]:
-    """Policies that learn from several tasks."""
+def mixture_jobs(tasks: Collection[str]) -> Iterator[Job]:
+    """Policies that learn from several tasks, whichever are asked for."""
     first = settings()["first_seed"]
     for seed in range(first, first + settings()[MIXTURE]["seeds"]):
         yield Job(MIXTURE, MIXTURE, "one for all", (), seed, ())
 
 
-def advantage_jobs() -> Iterator[Job]:
+def advantage_jobs(tasks: Collection[str]) -> Iterator[Job]:
     """Policies whose advantages are held against the truth."""
     content, first = settings()[ADVANTAGES], settings()["first_seed"]
-    for seed in range(first, first + content["seeds"]):
+    seeds = content["seeds"] if "scaffold" in tasks else 0
+    for seed in range(first, first + seeds):
         for variant, changes in content["variants"].items():
             yield Job(ADVANTAGES, "scaffold", variant, tuple(changes), seed, ())
 
 
-def jobs_of(part: str) -> Iterator[Job]:
+def jobs_of(part: str, tasks: Collection[str]) -> Iterator[Job]:
     """The runs of a part, seed by seed, so that one that is cut short compares what it has."""
     content, first = settings()["parts"][part], settings()["first_seed"]
-    for task, seeds in content["seeds"].items():
-        yield from _of_task(part, content, task, range(first, first + seeds))
+    for task in _among(tasks, content["seeds"]):
+        seeds = range(first, first + content["seeds"][task])
+        yield from _of_task(part, content, task, seeds)
 
 
 def _of_task(part: str, content: dict[str, Any], task: str, seeds: range) -> Iterator[Job]:
