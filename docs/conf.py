@@ -8,7 +8,7 @@ copyright = "the authors of esper-rl"
 version = release = version_of("esper-rl")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -18,6 +18,12 @@ exclude_patterns = ["_build"]
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
+nb_execution_mode = "cache"
+nb_execution_cache_path = "_build/executed"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_output_stderr = "remove"
+nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
