@@ -10,7 +10,7 @@ from torchrl.envs import Compose, TransformedEnv
 
 from benchmarks.seeds import Run
 from benchmarks.study.runs import Tested
-from benchmarks.study.settings import Job, compose, settings
+from benchmarks.study.settings import MIXTURE, Job, compose, settings
 from benchmarks.study.worlds import in_study
 from envs.actions import CAUSAL_RELEVANCE
 from esper_rl.config import TrainConfig, make_env
@@ -18,12 +18,6 @@ from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
 from esper_rl.policy import ActorCritic, make_actor_critic
 from esper_rl.ppo import PPO
 from esper_rl.training.collection import make_collector
-
-TASKS = ("digits", "digits_varied", "mnist1d")
-"""All with three slots and the names of convolutional blueprints."""
-
-LEADER = "digits_varied"
-"""Task whose policy and settings of PPO the learner has, but for the world."""
 
 MODES: tuple[Mode, ...] = ("sampled", "greedy")
 
@@ -43,8 +37,10 @@ def train_on_all(job: Job) -> Run:
     """Train on as many steps of each task as its specialist has, and play each task's hosts."""
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)
-    configs = [in_study(compose(task, (), job.seed), task) for task in TASKS]
-    learner = configs[TASKS.index(LEADER)]
+    content = settings()[MIXTURE]
+    tasks, leader = content["tasks"], content["leader"]
+    configs = [in_study(compose(task, (), job.seed), task) for task in tasks]
+    learner = in_study(compose(leader, job.changes, job.seed), leader)
     actor_critic = make_actor_critic(learner.policy, make_env(learner, seed=job.seed))
     ppo = PPO(actor_critic, CAUSAL_RELEVANCE, learner.ppo)
     collectors = [make_collector(config, actor_critic) for config in configs]
@@ -59,7 +55,7 @@ def train_on_all(job: Job) -> Run:
     return {
         "players": {
             f"{task}, {mode}": play(task, config, actor_critic, mode)
-            for task, config in zip(TASKS, configs, strict=True)
+            for task, config in zip(tasks, configs, strict=True)
             for mode in MODES
         }
     }

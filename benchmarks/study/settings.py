@@ -120,6 +120,11 @@ def chosen_factor(task: str, policy: str) -> float:
     return max(earned, key=lambda factor: earned[factor])
 
 
+def tuned(task: str, policy: str) -> str:
+    """The setting of a policy's learning rate on a task; LookupError as above."""
+    return learning_rate(task, chosen_factor(task, policy))
+
+
 def grower_jobs(tasks: Collection[str]) -> Iterator[Job]:
     """What people would do instead, on every task; a search is repeated with other seeds."""
     content = settings()[GROWERS]
@@ -132,9 +137,10 @@ def grower_jobs(tasks: Collection[str]) -> Iterator[Job]:
 
 def mixture_jobs(tasks: Collection[str]) -> Iterator[Job]:
     """Policies that learn from several tasks, whichever are asked for."""
-    first = settings()["first_seed"]
-    for seed in range(first, first + settings()[MIXTURE]["seeds"]):
-        yield Job(MIXTURE, MIXTURE, "one for all", (), seed, ())
+    content, first = settings()[MIXTURE], settings()["first_seed"]
+    changes = (tuned(content["leader"], "v2"),)
+    for seed in range(first, first + content["seeds"]):
+        yield Job(MIXTURE, MIXTURE, "one for all", changes, seed, ())
 
 
 def advantage_jobs(tasks: Collection[str]) -> Iterator[Job]:
@@ -143,7 +149,8 @@ def advantage_jobs(tasks: Collection[str]) -> Iterator[Job]:
     seeds = content["seeds"] if "scaffold" in tasks else 0
     for seed in range(first, first + seeds):
         for variant, changes in content["variants"].items():
-            yield Job(ADVANTAGES, "scaffold", variant, tuple(changes), seed, ())
+            changed = (*changes, tuned("scaffold", "v2"))
+            yield Job(ADVANTAGES, "scaffold", variant, changed, seed, ())
 
 
 def jobs_of(part: str, tasks: Collection[str]) -> Iterator[Job]:
@@ -158,6 +165,6 @@ def _of_task(part: str, content: dict[str, Any], task: str, seeds: range) -> Ite
     for seed in seeds:
         for variant, changes in content["variants"].items():
             policy = "v1" if "policy=v1" in changes else "v2"
-            tuned = (*changes, learning_rate(task, chosen_factor(task, policy)))
+            changed = (*changes, tuned(task, policy))
             also = content.get("also", {}).get(f"{task}, {variant}", [])
-            yield Job(part, task, variant, tuned, seed, (*content["players"], *also))
+            yield Job(part, task, variant, changed, seed, (*content["players"], *also))

@@ -17,7 +17,16 @@ from torchrl.envs import TransformedEnv
 from benchmarks.study import page
 from benchmarks.study import settings as study
 from benchmarks.study.credit import Watched
-from benchmarks.study.settings import Job, chosen_factor, compose, grower_jobs, jobs_of, tuning_jobs
+from benchmarks.study.settings import (
+    Job,
+    advantage_jobs,
+    chosen_factor,
+    compose,
+    grower_jobs,
+    jobs_of,
+    mixture_jobs,
+    tuning_jobs,
+)
 from benchmarks.study.statistics import difference, matters, verdict
 from benchmarks.study.worlds import LookedAtAtTheEnd, accuracy, held_out, training_part
 from envs import ArrayTask, MorphogenesisEnv, make_task
@@ -64,6 +73,9 @@ def test_the_learning_rate_is_the_one_that_earned_most() -> None:
     job = next(jobs_of("policies", ["pydoc"]))
     assert job.config.ppo.lr == pytest.approx(2 * compose("pydoc", (), 0).ppo.lr)
     assert job.config.policy.hidden_size == 128  # V1 first
+    (changes,) = {job.changes for job in mixture_jobs(TASKS)}
+    assert changes == (f"ppo.lr={2 * compose('digits_varied', (), 0).ppo.lr:g}",)
+    assert len(list(advantage_jobs(TASKS))) == 12
 
 
 def test_results_are_kept_by_seed() -> None:
