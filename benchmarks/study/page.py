@@ -103,7 +103,7 @@ def curves() -> str:
             rows.append((name, "all", *cells))
     head = (
         "measure", "task", "seeds", "V1", "V2", "V2 − V1", "on the scale",
-        "probability of improvement", "V2",
+        "probability of improvement", "verdict",
     )  # fmt: skip
     return table(head, rows)
 

@@ -36,28 +36,30 @@ def draw_curves() -> None:
     tasks = [task for task in settings()["hosts"] if read_runs("policies", task, "v2")]
     if not tasks:
         return
+    rows = 2 if SPEED.exists() else 1
     figure, axes = plt.subplots(
-        2, len(tasks), figsize=(3.2 * len(tasks), 5.4), squeeze=False, layout="constrained"
-    )
-    for task, (by_steps, by_time) in zip(tasks, axes.T, strict=True):
+        rows, len(tasks), figsize=(3.2 * len(tasks), 2.8 * rows), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for column, task in enumerate(tasks):
         for policy in COLORS:
             curves = [run["curve"] for run in read_runs("policies", task, policy).values()]
             if not curves:
                 continue
-            steps = np.array(curves[0]["steps"])
-            _band(by_steps, steps, [curve["return"] for curve in curves], policy)
+            steps, returns = np.array(curves[0]["steps"]), [curve["return"] for curve in curves]
+            _band(axes[0, column], steps, returns, policy)
             seconds = seconds_per_step(task, policy)
             if seconds is not None:
-                minutes = steps * seconds / 60
-                _band(by_time, minutes, [curve["return"] for curve in curves], policy)
-        by_steps.set_title(task, fontsize="medium")
-        count_steps(by_steps)
-        by_time.set_xlabel("minutes on two quiet cores")
-        for axis in (by_steps, by_time):
-            axis.grid(alpha=0.3)
+                _band(axes[1, column], steps * seconds / 60, returns, policy)
+        axes[0, column].set_title(task, fontsize="medium")
+        count_steps(axes[0, column])
+        if rows > 1:
+            axes[1, column].set_xlabel("minutes on two quiet cores")
     for axis in axes[:, 0]:
         axis.set_ylabel("discounted return")
-    legend_below(axes[1, 0], ncols=2)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    legend_below(axes[0, 0], ncols=2)
     figure.savefig(FOLDER / "curves.png", dpi=130)
     plt.close(figure)
 
