@@ -86,6 +86,16 @@ def _in_stage(stage: Stage) -> Formula:
     return lambda v: v.slots.stage == stage
 
 
+def _spread(values: Tensor) -> Tensor:
+    """Standard deviation over time: ``[N, T]`` to ``[N]``.
+
+    Summed column by column: PyTorch's own rounds a row otherwise when there are more of them.
+    """
+    columns, zero = values.unbind(1), torch.zeros_like(values[:, 0])
+    mean = sum(columns, zero) / len(columns)
+    return (sum(((column - mean) ** 2 for column in columns), zero) / len(columns)).sqrt()
+
+
 def _time_to_target(v: View) -> Tensor:
     left = (v.slots.ramp_epochs - v.slots.ramp_done) / max(ALPHA_SPEED_EPOCHS)
     return torch.where(v.slots.alpha_mode == AlphaMode.HOLD, 0.0, left)
@@ -112,9 +122,9 @@ ROW_FEATURES: dict[str, Formula] = {
     "plateau_norm": lambda v: v.history.plateau_epochs.clamp(max=20) / 20,
     "host_stabilized": lambda v: v.history.stabilized,
     "loss_trend": lambda v: v.loss_changes.mean(1).clamp(-2, 2) / 2,
-    "loss_volatility": lambda v: torch.log1p(v.history.losses.std(1, correction=0)) / math.log(3),
+    "loss_volatility": lambda v: torch.log1p(_spread(v.history.losses)) / math.log(3),
     "accuracy_trend": lambda v: v.accuracy_changes.mean(1).clamp(-10, 10) / 10,
-    "accuracy_volatility": lambda v: (v.history.accuracies.std(1, correction=0) / 30).clamp(max=1),
+    "accuracy_volatility": lambda v: (_spread(v.history.accuracies) / 30).clamp(max=1),
     "best_accuracy_norm": lambda v: v.history.best_accuracy / 100,
     "best_loss_norm": lambda v: torch.log1p(v.history.best_loss) / math.log(11),
     "params_utilization": lambda v: (
