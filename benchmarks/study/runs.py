@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks.seeds import Run
 from benchmarks.study.credit import watch_credit
 from benchmarks.study.settings import TUNING, Job, settings
-from benchmarks.study.worlds import LookedAtAtTheEnd, accuracy, held_out, in_study
+from benchmarks.study.worlds import FinalNetworks, accuracy, held_out, in_study
 from envs.actions import BLUEPRINTS
 from esper_rl import train
 from esper_rl.evaluation import EVALUATION_SEED, GREEDY, OPEN_LOOP, SAMPLED, Arena, Player, shuffled
@@ -80,14 +80,14 @@ class Tested:
         base: Any = world.base_env
         test = held_out(task)
         ask = None if test is None else partial(accuracy, task=base.task, test=test)
-        self.at_the_end = LookedAtAtTheEnd(base, ask)
-        world.append_transform(self.at_the_end)
+        self.final = FinalNetworks(base, ask)
+        world.append_transform(self.final)
 
     def play(self, play: Callable[[], Evaluation]) -> Run:
         """Means over the hosts of what is measured of an episode, and ``test_accuracy``; how many
         networks are ``grown`` in which way, and the mean epoch at which slots were ``planted``.
         """
-        found, seen = play(), self.at_the_end
+        found, seen = play(), self.final
         means = {name: values.mean().item() for name, values in vars(found).items()}
         means["test_accuracy"] = seen.accuracy.mean().item()
         epochs = seen.planted.float().where(seen.planted >= 0, torch.nan).nanmean(0).tolist()

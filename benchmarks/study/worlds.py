@@ -98,7 +98,7 @@ def accuracy(network: nn.Module, task: Task, test: Examples) -> float:
     return 100 * right.float().mean().item()
 
 
-class LookedAtAtTheEnd(Transform):
+class FinalNetworks(Transform):
     """Tests every network in the last step of its episode, and notes what has grown.
 
     Args:

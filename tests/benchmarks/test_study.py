@@ -28,7 +28,7 @@ from benchmarks.study.settings import (
     tuning_jobs,
 )
 from benchmarks.study.statistics import difference, matters, verdict
-from benchmarks.study.worlds import LookedAtAtTheEnd, accuracy, held_out, training_part
+from benchmarks.study.worlds import FinalNetworks, accuracy, held_out, training_part
 from envs import ArrayTask, MorphogenesisEnv, make_task
 from envs.observation import feature_columns
 from envs.tasks.scaffold import BEST_PLAN
@@ -156,7 +156,7 @@ def test_what_an_episode_has_grown_is_noted_and_tested() -> None:
         networks.append(network)
         return accuracy(network, task, test)
 
-    seen = LookedAtAtTheEnd(env, ask)
+    seen = FinalNetworks(env, ask)
     world = TransformedEnv(env, seen)
     policy = schedule_policy([((1, "norm", 2),), ()], env)
     evaluate(policy, world, 2)
