@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from benchmarks.scaffold import closed
 from benchmarks.seeds import Run
 from envs.observation import feature_columns
-from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
+from envs.tasks.scaffold import BEST_PLAN
 from esper_rl.evaluation import Arena, evaluate
 from esper_rl.evaluation.controls import learned
 
@@ -53,13 +56,13 @@ def watch_credit(arena: Arena) -> Run:
     watched = Watched(learned(arena))
     gamma = arena.config.ppo.gamma
     played = evaluate(watched, arena.world, arena.episodes, "greedy", gamma)
-    closed = (played.returns - WAIT_RETURN) / (BEST_PLAN.discounted_return - WAIT_RETURN)
+    parts = [closed(earned) for earned in played.returns.tolist()]
     changes = torch.stack(watched.values).diff(dim=0)  # [T − 1, N]
     helped = torch.stack(watched.helped)
     first = helped[1:] & (helped[1:].cumsum(0) == 1) & ~helped[:1]
     jumps = changes[first]
     return {
-        "near_best": (closed >= NEAR).float().mean().item(),
+        "near_best": fmean(part >= NEAR for part in parts),
         "helped": helped.any(0).float().mean().item(),
         "jump": jumps.mean().item() if len(jumps) else None,
         "elsewhere": changes[~first].square().mean().sqrt().item(),

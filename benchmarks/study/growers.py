@@ -15,12 +15,11 @@ from random import Random
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
-from torchrl.envs import TransformedEnv
 
 from benchmarks.seeds import Run
-from benchmarks.study.runs import Tested
+from benchmarks.study.runs import play_hosts
 from benchmarks.study.scores import SCORES, ScoredPolicy
-from benchmarks.study.settings import Job, settings
+from benchmarks.study.settings import Job
 from benchmarks.study.worlds import in_study
 from envs import MorphogenesisEnv
 from envs.networks.layers import DrawnConv
@@ -110,12 +109,8 @@ def triggered(score: str, config: TrainConfig, seed: int) -> Found:
     of_rows = torch.tensor(THRESHOLDS).repeat_interleave(hosts)
     played = evaluate(ScoredPolicy(env, score, of_rows), env, rows, gamma=config.ppo.gamma)
     best = THRESHOLDS[int(played.returns.view(-1, hosts).mean(1).argmax())]
-    make = partial(_scored, score, best)
+    make = partial(ScoredPolicy, score=score, threshold=best)
     return make, f"above {best:g} times", rows * config.episode_steps
-
-
-def _scored(score: str, threshold: float, env: MorphogenesisEnv) -> ScoredPolicy:
-    return ScoredPolicy(env, score, threshold)
 
 
 def each_variants_own(config: TrainConfig, seed: int) -> Found:
@@ -161,11 +156,5 @@ def grow(job: Job) -> Run:
     torch.set_num_threads(1)
     config = in_study(job.config, job.task)
     make, chosen, steps = GROWERS[job.variant](config, job.seed)
-    hosts = settings()["hosts"][job.task]
-    env = make_env(config, num_envs=hosts, seed=EVALUATION_SEED)
-    world = TransformedEnv(env)
-    tested = Tested(job.task, world)
-    policy = make(env)
-    torch.manual_seed(job.seed)
-    played = tested.play(partial(evaluate, policy, world, hosts, gamma=config.ppo.gamma))
+    played = play_hosts(job.task, config, make, job.seed)
     return {"chosen": chosen, "steps": steps, "players": {job.variant: played}}

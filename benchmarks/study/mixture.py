@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
-from torchrl.envs import Compose, TransformedEnv
 
 from benchmarks.seeds import Run
-from benchmarks.study.runs import Tested
+from benchmarks.study.runs import play_hosts
 from benchmarks.study.settings import MIXTURE, Job, compose, settings
 from benchmarks.study.worlds import in_study
 from envs.actions import CAUSAL_RELEVANCE
-from esper_rl.config import TrainConfig, make_env
-from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
-from esper_rl.policy import ActorCritic, make_actor_critic
+from esper_rl.config import make_env
+from esper_rl.evaluation import EVALUATION_SEED, Mode
+from esper_rl.policy import make_actor_critic
 from esper_rl.ppo import PPO
 from esper_rl.training.collection import make_collector
 
@@ -54,19 +52,15 @@ def train_on_all(job: Job) -> Run:
         collector.shutdown()
     return {
         "players": {
-            f"{task}, {mode}": play(task, config, actor_critic, mode)
+            f"{task}, {mode}": play_hosts(
+                task,
+                config,
+                lambda env: actor_critic.actor,
+                EVALUATION_SEED,
+                mode,
+                actor_critic.transforms(),
+            )
             for task, config in zip(tasks, configs, strict=True)
             for mode in MODES
         }
     }
-
-
-def play(task: str, config: TrainConfig, actor_critic: ActorCritic, mode: Mode) -> Run:
-    """The policy on a task's study hosts."""
-    hosts = settings()["hosts"][task]
-    env = make_env(config, num_envs=hosts, seed=EVALUATION_SEED)
-    world = TransformedEnv(env, Compose(*actor_critic.transforms()))
-    tested = Tested(task, world)
-    torch.manual_seed(EVALUATION_SEED)
-    gamma = config.ppo.gamma
-    return tested.play(partial(evaluate, actor_critic.actor, world, hosts, mode, gamma))

@@ -6,24 +6,24 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.scaffold import closed
 from benchmarks.study.settings import GROWERS, TUNING, chosen_factor, read_runs, settings
 from benchmarks.study.statistics import (
     Measure,
     difference,
     earned,
+    gap,
     improvement,
     late,
     matters,
     mean_of_training,
     middle,
     on_scale,
-    scale,
     scores,
     together,
     verdict,
 )
 from envs.actions import Op
-from envs.tasks.scaffold import BEST_PLAN, WAIT_RETURN
 from esper_rl.report.comparison import Interval
 from esper_rl.runs.atomic_write import write_atomically
 
@@ -68,28 +68,28 @@ def tuning() -> str:
     return table(("task", "policy", *factors, "chosen"), rows)
 
 
-MEASURES: dict[str, tuple[str, Callable, str]] = {
-    "sampled": ("return, sampled", earned("sampled"), ".2f"),
-    "greedy": ("return, greedy", earned("greedy"), ".2f"),
-    "training": ("mean return of the training", mean_of_training("return"), ".2f"),
-    "test": ("test accuracy, sampled, %", earned("sampled", "test_accuracy"), ".1f"),
-}
+MEASURES: Sequence[tuple[str, Measure, str]] = (
+    ("return, sampled", earned("sampled"), ".2f"),
+    ("return, greedy", earned("greedy"), ".2f"),
+    ("mean return of the training", mean_of_training("return"), ".2f"),
+    ("test accuracy, sampled, %", earned("sampled", "test_accuracy"), ".1f"),
+)
 
 
 def curves() -> str:
     """V1 and V2 on every task, by every measure."""
     rows: Rows = []
-    for name, measure, form in MEASURES.values():
+    for name, measure, form in MEASURES:
         pairs = []
         for task in settings()["hosts"]:
             v1, v2 = (scores("policies", task, policy, measure) for policy in ("v1", "v2"))
             if not len(v1) or not len(v2):
                 continue
             apart = difference(v2, v1)
-            scaled = None if form == ".1f" else on_scale(task, apart)
-            ends = scale(task)
-            if scaled is not None and ends is not None:
-                pairs.append((v2 / (ends[1] - ends[0]), v1 / (ends[1] - ends[0])))
+            whole = None if form == ".1f" else gap(task)
+            scaled = None if whole is None else on_scale(task, apart)
+            if whole is not None:
+                pairs.append((v2 / whole, v1 / whole))
             rows.append(
                 (
                     name, f"`{task}`", str(len(v2)), shown(middle(v1), form),
@@ -163,8 +163,7 @@ def credit() -> str:
 
 
 def _closed(player: str) -> Measure:
-    gap = BEST_PLAN.discounted_return - WAIT_RETURN
-    return lambda run: (run["players"][player]["returns"] - WAIT_RETURN) / gap
+    return lambda run: closed(run["players"][player]["returns"])
 
 
 def watching() -> str:

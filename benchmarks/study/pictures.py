@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import matplotlib
@@ -12,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.study.settings import FOLDER, read_runs, settings
+from benchmarks.study.settings import FOLDER, read_results, read_runs, settings
 from benchmarks.study.speed import FILE as SPEED
 from benchmarks.study.statistics import LEAST, difference, earned, on_scale, scores
 from esper_rl.figures import count_steps, legend_below
@@ -24,7 +23,7 @@ STYLES = {"v1": "--", "v2": "-"}
 
 def seconds_per_step(task: str, policy: str) -> float | None:
     """Of a quiet machine (the part ``speed``); None where it wasn't measured."""
-    measured = json.loads(SPEED.read_text()) if SPEED.exists() else {}
+    measured = read_results(SPEED)
     if task not in measured:
         return None
     taken = measured[task][policy]

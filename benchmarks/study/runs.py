@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
@@ -19,16 +19,28 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torchrl.envs import TransformedEnv
+from torchrl.envs import Compose, Transform, TransformedEnv
 from tqdm import tqdm
 
 from benchmarks.seeds import Run
 from benchmarks.study.credit import watch_credit
 from benchmarks.study.settings import TUNING, Job, settings
 from benchmarks.study.worlds import FinalNetworks, accuracy, held_out, in_study
+from envs import MorphogenesisEnv
 from envs.actions import BLUEPRINTS
 from esper_rl import train
-from esper_rl.evaluation import EVALUATION_SEED, GREEDY, OPEN_LOOP, SAMPLED, Arena, Player, shuffled
+from esper_rl.config import TrainConfig, make_env
+from esper_rl.evaluation import (
+    EVALUATION_SEED,
+    GREEDY,
+    OPEN_LOOP,
+    SAMPLED,
+    Arena,
+    Mode,
+    Player,
+    evaluate,
+    shuffled,
+)
 from esper_rl.evaluation.controls import blindfolded, learned
 from esper_rl.evaluation.episodes import Evaluation
 from esper_rl.growing.feedback import HIDDEN
@@ -98,6 +110,33 @@ class Tested:
         }
 
 
+def play_hosts(
+    task: str,
+    config: TrainConfig,
+    make: Callable[[MorphogenesisEnv], TensorDictModuleBase],
+    seed: int,
+    mode: Mode = "sampled",
+    transforms: Sequence[Transform] = (),
+) -> Run:
+    """A policy on a task's study hosts.
+
+    Args:
+        task: as the study calls it outside.
+        config: of a run in the study.
+        make: makes the policy, of the world.
+        seed: of the policy's draws.
+        mode: how it takes actions.
+        transforms: that it needs.
+    """
+    hosts = settings()["hosts"][task]
+    env = make_env(config, num_envs=hosts, seed=EVALUATION_SEED)
+    world = TransformedEnv(env, Compose(*transforms))
+    tested = Tested(task, world)
+    policy = make(env)
+    torch.manual_seed(seed)
+    return tested.play(partial(evaluate, policy, world, hosts, mode, config.ppo.gamma))
+
+
 class Forced(TensorDictModuleBase):
     """A policy that has no choice of blueprint.
 
@@ -141,14 +180,8 @@ def learning_curve(run: Path) -> dict[str, list[float | None]]:
     for name, values in columns.items():
         if name.partition("/")[0] in _KEPT:
             parts = np.array_split(np.array(values), min(settings()["points"], len(values)))
-            kept[name] = [_mean(part) for part in parts]
-    kept["steps"] = [_rounded(part) for part in _ends(columns["steps"])]
+            kept[name] = [_rounded(p[-1]) if name == "steps" else _mean(p) for p in parts]
     return kept
-
-
-def _ends(steps: list[float]) -> list[float]:
-    parts = np.array_split(np.array(steps), min(settings()["points"], len(steps)))
-    return [float(part[-1]) for part in parts]
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -82,7 +82,7 @@ SCORES = {"gradient norm": gradient_norm, "natural score": natural_score}
 class ScoredPolicy(TensorDictModuleBase):
     """Plants the seed with the highest score, where it is high enough; advances all at once.
 
-    Reads ``"observation"``, ``("metrics", "epoch")`` and ``("action_mask", head)``, writes
+    Reads ``("metrics", "epoch")`` and ``("action_mask", head)``, writes
     ``("action", head)``, int64 ``[N]``, for every head.
 
     Args:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from benchmarks.seeds import Run, write_json
 from benchmarks.study.runs import CHOOSING_SEED, Tested
-from benchmarks.study.settings import FOLDER, read_runs, settings
-from benchmarks.study.worlds import training_part
+from benchmarks.study.settings import FOLDER, read_results, read_runs, settings
+from benchmarks.study.worlds import NOTHING, training_part
 from benchmarks.transfer import SIGNAL_SEEDS, images, signals
 from envs import ArrayTask, ModuleHost, MorphogenesisEnv
 from envs.networks.blueprints import CONV_BLUEPRINTS
@@ -35,7 +35,6 @@ FILE = FOLDER / "scratch.json"
 LEARNING_RATES = (0.5, 1.0, 2.0, 4.0)
 """Times the task's own."""
 
-NOTHING = "–"
 BACKWARD = 2
 """A backward pass takes about twice the multiply-adds of a forward pass."""
 
@@ -186,9 +185,9 @@ def compare(name: str, seeds: Seeds, planted: Sequence[int]) -> dict[str, Run]:
 
 def measure_scratch(tasks: Sequence[str]) -> None:
     """Of each task's V2 policies the architecture that most networks have in the end."""
-    report: dict[str, dict[str, dict[str, Run]]] = {}
+    report: dict[str, dict[str, dict[str, Run]]] = read_results(FILE)
     for name in tqdm([task for task in tasks if task in CHANNELS], desc="tasks"):
-        report[name] = {}
+        report.setdefault(name, {})
         for run in read_runs("policies", name, "v2").values():
             player = run["players"]["greedy"]
             architecture = next(iter(player["grown"]))

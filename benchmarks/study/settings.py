@@ -68,7 +68,11 @@ def results_file(part: str, task: str, variant: str) -> Path:
 
 
 def read_runs(part: str, task: str, variant: str) -> dict[str, Run]:
-    path = results_file(part, task, variant)
+    return read_results(results_file(part, task, variant))
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a file of results, nothing where it isn't there yet."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -10,7 +10,7 @@ import torch
 from tqdm import trange
 
 from benchmarks.seeds import write_json
-from benchmarks.study.settings import FOLDER, compose, settings
+from benchmarks.study.settings import FOLDER, compose, read_results, settings
 from benchmarks.study.worlds import in_study
 from envs.actions import CAUSAL_RELEVANCE
 from esper_rl.config import make_env
@@ -47,7 +47,7 @@ def iterations(task: str, policy: str) -> Iterator[dict[str, float]]:
 def measure_speed(tasks: list[str]) -> None:
     """Time both policies on the tasks and write medians to the study's results."""
     torch.set_num_threads(2)
-    found = {}
+    found = read_results(FILE)
     for task in tasks:
         runs = {policy: iterations(task, policy) for policy in ("v1", "v2")}
         taken: dict[str, list[dict[str, float]]] = {policy: [] for policy in runs}

@@ -86,10 +86,10 @@ def together(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Interval:
     return interval_of(statistic, *(each for pair in pairs for each in pair))
 
 
-def scale(task: str) -> tuple[float, float] | None:
-    """What waiting earns, and the best schedule or plan that is known; None while that is open."""
+def gap(task: str) -> float | None:
+    """Return between waiting and the best schedule or plan that is known; None while it is open."""
     if task == "scaffold":
-        return WAIT_RETURN, BEST_PLAN.discounted_return
+        return BEST_PLAN.discounted_return - WAIT_RETURN
     waiting = scores(GROWERS, task, "wait", earned("wait"))
     if not len(waiting):
         return None
@@ -97,7 +97,7 @@ def scale(task: str) -> tuple[float, float] | None:
         best = scores(GROWERS, task, "each variant's own", earned("each variant's own"))
     else:
         best = np.concatenate([scores(GROWERS, task, name, earned(name)) for name in SCHEDULES])
-    return (float(waiting[0]), float(best.max())) if len(best) else None
+    return float(best.max() - waiting[0]) if len(best) else None
 
 
 SCHEDULES = ("fixed schedule", "periodic", "hill climbing", "best schedule")
@@ -106,10 +106,8 @@ SCHEDULES = ("fixed schedule", "periodic", "hill climbing", "best schedule")
 
 def on_scale(task: str, interval: Interval) -> Interval | None:
     """A difference of returns as a part of what lies between waiting and the best."""
-    ends = scale(task)
-    if ends is None:
-        return None
-    return Interval(*(each / (ends[1] - ends[0]) for each in interval))
+    whole = gap(task)
+    return None if whole is None else Interval(*(each / whole for each in interval))
 
 
 def verdict(found: Interval | None) -> str:

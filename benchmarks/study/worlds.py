@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from tensordict import TensorDictBase
@@ -20,7 +20,7 @@ from envs.registration import registered_tasks
 from envs.tasks.examples import Examples, hold_out
 from esper_rl.config import TrainConfig
 
-MNIST1D = "mnist1d"
+MNIST1D, NOTHING = "mnist1d", "–"
 _MNIST1D_EXAMPLES, _MNIST1D_VALIDATION = 6000, 1000
 
 
@@ -52,6 +52,7 @@ def held_out(task: str) -> Examples | None:
     return _parts(task)[1]
 
 
+@cache  # an environment asks for its task again, and its test examples for the task's others
 def _parts(task: str) -> tuple[Task, Examples | None]:
     whole = make_mnist1d() if task == MNIST1D else make_task(task)
     if not isinstance(whole, ArrayTask):
@@ -130,7 +131,7 @@ class FinalNetworks(Transform):
             stays = metrics["stage"][row] == Stage.FOSSILIZED
             kinds = next_tensordict["blueprint_indices"][row].where(stays, -1).tolist()
             names = self.world.population.blueprints
-            self.grown[row] = ", ".join("–" if kind < 0 else names[kind] for kind in kinds)
+            self.grown[row] = ", ".join(NOTHING if kind < 0 else names[kind] for kind in kinds)
             if self.test is not None:
                 self.accuracy[row] = self.test(self.world.network(row))
         return next_tensordict
