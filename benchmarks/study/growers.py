@@ -7,7 +7,8 @@ hosts that policies play.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from random import Random
@@ -15,6 +16,7 @@ from random import Random
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
+from torchrl.envs import Transform
 
 from benchmarks.seeds import Run
 from benchmarks.study.runs import play_hosts
@@ -24,7 +26,7 @@ from benchmarks.study.worlds import in_study
 from envs import MorphogenesisEnv
 from envs.networks.layers import DrawnConv
 from esper_rl.config import TrainConfig, make_env
-from esper_rl.evaluation import EVALUATION_SEED, evaluate
+from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
 from esper_rl.evaluation.schedule_search import (
     Schedule,
     best_schedule,
@@ -39,6 +41,7 @@ from esper_rl.growing.baselines import (
     RandomPolicy,
     WaitPolicy,
 )
+from esper_rl.policy import make_actor_critic
 
 PERIODS, STARTS = (5, 10, 15), (0, 5, 10)
 """Epochs between two seeds of a periodic schedule, and before the first."""
@@ -48,12 +51,28 @@ NEIGHBOURS, HOSTS = 7, 4
 
 THRESHOLDS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
-Found = tuple[Callable[[MorphogenesisEnv], TensorDictModuleBase], str, int]
-"""What plays in a world, what it is in words, and the environment steps that the choice took."""
+
+@dataclass(frozen=True)
+class Found:
+    """What was chosen.
+
+    Attributes:
+        make: what plays, of a world.
+        chosen: the same in words.
+        steps: of the environment, that the choice took.
+        mode: how it takes actions.
+        transforms: that it needs.
+    """
+
+    make: Callable[[MorphogenesisEnv], TensorDictModuleBase]
+    chosen: str = ""
+    steps: int = 0
+    mode: Mode = "sampled"
+    transforms: Sequence[Transform] = ()
 
 
 def _of(schedule: Schedule, steps: int) -> Found:
-    return partial(schedule_policy, [schedule]), describe(schedule), steps
+    return Found(partial(schedule_policy, [schedule]), describe(schedule), steps)
 
 
 def searched(config: TrainConfig, seed: int) -> Found:
@@ -110,7 +129,7 @@ def triggered(score: str, config: TrainConfig, seed: int) -> Found:
     played = evaluate(ScoredPolicy(env, score, of_rows), env, rows, gamma=config.ppo.gamma)
     best = THRESHOLDS[int(played.returns.view(-1, hosts).mean(1).argmax())]
     make = partial(ScoredPolicy, score=score, threshold=best)
-    return make, f"above {best:g} times", rows * config.episode_steps
+    return Found(make, f"above {best:g} times", rows * config.episode_steps)
 
 
 def each_variants_own(config: TrainConfig, seed: int) -> Found:
@@ -126,22 +145,31 @@ def each_variants_own(config: TrainConfig, seed: int) -> Found:
         env.set_seed(EVALUATION_SEED)
         return schedule_policy(schedules, env)
 
-    return make, "depthwise at slot 0 from epoch 0 where the first block is 1×1", 0
+    return Found(make, "depthwise at slot 0 from epoch 0 where the first block is 1×1")
 
 
 def _drawn(network: nn.Module) -> Iterator[DrawnConv]:
     return (layer for layer in network.modules() if isinstance(layer, DrawnConv))
 
 
-def _untrained(make: Callable[[], TensorDictModuleBase], config: TrainConfig, seed: int) -> Found:
-    return lambda env: make(), "", 0
+def untrained(mode: Mode, config: TrainConfig, seed: int) -> Found:
+    """The run's policy with the weights that it has before its first update."""
+    torch.manual_seed(seed)
+    made = make_actor_critic(config.policy, make_env(config, num_envs=1, seed=seed))
+    return Found(lambda env: made.actor, mode=mode, transforms=made.transforms())
+
+
+def _given(make: Callable[[], TensorDictModuleBase], config: TrainConfig, seed: int) -> Found:
+    return Found(lambda env: make())
 
 
 GROWERS: dict[str, Callable[[TrainConfig, int], Found]] = {
-    "wait": partial(_untrained, WaitPolicy),
-    "random": partial(_untrained, RandomPolicy),
-    "fixed schedule": partial(_untrained, FixedSchedulePolicy),
-    "heuristic": partial(_untrained, HeuristicPolicy),
+    "wait": partial(_given, WaitPolicy),
+    "random": partial(_given, RandomPolicy),
+    "fixed schedule": partial(_given, FixedSchedulePolicy),
+    "heuristic": partial(_given, HeuristicPolicy),
+    **{f"untrained {policy}": partial(untrained, "sampled") for policy in ("V1", "V2")},
+    **{f"untrained {policy}, greedy": partial(untrained, "greedy") for policy in ("V1", "V2")},
     "periodic": periodic,
     "hill climbing": climbed,
     "best schedule": searched,
@@ -155,6 +183,6 @@ def grow(job: Job) -> Run:
     """Choose, then play the study's hosts; what was chosen, by how many steps, and results."""
     torch.set_num_threads(1)
     config = in_study(job.config, job.task)
-    make, chosen, steps = GROWERS[job.variant](config, job.seed)
-    played = play_hosts(job.task, config, make, job.seed)
-    return {"chosen": chosen, "steps": steps, "players": {job.variant: played}}
+    found = GROWERS[job.variant](config, job.seed)
+    played = play_hosts(job.task, config, found.make, job.seed, found.mode, found.transforms)
+    return {"chosen": found.chosen, "steps": found.steps, "players": {job.variant: played}}

@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.scaffold import closed
-from benchmarks.study.settings import GROWERS, TUNING, chosen_factor, read_runs, settings
+from benchmarks.study.settings import (
+    GROWERS,
+    TUNING,
+    chosen_factor,
+    growers_of,
+    read_runs,
+    settings,
+)
 from benchmarks.study.statistics import (
     Measure,
     difference,
@@ -214,10 +221,9 @@ def changes(part: str) -> str:
 
 def growers() -> str:
     """Growers that aren't trained, beside the policies."""
-    content = settings()[GROWERS]
     rows: Rows = []
-    for task, names in content["tasks"].items():
-        players = [(GROWERS, name, name) for name in names]
+    for task in settings()["hosts"]:
+        players = [(GROWERS, name, name) for name in growers_of(task)]
         players += [("policies", policy, mode) for policy in ("v1", "v2") for mode in MODES]
         for part, variant, player in players:
             measured = [scores(part, task, variant, earned(player, name)) for name in PLAYED]

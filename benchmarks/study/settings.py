@@ -129,14 +129,21 @@ def tuned(task: str, policy: str) -> str:
     return learning_rate(task, chosen_factor(task, policy))
 
 
+def growers_of(task: str) -> list[str]:
+    """Names of those that play a task."""
+    content = settings()[GROWERS]
+    return [*content["everywhere"], *content["also"][task]]
+
+
 def grower_jobs(tasks: Collection[str]) -> Iterator[Job]:
     """What people would do instead, on every task; a search is repeated with other seeds."""
     content = settings()[GROWERS]
     for seed in range(content["seeds"]):
-        for task in _among(tasks, content["tasks"]):
-            for grower in content["tasks"][task]:
+        for task in _among(tasks, content["also"]):
+            for grower in growers_of(task):
                 if seed == 0 or grower not in content["once"]:
-                    yield Job(GROWERS, task, grower, (), seed, (grower,))
+                    changes = tuple(content["changes"].get(grower, ()))
+                    yield Job(GROWERS, task, grower, changes, seed, (grower,))
 
 
 def mixture_jobs(tasks: Collection[str]) -> Iterator[Job]:
