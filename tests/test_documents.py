@@ -36,7 +36,6 @@ def test_there_are_scripts() -> None:
     names = [parameter.values[0] for parameter in SCRIPTS]
     assert names.count("README.md") == 1
     assert names.count("docs/parts.md") == 1
-    assert names.count("docs/tasks.md") == 2
     assert names.count("CONTRIBUTING.md") == 4
 
 

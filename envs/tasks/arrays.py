@@ -52,7 +52,8 @@ class ArrayTask(Task):
         minibatch_size: examples of a minibatch; an epoch's minibatches share none. Default: 64, or
             fewer where the data has no more.
         validation_size: how many of the validation examples are used, the first ones; default: all.
-        optimizer: how parameters follow their gradients.
+        optimizer: how parameters follow their gradients: :class:`envs.batched.optimizers.SGD`
+            (default) or :class:`envs.batched.optimizers.AdamW`.
         topology, num_slots: default: the host's.
         parameter_budget: default: 8 times the host's parameters.
         guessing_loss: default: that of outputs that say nothing: ln C for C classes, for numbers
