@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.scaffold import closed
 from benchmarks.study.settings import (
@@ -45,9 +48,11 @@ def table(head: tuple[str, ...], rows: Rows) -> str:
 
 
 def shown(found: Interval | None, form: str = ".2f") -> str:
-    """A number and its interval."""
+    """A number, and its interval if there is one."""
     if found is None:
         return "–"
+    if math.isnan(found.low):
+        return f"{found.value:{form}}"
     return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
@@ -145,6 +150,27 @@ def blueprints() -> str:
             ("share of its largest", "relevant_normalized_entropy/blueprint"),
         ]
     )
+
+
+def choices() -> str:
+    """What the blueprint head's own choice earns beside the same blueprint everywhere."""
+    rows: Rows = []
+    for part, content in settings()["parts"].items():
+        for who in content.get("also", {}):
+            task, variant = who.split(", ")
+            own = scores(part, task, variant, earned("greedy"))
+            others = [scores(part, task, variant, earned(f"blueprint {name}")) for name in FORCED]
+            if len(own):
+                earn = (shown(middle(each)) for each in (own, *others))
+                share = shown(middle(own / np.max(others, axis=0)))
+                rows.append(
+                    (f"`{task}`", variant.upper() if part == "policies" else variant, *earn, share)
+                )
+    return table(("task", "who", "its own choices", *FORCED, "own choices / best of these"), rows)
+
+
+FORCED = ("depthwise", "conv_light", "conv_heavy")
+"""Blueprints that a policy of ``digits`` is made to plant everywhere."""
 
 
 def credit() -> str:
@@ -245,6 +271,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "credit": credit,
     "variance": variance,
     "blueprints": blueprints,
+    "choices": choices,
     "watching": watching,
     "changes": lambda: changes("changes"),
     "options": lambda: changes("options"),
