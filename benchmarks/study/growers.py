@@ -7,7 +7,7 @@ hosts that policies play.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -24,7 +24,6 @@ from benchmarks.study.scores import SCORES, ScoredPolicy
 from benchmarks.study.settings import Job
 from benchmarks.study.worlds import in_study
 from envs import MorphogenesisEnv
-from envs.networks.layers import DrawnConv
 from esper_rl.config import TrainConfig, make_env
 from esper_rl.evaluation import EVALUATION_SEED, Mode, evaluate
 from esper_rl.evaluation.schedule_search import (
@@ -138,9 +137,9 @@ def each_variants_own(config: TrainConfig, seed: int) -> Found:
     def make(env: MorphogenesisEnv) -> TensorDictModuleBase:
         env.set_seed(EVALUATION_SEED)
         env.reset()
-        first = (next(_drawn(env.network(row))) for row in range(env.num_envs))
+        first = (first_convolution(env.network(row)) for row in range(env.num_envs))
         schedules: list[Schedule] = [
-            () if block.chosen() is block.large else ((0, "depthwise", 0),) for block in first
+            ((0, "depthwise", 0),) if conv.kernel_size == (1, 1) else () for conv in first
         ]
         env.set_seed(EVALUATION_SEED)
         return schedule_policy(schedules, env)
@@ -148,8 +147,8 @@ def each_variants_own(config: TrainConfig, seed: int) -> Found:
     return Found(make, "depthwise at slot 0 from epoch 0 where the first block is 1×1")
 
 
-def _drawn(network: nn.Module) -> Iterator[DrawnConv]:
-    return (layer for layer in network.modules() if isinstance(layer, DrawnConv))
+def first_convolution(network: nn.Module) -> nn.Conv2d:
+    return next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
 
 
 def untrained(mode: Mode, config: TrainConfig, seed: int) -> Found:

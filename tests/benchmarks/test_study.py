@@ -17,6 +17,7 @@ from torchrl.envs import TransformedEnv
 from benchmarks.study import page
 from benchmarks.study import settings as study
 from benchmarks.study.credit import Watched
+from benchmarks.study.growers import each_variants_own, first_convolution
 from benchmarks.study.settings import (
     Job,
     advantage_jobs,
@@ -30,9 +31,10 @@ from benchmarks.study.settings import (
 from benchmarks.study.statistics import difference, matters, verdict
 from benchmarks.study.worlds import FinalNetworks, accuracy, held_out, training_part
 from envs import ArrayTask, MorphogenesisEnv, make_task
+from envs.actions import Stage
 from envs.observation import feature_columns
 from envs.tasks.scaffold import BEST_PLAN
-from esper_rl.evaluation import evaluate
+from esper_rl.evaluation import EVALUATION_SEED, evaluate
 from esper_rl.evaluation.schedule_search import schedule_policy
 from esper_rl.report.comparison import Interval
 
@@ -132,6 +134,15 @@ def test_searches_are_repeated_and_others_not() -> None:
     assert (
         sum(job.variant == "best schedule" for job in jobs) == study.settings()["growers"]["seeds"]
     )
+
+
+def test_each_variant_gets_its_own_schedule() -> None:
+    env = MorphogenesisEnv(training_part("digits_varied"), num_envs=8, seed=EVALUATION_SEED)
+    policy = each_variants_own(compose("digits_varied", (), 0), 0).make(env)
+    planted = env.rollout(12, policy)[:, -1]["next", "metrics", "stage"][:, 0] != Stage.DORMANT
+    kernels = [first_convolution(env.network(row)).kernel_size for row in range(8)]
+    assert planted.tolist() == [size == (1, 1) for size in kernels]
+    assert len(set(kernels)) == 2
 
 
 def test_what_is_held_out_is_no_part_of_the_task() -> None:
