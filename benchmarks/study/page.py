@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,27 +32,20 @@ from benchmarks.study.statistics import (
     together,
     verdict,
 )
+from benchmarks.study.tables import (
+    MODES,
+    Rows,
+    advantages,
+    mixture,
+    scratch,
+    shown,
+    speed,
+    table,
+)
 from envs.actions import Op
-from esper_rl.report.comparison import Interval
 from esper_rl.runs.atomic_write import write_atomically
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "study.md"
-
-Rows = list[tuple[str, ...]]
-
-
-def table(head: tuple[str, ...], rows: Rows) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def shown(found: Interval | None, form: str = ".2f") -> str:
-    """A number, and its interval if there is one."""
-    if found is None:
-        return "–"
-    if math.isnan(found.low):
-        return f"{found.value:{form}}"
-    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
 def tuning() -> str:
@@ -260,7 +252,6 @@ def growers() -> str:
     return table(("task", "who grows", "return", "test accuracy, %", "seeds' parameters"), rows)
 
 
-MODES = ("sampled", "greedy")
 PLAYED = {"returns": ".2f", "test_accuracy": ".1f", "seed_params": ".0f"}
 """What is shown of episodes, and how."""
 
@@ -276,6 +267,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "changes": lambda: changes("changes"),
     "options": lambda: changes("options"),
     "growers": growers,
+    "advantages": advantages,
+    "mixture": mixture,
+    "scratch": scratch,
+    "speed": speed,
 }
 """By the name in the page's comments."""
 
