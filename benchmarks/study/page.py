@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scaffold import closed
+from benchmarks.study.mixture import MODES
 from benchmarks.study.settings import (
     GROWERS,
     TUNING,
@@ -33,7 +34,6 @@ from benchmarks.study.statistics import (
     verdict,
 )
 from benchmarks.study.tables import (
-    MODES,
     Rows,
     advantages,
     mixture,
@@ -146,23 +146,20 @@ def blueprints() -> str:
 
 def choices() -> str:
     """What the blueprint head's own choice earns beside the same blueprint everywhere."""
+    parts = settings()["parts"]
+    forced = parts["policies"]["also"]["digits, v2"]
     rows: Rows = []
-    for part, content in settings()["parts"].items():
+    for part, content in parts.items():
         for who in content.get("also", {}):
             task, variant = who.split(", ")
-            own = scores(part, task, variant, earned("greedy"))
-            others = [scores(part, task, variant, earned(f"blueprint {name}")) for name in FORCED]
+            own, *others = (scores(part, task, variant, earned(p)) for p in ("greedy", *forced))
             if len(own):
+                name = variant.upper() if part == "policies" else variant
                 earn = (shown(middle(each)) for each in (own, *others))
                 share = shown(middle(own / np.max(others, axis=0)))
-                rows.append(
-                    (f"`{task}`", variant.upper() if part == "policies" else variant, *earn, share)
-                )
-    return table(("task", "who", "its own choices", *FORCED, "own choices / best of these"), rows)
-
-
-FORCED = ("depthwise", "conv_light", "conv_heavy")
-"""Blueprints that a policy of ``digits`` is made to plant everywhere."""
+                rows.append((f"`{task}`", name, *earn, share))
+    names = (player.removeprefix("blueprint ") for player in forced)
+    return table(("task", "who", "its own choices", *names, "own choices / best of these"), rows)
 
 
 def credit() -> str:

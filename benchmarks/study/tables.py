@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from operator import itemgetter
 
+from benchmarks.study.mixture import MODES
 from benchmarks.study.scratch import FILE as SCRATCH
 from benchmarks.study.settings import ADVANTAGES, GROWERS, MIXTURE, read_results, settings
 from benchmarks.study.speed import FILE as SPEED
@@ -12,7 +13,6 @@ from benchmarks.study.statistics import earned, middle, scores
 from esper_rl.report.comparison import Interval
 
 Rows = list[tuple[str, ...]]
-MODES = ("sampled", "greedy")
 
 
 def table(head: tuple[str, ...], rows: Rows) -> str:
