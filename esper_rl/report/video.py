@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import imageio
 import torch
+from tensordict import TensorDictBase
 from torchrl.envs.utils import set_exploration_type
 from tqdm import tqdm
 
 from envs.rendering import Picture, draw_network
 from esper_rl.errors import ConfigError
-from esper_rl.evaluation import GREEDY, Arena, Player
+from esper_rl.evaluation import GREEDY, Arena, Mode, Player
 from esper_rl.evaluation.arena import EXPLORATION
 from esper_rl.runs.outputs import check_output
 
@@ -54,21 +56,38 @@ def record_episode(run: str | Path, path: str | Path, player: Player = GREEDY) -
         CheckpointError: when its policy can't be loaded.
     """
     check_video(path)
-    frames: list[Any] = play_frames(run, player)
+    write_frames(path, play_frames(run, player))
+
+
+def write_frames(path: str | Path, frames: Sequence[Picture]) -> None:
+    """Write a GIF or an MP4 of them, 5 a second."""
+    pictures: list[Any] = [*frames]
     if Path(path).suffix.lower() == ".gif":
-        imageio.mimsave(path, frames, duration=1000 / FRAMES_PER_SECOND, loop=0)
+        imageio.mimsave(path, pictures, duration=1000 / FRAMES_PER_SECOND, loop=0)
     else:
-        imageio.mimsave(path, frames, fps=FRAMES_PER_SECOND, macro_block_size=8)
+        imageio.mimsave(path, pictures, fps=FRAMES_PER_SECOND, macro_block_size=8)
+
+
+def play_frames(run: str | Path, player: Player) -> list[Picture]:
+    """Pictures of a player's first episode in a run's world."""
+    arena = Arena(run, episodes=1)
+    return draw_episode(arena.enter(player), arena.world, player.mode)
 
 
 @torch.no_grad()
-def play_frames(run: str | Path, player: Player) -> list[Picture]:
-    """Pictures of an episode, from its reset to its end."""
-    arena = Arena(run, episodes=1)
-    policy, env = arena.enter(player), arena.world
+def draw_episode(
+    policy: Callable[[TensorDictBase], TensorDictBase], env: Any, mode: Mode = "sampled"
+) -> list[Picture]:
+    """Pictures of an episode, from its reset to its end.
+
+    Args:
+        policy: reads the world's TensorDict and writes ``("action", head)``.
+        env: a :class:`envs.MorphogenesisEnv` of one row, with the transforms that the policy needs.
+        mode: how actions are taken.
+    """
     epochs = env.max_epochs
     draw = partial(draw_network, blueprints=env.population.blueprints)
-    with set_exploration_type(EXPLORATION[player.mode]):
+    with set_exploration_type(EXPLORATION[mode]):
         state = env.reset()
         accuracies = [state["metrics", "val_accuracy"].item()]
         frames = [draw(state[0], accuracies, epochs)]
