@@ -18,7 +18,7 @@ from benchmarks.seeds import Run
 from benchmarks.study.advantages import measure_advantages
 from benchmarks.study.growers import grow
 from benchmarks.study.mixture import train_on_all
-from benchmarks.study.page import write_page
+from benchmarks.study.page import write_pages
 from benchmarks.study.pictures import draw_all
 from benchmarks.study.runs import measure_missing, train_and_play
 from benchmarks.study.scratch import measure_scratch
@@ -41,7 +41,7 @@ from benchmarks.study.speed import measure_speed
 def make_page() -> None:
     """Draw the pictures, and write the tables, of all results that there are."""
     draw_all()
-    write_page()
+    write_pages()
 
 
 OTHERS: dict[str, Callable[[list[str]], None]] = {

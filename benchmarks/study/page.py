@@ -1,4 +1,4 @@
-"""Tables of docs/study.md: each stands between two comments of that page, and is made anew."""
+"""Tables of docs/study.md and README.md: each stands between two comments, and is made anew."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import numpy as np
 from benchmarks.scaffold import closed
 from benchmarks.study.mixture import MODES
 from benchmarks.study.settings import (
-    GROWERS,
     TUNING,
     chosen_factor,
-    growers_of,
     read_runs,
     settings,
 )
@@ -42,10 +40,12 @@ from benchmarks.study.tables import (
     speed,
     table,
 )
+from benchmarks.study.worth import break_even, growers, in_short, published
 from envs.actions import Op
 from esper_rl.runs.atomic_write import write_atomically
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "study.md"
+HOME = Path(__file__).parent.parent.parent
+PAGES = (HOME / "docs" / "study.md", HOME / "README.md")
 
 
 def tuning() -> str:
@@ -103,7 +103,7 @@ def curves() -> str:
             )  # fmt: skip
         if len(pairs) > 1:
             all_of_them = together(pairs)
-            cells = ("", "", "", shown(all_of_them), "", verdict(all_of_them))
+            cells = ("", "", "", "", shown(all_of_them), "", verdict(all_of_them))
             rows.append((name, "all", *cells))
     head = (
         "measure", "task", "seeds", "V1", "V2", "V2 − V1", "on the scale",
@@ -169,11 +169,11 @@ def credit() -> str:
         "the same, sampled": _closed("sampled"),
         "hosts on which 0.9 of it is closed": lambda run: run["credit"]["near_best"],
         "hosts on which help is seen": lambda run: run["credit"]["helped"],
-        "change of the value when it is": lambda run: run["credit"]["jump"],
+        "change of the value in the step that shows it": lambda run: run["credit"]["jump"],
         "its changes elsewhere, root mean square": lambda run: run["credit"]["elsewhere"],
         "credited helpers a step of training": late("hindsight/rate"),
         "their median credit": late("hindsight/credit_p50"),
-        "its median delay, epochs": late("hindsight/delay_p50"),
+        "epochs since they left, median (0: they live)": late("hindsight/delay_p50"),
     }
     rows: Rows = []
     for name, measure in measures.items():
@@ -234,25 +234,6 @@ def changes(part: str) -> str:
     return table(head, rows)
 
 
-def growers() -> str:
-    """Growers that aren't trained, beside the policies."""
-    rows: Rows = []
-    for task in settings()["hosts"]:
-        players = [(GROWERS, name, name) for name in growers_of(task)]
-        players += [("policies", policy, mode) for policy in ("v1", "v2") for mode in MODES]
-        for part, variant, player in players:
-            measured = [scores(part, task, variant, earned(player, name)) for name in PLAYED]
-            if len(measured[0]):
-                who = variant if part == GROWERS else f"{variant.upper()}, {player}"
-                cells = zip(measured, PLAYED.values(), strict=True)
-                rows.append((f"`{task}`", who, *(shown(middle(x), form) for x, form in cells)))
-    return table(("task", "who grows", "return", "test accuracy, %", "seeds' parameters"), rows)
-
-
-PLAYED = {"returns": ".2f", "test_accuracy": ".1f", "seed_params": ".0f"}
-"""What is shown of episodes, and how."""
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     "tuning": tuning,
     "curves": curves,
@@ -264,6 +245,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "changes": lambda: changes("changes"),
     "options": lambda: changes("options"),
     "growers": growers,
+    "in short": in_short,
+    "break-even": break_even,
+    "published": published,
     "advantages": advantages,
     "mixture": mixture,
     "scratch": scratch,
@@ -272,13 +256,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
 """By the name in the page's comments."""
 
 
-def write_page() -> None:
+def write_pages() -> None:
     """Put every table into its place; comments without a table of that name are refused."""
-    text = PAGE.read_text()
 
     def replaced(found: re.Match[str]) -> str:
         name = found[1]
         return f"<!-- table: {name} -->\n{BLOCKS[name]()}\n<!-- end -->"
 
-    made = re.sub(r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->", replaced, text, flags=re.DOTALL)
-    write_atomically(PAGE, made.encode())
+    place = re.compile(r"<!-- table: ([\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
+    for page in PAGES:
+        write_atomically(page, place.sub(replaced, page.read_text()).encode())

@@ -90,14 +90,22 @@ def gap(task: str) -> float | None:
     """Return between waiting and the best schedule or plan that is known; None while it is open."""
     if task == "scaffold":
         return BEST_PLAN.discounted_return - WAIT_RETURN
-    waiting = scores(GROWERS, task, "wait", earned("wait"))
-    if not len(waiting):
+    waits = waiting(task)
+    if waits is None:
         return None
     if task == "digits_varied":
         best = scores(GROWERS, task, "each variant's own", earned("each variant's own"))
     else:
         best = np.concatenate([scores(GROWERS, task, name, earned(name)) for name in SCHEDULES])
-    return float(best.max() - waiting[0]) if len(best) else None
+    return float(best.max() - waits) if len(best) else None
+
+
+def waiting(task: str) -> float | None:
+    """Return of always waiting; None while it is open."""
+    if task == "scaffold":
+        return WAIT_RETURN
+    found = scores(GROWERS, task, "wait", earned("wait"))
+    return float(found[0]) if len(found) else None
 
 
 SCHEDULES = ("fixed schedule", "periodic", "hill climbing", "best schedule")
@@ -108,6 +116,14 @@ def on_scale(task: str, interval: Interval) -> Interval | None:
     """A difference of returns as a part of what lies between waiting and the best."""
     whole = gap(task)
     return None if whole is None else Interval(*(each / whole for each in interval))
+
+
+def since_waiting(task: str, interval: Interval) -> Interval | None:
+    """Returns as parts of what lies between waiting and the best."""
+    waits = waiting(task)
+    if waits is None:
+        return None
+    return on_scale(task, Interval(*(each - waits for each in interval)))
 
 
 def verdict(found: Interval | None) -> str:

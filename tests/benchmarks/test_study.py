@@ -30,6 +30,7 @@ from benchmarks.study.settings import (
 )
 from benchmarks.study.statistics import difference, matters, verdict
 from benchmarks.study.worlds import FinalNetworks, accuracy, held_out, training_part
+from benchmarks.study.worth import ahead, paid_after
 from envs import ArrayTask, MorphogenesisEnv, make_task
 from envs.actions import Stage
 from envs.observation import feature_columns
@@ -115,8 +116,8 @@ def test_tables_are_made_of_results(folder: Path, monkeypatch: pytest.MonkeyPatc
         job.save(a_run(1.0 + 0.01 * number + (job.variant == "v2"), job.players))
     document = folder / "page.md"
     document.write_text("before\n<!-- table: curves -->\nbefore now\n<!-- end -->\nafter\n")
-    monkeypatch.setattr(page, "PAGE", document)
-    page.write_page()
+    monkeypatch.setattr(page, "PAGES", [document])
+    page.write_pages()
     text = document.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -126,6 +127,30 @@ def test_tables_are_made_of_results(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert "exceeds" in rows[0]
     for make in page.BLOCKS.values():
         assert make().startswith("|")
+
+
+@pytest.mark.parametrize(
+    ("gain", "says"),
+    [
+        (Interval(0.1, 0.05, 0.2), "8,000 [4,000, 16,000]"),
+        (Interval(0.1, -0.1, 0.2), "8,000 [4,000, never]"),
+        (Interval(-0.1, -0.2, 0.2), "[4,000, never]"),
+        (Interval(-0.1, -0.2, -0.05), "never"),
+        (None, ""),
+    ],
+)
+def test_a_training_has_paid_after_as_many_networks_as_its_gain_needs(
+    gain: Interval | None, says: str
+) -> None:
+    assert paid_after(800, gain) == says
+
+
+def test_a_player_that_draws_nothing_is_known_exactly() -> None:
+    learned = np.array([1.0, 2.0, 2.0, 3.0])
+    apart = ahead(learned, np.array([1.5]))
+    assert apart.value == pytest.approx(0.5)
+    assert apart.low < 0.5 < apart.high
+    assert ahead(learned, np.array([1.5, 1.5])) == apart
 
 
 def test_searches_are_repeated_and_others_not() -> None:
