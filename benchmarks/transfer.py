@@ -373,9 +373,6 @@ def main() -> None:
     )
     args, path, found = open_study(parser, "transfer", "hosts")
     runs = {f"seed {seed}": args.runs / f"digits_{seed}" for seed in range(args.seeds)}
-    for seed, run in enumerate(tqdm(runs.values(), "training", unit="run")):
-        if not (run / "checkpoint.pt").exists():
-            train_seed(seed, [], run)
     players = [*OTHERS, *runs]
     missing = [
         (problem, player)
@@ -383,6 +380,10 @@ def main() -> None:
         for player in players
         if player not in found.get(problem, {})
     ]
+    wanted = {player for _, player in missing}
+    for seed, (player, run) in enumerate(tqdm(runs.items(), "training", unit="run")):
+        if player in wanted and not (run / "checkpoint.pt").exists():
+            train_seed(seed, [], run)
     with get_context("spawn").Pool(2) as pool:
         for problem, player in tqdm(missing, "networks", unit="player"):
             who = str(runs.get(player, player))
