@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +84,17 @@ def observe(module: nn.Module, example: Tensor) -> Behaviour:
     finally:
         torch.set_rng_state(state)
     return Behaviour(frozenset(changed), draws)
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards each of its submodules is in training or in evaluation as it was."""
+    modes = [(each, each.training) for each in module.modules()]
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
 
 
 def run_on(module: nn.Module, examples: Tensor) -> Any:

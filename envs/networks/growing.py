@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from envs.batched.modes import Mode
 from envs.checks import check_integer, check_number
-from envs.networks.behaviour import examples_like, run_on
+from envs.networks.behaviour import examples_like, modes_kept, run_on
 from envs.networks.blueprints import Blueprint
 from envs.networks.cutting import check_same, split_at
 from envs.networks.layers import zero
@@ -183,15 +183,15 @@ class GrowingNetwork(nn.Module):
                     "after which seeds can be planted and an input [1, …]"
                 )
             mode = host.training
-            self.pieces = nn.ModuleList(split_at(host, slots))
             examples = examples_like(example, 2).to(example.device)  # one is too few for some
-            whole = run_on(host.eval(), examples)
-            with torch.no_grad():
-                *at_slots, in_pieces = _features(self.pieces, examples)
-            check_same(whole, in_pieces)
-            self.offer = find_offer([h[:1] for h in at_slots], blueprints, channel_dim)
-            host.train(mode)
-            self.train(mode)
+            with modes_kept(host):
+                self.pieces = nn.ModuleList(split_at(host, slots))
+                whole = run_on(host.eval(), examples)
+                with torch.no_grad():
+                    *at_slots, in_pieces = _features(self.pieces, examples)
+                check_same(whole, in_pieces)
+                self.offer = find_offer([h[:1] for h in at_slots], blueprints, channel_dim)
+                self.train(mode)
         elif isinstance(host, Sequence) and all(isinstance(each, nn.Module) for each in host):
             self.pieces = nn.ModuleList(host)
         else:

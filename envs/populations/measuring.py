@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.networks.behaviour import modes_kept
 from envs.networks.growing import Blend, GrowingNetwork
 
 Measure = Callable[[], tuple[float, float]]
@@ -57,7 +58,6 @@ def measure(
         ValueError: for a score that isn't from 0 to 100.
     """
     device = next(network.parameters()).device
-    modes = [(module, module.training) for module in network.modules()]
     alphas = {id(each.alpha) for each in network.slots if isinstance(each, Blend)}
     everything = (*network.parameters(), *network.buffers())
     kept = [tensor for tensor in everything if id(tensor) not in alphas]
@@ -74,21 +74,17 @@ def measure(
         return mean(_numbers(given))
 
     start = _generators(device)
-    try:
-        with torch.no_grad():
-            loss, score = measured(validate)
-            after, whole, lost = _generators(device), score, list[float]()
-            if sets and compare is not None:
-                _set_generators(start, device)
-                _, whole = measured(compare)
-            for slots in sets:
-                _set_generators(start, device)
-                with network.without(slots):
-                    lost.append(whole - measured(compare or validate)[1])
-            _set_generators(after, device)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with modes_kept(network), torch.no_grad():
+        loss, score = measured(validate)
+        after, whole, lost = _generators(device), score, list[float]()
+        if sets and compare is not None:
+            _set_generators(start, device)
+            _, whole = measured(compare)
+        for slots in sets:
+            _set_generators(start, device)
+            with network.without(slots):
+                lost.append(whole - measured(compare or validate)[1])
+        _set_generators(after, device)
     return loss, score, lost
 
 

@@ -306,6 +306,25 @@ def test_a_network_shares_its_parameters_with_the_module_it_is_made_of() -> None
     torch.testing.assert_close(network(IMAGES), module(IMAGES))
 
 
+@pytest.mark.parametrize("slot", ["0.0", "no such submodule"])
+def test_submodules_stay_in_training_or_evaluation_as_they_are(slot: str) -> None:
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)),
+        nn.Dropout(),
+        nn.Flatten(),
+        nn.Linear(256, 3),
+    )
+    model[0][1].eval()  # frozen statistics
+    before = {name: module.training for name, module in model.named_modules()}
+    try:
+        GrowingNetwork(model, [slot], IMAGES[:1])
+    except ValueError:
+        assert slot == "no such submodule"
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert model.training
+    assert not model[0][1].training
+
+
 def test_slots_without_effect_for_a_while() -> None:
     network = GrowingNetwork(Chain(), slots=["0", "1"], example=IMAGES[:1]).eval()
     network.plant(0, nn.Conv2d(8, 8, 3, padding=1), Mode.ADD, alpha=0.5)
