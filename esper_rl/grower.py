@@ -329,16 +329,17 @@ class Grower:
         It loads network and optimizer as well. Whoever keeps them apart loads them afterwards.
 
         Raises:
-            ValueError: if it is of a grower with other options, or of another network; nothing is
-                changed then.
+            ValueError: if it is of a grower with other options, or of another network or optimizer;
+                nothing is changed then.
         """
         check_options(self._options(), state["options"])
-        self._live.load_state_dict(state["network"])
-        self.state = self._applied = None
+        go_on, loaded, applied = self._live.ready(state["network"]), None, None
         if state["state"] is not None:
-            self.state = self._blank()
-            self.state.load_state_dict(state["state"])
-            self._applied = Applied(**cloned(dict(state["applied"])))
+            loaded = self._blank()
+            loaded.load_state_dict(state["state"])
+            applied = Applied(**cloned(dict(state["applied"])))
+        go_on()
+        self.state, self._applied = loaded, applied
         if isinstance(self.policy, RunPolicy):
             self.policy.memory = [part.clone() for part in state["memory"]]
         self.history = [GrowthStep.of_dict(step) for step in state["history"]]

@@ -7,7 +7,8 @@ large gradients are is seen by a hook.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -264,11 +265,14 @@ class LiveNetwork:
             "steps": self.steps,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there.
+    def ready(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Check what :meth:`state_dict` gave; nothing is changed before what is returned is called.
+
+        Returns:
+            Goes on from there.
 
         Raises:
-            ValueError: if the network differs from the one that was saved; nothing is changed then.
+            ValueError: if the network or its optimizer differs from the one that was saved.
         """
         pieces, own = state["pieces"], self.network.pieces.state_dict()
         shapes, theirs = ({k: v.shape for k, v in each.items()} for each in (own, pieces))
@@ -289,12 +293,28 @@ class LiveNetwork:
             except RuntimeError as error:
                 raise ValueError(f"state must be of seeds like those here: {error}") from None
             planted[slot] = blueprint, blend
+        runs = {int(slot) for slot, seed in state["planted"].items() if seed["runs"]}
+        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        for slot, each in enumerate(planted):
+            seed = list(each[1].parameters()) if each is not None and slot in runs else []
+            sizes[self.first_group + slot] = len(seed)
+        saved = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+        if saved != sizes:
+            raise ValueError(
+                f"state must be of an optimizer like this one, whose groups have {sizes} "
+                f"parameters, got one with {saved}"
+            )
+        return partial(self._go_on, state, planted, runs)
+
+    def _go_on(
+        self, state: Mapping[str, Any], planted: list[tuple[str, Blend] | None], runs: set[int]
+    ) -> None:
         for slot, each in enumerate(planted):
             self.remove(slot)
-            if each is not None and state["planted"][str(slot)]["runs"]:
+            if each is not None and slot in runs:
                 self._run(slot, each[1])
         self.planted = planted
-        self.network.pieces.load_state_dict(pieces)
+        self.network.pieces.load_state_dict(state["pieces"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._saved = cloned(dict(state["saved"]))
         self.stages = [Stage(stage) for stage in state["stages"]]

@@ -72,8 +72,8 @@ class LivePopulation:
         return {str(row): each.state_dict() for row, each in enumerate(self.networks)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for row, each in enumerate(self.networks):
-            each.load_state_dict(state[str(row)])
+        for go_on in [each.ready(state[str(row)]) for row, each in enumerate(self.networks)]:
+            go_on()
 
     def reset_hosts(self, rows: Tensor, keys: Tensor) -> None:
         raise NotImplementedError("networks in training aren't made anew")

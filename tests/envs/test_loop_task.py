@@ -93,6 +93,19 @@ def test_it_goes_on_bitwise_in_mid_episode() -> None:
         assert after[0]["reward"].equal(after[1]["reward"])
 
 
+def test_a_state_with_one_bad_row_changes_no_row() -> None:
+    one, other = make_env(3), make_env(3)
+    one.rollout(5, RandomPolicy())
+    saved = one.state_dict()
+    saved["_extra_state"]["networks"]["2"]["pieces"].popitem()
+    before = [other.network(row).state_dict() for row in range(3)]
+    with pytest.raises(ValueError, match="network like this one"):
+        other.load_state_dict(saved)
+    for row in range(3):
+        now = other.network(row).state_dict()
+        assert all(now[name].equal(values) for name, values in before[row].items())
+
+
 def test_a_row_that_is_reset_leaves_the_others_as_they_are() -> None:
     env = make_env(3)
     env.rollout(4, RandomPolicy())

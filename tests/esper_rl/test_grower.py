@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -281,3 +282,34 @@ def test_a_state_of_another_loop_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ValueError, match=r"network like this one, but '0\.0\.weight' differs"):
         loop.grower.load_state_dict(state)
     assert all(before[key].equal(value) for key, value in weights_of(loop).items())
+
+
+def test_a_state_that_fits_in_part_changes_nothing() -> None:
+    """Whatever of it doesn't fit, and whatever is loaded before that."""
+    saved = OwnLoop(busy(0), 9, seed=1)
+    for epoch in range(6):
+        saved.epoch(epoch)
+    state = saved.grower.state_dict()
+
+    def damaged(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        copied = copy.deepcopy(state)
+        change(copied)
+        return copied
+
+    def in_two_groups(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+        first, *others = params
+        return SGD([{"params": [first]}, {"params": others}])
+
+    loop, split = OwnLoop(busy(0), 9), OwnLoop(busy(0), 9, in_two_groups)
+    for into, given in (
+        (split, state),
+        (loop, damaged(lambda each: each["state"].pop("key"))),
+        (loop, damaged(lambda each: each["network"]["pieces"].popitem())),
+    ):
+        before, groups = weights_of(into), copy.deepcopy(into.optimizer.state_dict())
+        with pytest.raises(ValueError, match="state"):
+            into.grower.load_state_dict(given)
+        assert into.grower.history == []
+        assert into.optimizer.state_dict() == groups
+        after = weights_of(into)
+        assert all(before[key].equal(value) for key, value in after.items())
