@@ -47,7 +47,8 @@ class PPOConfig:
     policy doesn't wait there for ever.
     """
 
-    lr: float = option(5e-4, "learning rate of Adam")
+    lr: float = option(5e-4, "learning rate of Adam, in the first iteration")
+    anneal_lr: bool = option(False, "multiply lr by 1 - progress")
     gamma: float = option(0.995, "discount per epoch, above 0 and at most 1")
     lmbda: float = option(0.9, "decay of generalised advantage estimation, in [0, 1]")
     clip_epsilon: float = option(0.2, "the ratio is clipped to 1 ± this")
@@ -149,7 +150,7 @@ class PPO:
         Args:
             batch: steps ``[..., N, T]`` of the policy as it is, with all that the actor has
                 written; not changed. A collector of several workers may stack them in front.
-            progress: share of the training that is over, in [0, 1], for ``anneal_entropy``.
+            progress: share of the training that is over, in [0, 1], for what is annealed.
 
         Returns:
             Means over the steps of the optimizer of all that the loss writes, of the gradient's
@@ -157,7 +158,7 @@ class PPO:
             what is about a certain op or head leaves out the steps that have none, and is nan when
             there was none at all. What is about the value (:data:`VALUE_METRICS`) is that of the
             whole rollout before the first step; its means over the steps, which fit the value to
-            these very targets, are called ``NAME_fitted``. And ``entropy_coeff``.
+            these very targets, are called ``NAME_fitted``. And ``entropy_coeff`` and ``lr``.
 
         Raises:
             FloatingPointError: when a loss or gradient isn't finite, whose step isn't taken; when
@@ -179,6 +180,10 @@ class PPO:
             coefficient *= (1 - progress) ** 2
         self.loss.entropy_coeff.fill_(coefficient)
 
+        lr = config.lr * (1 - progress) if config.anneal_lr else config.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
         with torch.no_grad(), self._autocast():
             before = self.loss(steps)
         taken = []
@@ -186,7 +191,7 @@ class PPO:
             order = torch.randperm(len(steps))
             for rows in order.tensor_split(config.minibatches):
                 taken.append(self._step(steps[rows]))
-        return average_metrics(before, taken) | {"entropy_coeff": coefficient}
+        return average_metrics(before, taken) | {"entropy_coeff": coefficient, "lr": lr}
 
     def _step(self, minibatch: TensorDictBase) -> TensorDictBase:
         """One step of the optimizer; all that the loss has written, and gradient norms."""

@@ -368,7 +368,7 @@ def test_the_defaults_are_written_down() -> None:
     text = (files("esper_rl.config") / "conf" / "defaults.yaml").read_text(encoding="utf-8")
     assert text == dump_config(TrainConfig())
     assert load_config(text) == TrainConfig()
-    assert "  # learning rate of Adam\n  lr: 0.0005\n" in text
+    assert "  # learning rate of Adam, in the first iteration\n  lr: 0.0005\n" in text
 
 
 def test_several_values_have_names_of_their_own() -> None:

@@ -44,9 +44,11 @@ def assert_same(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
     assert all(a.equal(b) for a, b in zip(mine, theirs, strict=True))
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.75])
-def test_an_update_is_this(progress: float) -> None:
-    config = PPOConfig(epochs=3, minibatches=4, lr=1e-2)
+@pytest.mark.parametrize(
+    ("progress", "anneal_lr", "lr"), [(0.0, True, 1e-2), (0.75, False, 1e-2), (0.75, True, 2.5e-3)]
+)
+def test_an_update_is_this(progress: float, anneal_lr: bool, lr: float) -> None:
+    config = PPOConfig(epochs=3, minibatches=4, lr=1e-2, anneal_lr=anneal_lr)
     ac, other = fresh(), fresh()
     batch = rollout(ac)
     torch.manual_seed(2)
@@ -64,7 +66,7 @@ def test_an_update_is_this(progress: float) -> None:
         entropy_coeff=coefficient,
         normalize_entropy=True,
     )
-    optimizer = torch.optim.Adam(other.network.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(other.network.parameters(), lr=lr)
     steps = compute_advantages(batch.clone(), other, gamma=0.995, lmbda=0.9)
     norms, values = [], []
     for _ in range(3):
@@ -79,6 +81,7 @@ def test_an_update_is_this(progress: float) -> None:
     assert metrics["grad_norm"] == pytest.approx(sum(norms) / 12)
     assert metrics["loss_critic"] == pytest.approx(sum(values) / 12)
     assert metrics["entropy_coeff"] == pytest.approx(coefficient)
+    assert metrics["lr"] == pytest.approx(lr)
 
 
 def test_rows_of_workers_that_are_stacked_are_rows() -> None:
