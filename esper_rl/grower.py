@@ -338,11 +338,11 @@ class Grower:
             loaded = self._blank()
             loaded.load_state_dict(state["state"])
             applied = Applied(**cloned(dict(state["applied"])))
+        history = [GrowthStep.of_dict(step) for step in state["history"]]
         go_on()
-        self.state, self._applied = loaded, applied
+        self.state, self._applied, self.history = loaded, applied, history
         if isinstance(self.policy, RunPolicy):
             self.policy.memory = [part.clone() for part in state["memory"]]
-        self.history = [GrowthStep.of_dict(step) for step in state["history"]]
 
     def _options(self) -> dict[str, Any]:
         """By name, all that decides how growth goes on and isn't in the state: plain values."""
