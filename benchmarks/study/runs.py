@@ -208,7 +208,7 @@ def measure_missing(
     Returns:
         How many are missing still.
     """
-    missing = [job for job in jobs if str(job.seed) not in job.runs]
+    missing = [job for job in jobs if not job.is_measured]
     ends = time.perf_counter() + 60 * minutes
     waiting = iter(missing)
     running: dict[Future[Run], Job] = {}

@@ -49,6 +49,11 @@ class Job:
         """What is known of the variant's runs, by training seed."""
         return read_runs(self.part, self.task, self.variant)
 
+    @property
+    def is_measured(self) -> bool:
+        """Is the run's result there?"""
+        return str(self.seed) in self.runs
+
     def save(self, run: Run) -> None:
         """Write what was measured to the file of the variant's runs, a line for each of them."""
         path = results_file(self.part, self.task, self.variant)

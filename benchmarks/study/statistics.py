@@ -94,9 +94,9 @@ def gap(task: str) -> float | None:
     if waits is None:
         return None
     if task == "digits_varied":
-        best = scores(GROWERS, task, "each variant's own", earned("each variant's own"))
+        best = grower_returns(task, "each variant's own")
     else:
-        best = np.concatenate([scores(GROWERS, task, name, earned(name)) for name in SCHEDULES])
+        best = np.concatenate([grower_returns(task, name) for name in SCHEDULES])
     return float(best.max() - waits) if len(best) else None
 
 
@@ -104,8 +104,13 @@ def waiting(task: str) -> float | None:
     """Return of always waiting; None while it is open."""
     if task == "scaffold":
         return WAIT_RETURN
-    found = scores(GROWERS, task, "wait", earned("wait"))
+    found = grower_returns(task, "wait")
     return float(found[0]) if len(found) else None
+
+
+def grower_returns(task: str, name: str) -> np.ndarray:
+    """What a grower without a policy earns, one number for each time that it was chosen."""
+    return scores(GROWERS, task, name, earned(name))
 
 
 SCHEDULES = ("fixed schedule", "periodic", "hill climbing", "best schedule")

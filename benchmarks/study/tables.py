@@ -7,9 +7,9 @@ from operator import itemgetter
 
 from benchmarks.study.mixture import MODES
 from benchmarks.study.scratch import FILE as SCRATCH
-from benchmarks.study.settings import ADVANTAGES, GROWERS, MIXTURE, read_results, settings
+from benchmarks.study.settings import ADVANTAGES, MIXTURE, read_results, settings
 from benchmarks.study.speed import FILE as SPEED
-from benchmarks.study.statistics import earned, middle, scores
+from benchmarks.study.statistics import earned, grower_returns, middle, scores
 from esper_rl.report.comparison import Interval
 
 Rows = list[tuple[str, ...]]
@@ -50,9 +50,9 @@ def mixture() -> str:
         for mode in MODES:
             one = scores(MIXTURE, MIXTURE, "one for all", earned(f"{task}, {mode}"))
             own = scores("policies", task, "v2", earned(mode))
-            waiting = scores(GROWERS, task, "wait", earned("wait"))
+            wait = grower_returns(task, "wait")
             if len(one):
-                cells = (shown(middle(each)) if len(each) else "–" for each in (one, own, waiting))
+                cells = (shown(middle(each)) if len(each) else "–" for each in (one, own, wait))
                 rows.append((f"`{task}`", mode, *cells))
     return table(("task", "mode", "one for all", "its own policies", "waiting"), rows)
 

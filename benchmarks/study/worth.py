@@ -9,10 +9,12 @@ from operator import itemgetter
 import numpy as np
 
 from benchmarks.study.mixture import MODES
-from benchmarks.study.settings import GROWERS, compose, growers_of, read_runs, settings
+from benchmarks.study.scratch import size
+from benchmarks.study.settings import GROWERS, compose, grower_jobs, growers_of, read_runs, settings
 from benchmarks.study.statistics import (
     difference,
     earned,
+    grower_returns,
     middle,
     on_scale,
     scores,
@@ -48,11 +50,10 @@ def growers() -> str:
 
 def complete(task: str) -> bool:
     """Has the task all runs of both policies, and of the growers?"""
-    content = settings()
-    seeds = content["parts"]["policies"]["seeds"][task]
+    seeds = settings()["parts"]["policies"]["seeds"][task]
     policies = (read_runs("policies", task, policy) for policy in ("v1", "v2"))
     every = all(len(runs) == seeds for runs in policies)
-    return every and all(read_runs(GROWERS, task, name) for name in growers_of(task))
+    return every and all(job.is_measured for job in grower_jobs([task]))
 
 
 def in_short() -> str:
@@ -80,7 +81,7 @@ PUBLISHED = {"linear": (410, 32), "perceptron": (15_210, 68), "convolutional": (
 
 def published() -> str:
     """Networks that grew on MNIST-1D, beside published ones: accuracy at parameters."""
-    host = sum(parameter.numel() for parameter in signals().parameters())
+    host = size(signals())
     rows: Rows = [
         (f"{name}, published", f"{parameters:,}", f"{accuracy}")
         for name, (parameters, accuracy) in PUBLISHED.items()
@@ -91,13 +92,8 @@ def published() -> str:
             for measure in ("seed_params", "test_accuracy")
         )
         if len(seeds):
-            rows.append(
-                (
-                    f"host, {name}",
-                    shown(middle(host + seeds), ",.0f"),
-                    shown(middle(accuracy), ".1f"),
-                )
-            )
+            cells = shown(middle(host + seeds), ",.0f"), shown(middle(accuracy), ".1f")
+            rows.append((f"host, {name}", *cells))
     return table(("network", "parameters", "test accuracy, %"), rows)
 
 
@@ -118,15 +114,14 @@ def break_even() -> str:
     """
     rows: Rows = []
     for task in settings()["hosts"]:
-        learned = scores("policies", task, "v2", earned("sampled"))
+        config, learned = compose(task, (), 0), scores("policies", task, "v2", earned("sampled"))
         for kind, names in KINDS.items():
-            found = {name: scores(GROWERS, task, name, earned(name)) for name in names}
+            found = {name: grower_returns(task, name) for name in names}
             known = {name: returns for name, returns in found.items() if len(returns)}
             if not known or not len(learned):
                 continue
             best = max(known, key=lambda name: middle(known[name]).value)
             apart = on_scale(task, ahead(learned, known[best]))
-            config = compose(task, (), 0)
             steps = scores(GROWERS, task, best, itemgetter("steps")).mean()
             networks = (config.total_steps - steps) / config.episode_steps
             cells = (best, f"{networks:,.0f}", shown(apart), paid_after(networks, apart))
@@ -151,6 +146,7 @@ def paid_after(networks: float, gain: Interval | None) -> str:
         return ""
     if gain.high <= 0:
         return "never"
-    least, most = (f"{networks / each:,.0f}" if each > 0 else "never" for each in gain[:0:-1])
+    ends = (gain.high, gain.low)
+    least, most = (f"{networks / each:,.0f}" if each > 0 else "never" for each in ends)
     between = f"[{least}, {most}]"
     return f"{networks / gain.value:,.0f} {between}" if gain.value > 0 else between
