@@ -167,6 +167,7 @@ def credit() -> str:
     measures: dict[str, Measure] = {
         "part of the gap closed, greedy": _closed("greedy"),
         "the same, sampled": _closed("sampled"),
+        "seeds made permanent, greedy": earned("greedy", "fossilized"),
         "hosts on which 0.9 of it is closed": lambda run: run["credit"]["near_best"],
         "hosts on which help is seen": lambda run: run["credit"]["helped"],
         "change of the value in the step that shows it": lambda run: run["credit"]["jump"],
