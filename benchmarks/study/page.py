@@ -245,6 +245,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "watching": watching,
     "changes": lambda: changes("changes"),
     "options": lambda: changes("options"),
+    "tried": lambda: changes("tried"),
     "growers": growers,
     "in short": in_short,
     "break-even": break_even,

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.seeds import Run
 from benchmarks.study.credit import watch_credit
-from benchmarks.study.settings import TUNING, Job, settings
+from benchmarks.study.settings import TUNING, Job, compose, settings
 from benchmarks.study.worlds import FinalNetworks, accuracy, held_out, in_study
 from envs import MorphogenesisEnv
 from envs.actions import BLUEPRINTS
@@ -68,7 +68,10 @@ def train_and_play(job: Job) -> Run:
         run = train(config, quiet=True)
         minutes = (time.perf_counter() - start) / 60
         seed = CHOOSING_SEED if job.part == TUNING else EVALUATION_SEED
-        arena = Arena(run, settings()["hosts"][job.task], seed=seed)
+        usual = compose(job.task, (), job.seed).ppo.gamma  # returns are of one measure
+        arena = Arena(
+            run, settings()["hosts"][job.task], seed=seed, settings=[f"ppo.gamma={usual}"]
+        )
         tested = Tested(job.task, arena.world)
         players = {name: tested.play(partial(arena.play, PLAYERS[name])) for name in job.players}
         found = {

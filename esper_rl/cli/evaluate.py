@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "settings",
         nargs="*",
         metavar="KEY=VALUE",
-        help="play in another world than the run's, such as task=digits_full, or device=cuda",
+        help="play in another world than the run's, such as task=digits_full, with another "
+        "discount of returns (ppo.gamma=1), or device=cuda",
     )
     parser.add_argument(
         "--episodes",

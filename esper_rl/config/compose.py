@@ -27,7 +27,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _ACCELERATORS = ("cuda", "mps", "xpu")
 
-_OF_A_WORLD = ("task", "env.", "reward.", "device", "workers", "threads")
+_OF_A_WORLD = ("task", "env.", "reward.", "ppo.gamma", "device", "workers", "threads")
 """Beginnings of the keys that an evaluation may change: a policy plays in other worlds, too."""
 
 _WHOLE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE]\+?\d+(?![\w.])")
@@ -96,7 +96,8 @@ def in_another_world(config: TrainConfig, overrides: Sequence[str]) -> TrainConf
 
     Args:
         config: of the run.
-        overrides: as for :func:`compose_config`; ``task``, keys of ``env``, ``reward``, or
+        overrides: as for :func:`compose_config`; ``task``, keys of ``env``, ``reward``,
+            ``ppo.gamma``, by which returns and the reward's potentials are discounted, or
             ``device``, ``workers`` and ``threads``.
 
     Raises:
@@ -123,7 +124,7 @@ def in_another_world(config: TrainConfig, overrides: Sequence[str]) -> TrainConf
         if not key.startswith(_OF_A_WORLD):
             raise ConfigError(
                 f"override {setting.input_line!r}: a policy is played as it was trained; only "
-                "task, env.…, reward.…, device, workers and threads may be others"
+                "task, env.…, reward.…, ppo.gamma, device, workers and threads may be others"
             )
     if "task" in settings:  # not the numbers that training on it needs
         settings["env.task"] = settings.pop("task")

@@ -114,7 +114,8 @@ class Arena:
         run: folder of a training run.
         episodes: E, all played at once, a row each.
         seed: of the episodes.
-        settings: another world or device than the run's, such as ``["task=digits_full"]``; see
+        settings: another world, discount or device than the run's, such as
+            ``["task=digits_full"]``; see
             :func:`esper_rl.config.in_another_world`.
 
     Attributes:

@@ -16,10 +16,11 @@ from envs import MorphogenesisEnv
 from envs.actions import Op, Stage
 from envs.observation import ACTION_FEEDBACK, feature_columns
 from envs.tasks import scaffold
-from esper_rl import train
+from esper_rl import config, train
 from esper_rl.config import TrainConfig, compose_config
 from esper_rl.evaluation import (
     BEST_PLAN,
+    EVALUATION_SEED,
     GREEDY,
     PLAYERS,
     WAIT,
@@ -167,6 +168,15 @@ def test_returns_are_discounted_as_the_run_was(tiny_config: Callable[..., TrainC
     found = {gamma: arena.play(WAIT, gamma).returns for gamma in (None, 0.5, 1.0)}
     assert found[None].equal(found[0.5])
     assert not found[None].equal(found[1.0])
+
+
+def test_runs_of_different_discounts_are_played_for_the_same_returns(
+    tiny_config: Callable[..., TrainConfig],
+) -> None:
+    arena = Arena(train(tiny_config("ppo.gamma=0.5")), 3, settings=["ppo.gamma=0.9"])
+    env = config.make_env(tiny_config("ppo.gamma=0.9"), num_envs=3, seed=EVALUATION_SEED)
+    expected = evaluate(WaitPolicy(), env, 3, gamma=0.9)
+    torch.testing.assert_close(arena.play(WAIT).returns, expected.returns)
 
 
 NO_SIZES = tuple(
