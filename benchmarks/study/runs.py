@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -209,7 +211,7 @@ def measure_missing(
         minutes: after which no further run is begun.
 
     Returns:
-        How many are missing still.
+        How many are missing still: those that weren't begun, and those that failed.
     """
     missing = [job for job in jobs if not job.is_measured]
     ends = time.perf_counter() + 60 * minutes
@@ -227,7 +229,13 @@ def measure_missing(
                 break
             done = next(as_completed(running))
             job = running.pop(done)
-            job.save(done.result())
             bar.set_postfix_str(f"{job.task}, {job.variant}, seed {job.seed}")
-            bar.update()
+            try:
+                job.save(done.result())
+            except BrokenProcessPool:
+                raise
+            except Exception as error:  # what can't be measured is said, and the others go on
+                bar.write(f"{bar.postfix} failed:\n{''.join(traceback.format_exception(error))}")
+            else:
+                bar.update()
         return int(bar.total - bar.n)

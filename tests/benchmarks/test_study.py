@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.envs import TransformedEnv
 
-from benchmarks.study import page
+from benchmarks.study import page, runs
 from benchmarks.study import settings as study
 from benchmarks.study.credit import Watched
 from benchmarks.study.growers import each_variants_own, first_convolution
@@ -200,6 +201,21 @@ def test_what_an_episode_has_grown_is_noted_and_tested() -> None:
     assert seen.planted.tolist() == [[-1, 2, -1], [-1, -1, -1]]
     right = networks[0](test.inputs).argmax(1) == test.targets
     assert seen.accuracy[0].item() == pytest.approx(100 * right.float().mean().item())
+
+
+def test_a_run_that_fails_is_missing_and_the_others_are_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(job: Job) -> dict[str, Any]:
+        if job.seed == 101:
+            raise ValueError("it diverged")
+        return a_run(job.seed)
+
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda n, **kwargs: ThreadPoolExecutor(n))
+    jobs = [Job("policies", "digits", "v1", (), seed, ()) for seed in (100, 101, 102)]
+    assert runs.measure_missing(jobs, measure, at_once=2, minutes=5) == 1
+    assert [job.is_measured for job in jobs] == [True, False, True]
+    assert "it diverged" in capsys.readouterr().out
 
 
 def test_the_value_is_watched_where_help_is_seen() -> None:
