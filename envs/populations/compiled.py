@@ -108,7 +108,7 @@ class CompiledPasses:
         examined, targets = (x.to(params.dtype).numpy() for x in (self._inputs, self._targets))
         minibatches = examples.contiguous().numpy()
         rates = inputs.host_lr, inputs.seed_lr
-        host_lr, seed_lr = (rate.to(params.dtype).numpy() for rate in rates)
+        host_lr, seed_lr = (rate.to(params.dtype).contiguous().numpy() for rate in rates)
         state = _rows(params, inputs, training=True)
 
         def train(chunk: np.ndarray) -> None:
@@ -163,7 +163,9 @@ class CompiledPasses:
 
 def _rows(params: Tensor, inputs: SlotInputs, *, training: bool) -> Rows:
     kind, alpha = inputs.kind(training=training), inputs.alpha.to(params.dtype)
-    return Rows(params.numpy(), kind.numpy(), inputs.mode.numpy(), alpha.numpy())
+    # An array of another layout is of another type, for which Numba would compile all again.
+    kind, mode, alpha = (each.contiguous().numpy() for each in (kind, inputs.mode, alpha))
+    return Rows(params.numpy(), kind, mode, alpha)
 
 
 def _flat_targets(objective: Objective, targets: Tensor) -> Tensor:
