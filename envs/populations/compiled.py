@@ -162,10 +162,9 @@ class CompiledPasses:
 
 
 def _rows(params: Tensor, inputs: SlotInputs, *, training: bool) -> Rows:
-    kind, alpha = inputs.kind(training=training), inputs.alpha.to(params.dtype)
+    of_slots = inputs.kind(training=training), inputs.mode, inputs.alpha.to(params.dtype)
     # An array of another layout is of another type, for which Numba would compile all again.
-    kind, mode, alpha = (each.contiguous().numpy() for each in (kind, inputs.mode, alpha))
-    return Rows(params.numpy(), kind, mode, alpha)
+    return Rows(params.numpy(), *(entry.contiguous().numpy() for entry in of_slots))
 
 
 def _flat_targets(objective: Objective, targets: Tensor) -> Tensor:
