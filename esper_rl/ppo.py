@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,9 @@ class PPOConfig:
     normalize_entropy: bool = option(True, "divide entropies by log(number of legal choices)")
     bootstrap: str = option("sampled", "op of the value after a cut: sampled | expected (mean)")
     max_grad_norm: float = option(1.0, "the gradient is scaled down to this norm")
+    target_kl: float | None = option(
+        None, "end the passes of an iteration at kl_approx above this (0.03 or so); null: never"
+    )
 
     @config_errors()
     def __post_init__(self) -> None:
@@ -76,6 +79,8 @@ class PPOConfig:
             check_number(f"ppo.{name}", getattr(self, name), least=0)
         check_number("ppo.gamma", self.gamma, above=0, most=1)
         check_number("ppo.lmbda", self.lmbda, least=0, most=1)
+        if self.target_kl is not None:
+            check_number("ppo.target_kl", self.target_kl, above=0)
 
     def advantage_options(self) -> dict[str, Any]:
         """Arguments of :func:`esper_rl.objectives.compute_advantages`."""
@@ -145,7 +150,8 @@ class PPO:
         """Learn from a rollout.
 
         Advantages are estimated once. Every epoch shuffles the rows and takes an optimizer's step
-        for each minibatch of them.
+        for each minibatch of them; ``target_kl`` ends that after the first step whose minibatch
+        shows the policy further than this from the one that has collected.
 
         Args:
             batch: steps ``[..., N, T]`` of the policy as it is, with all that the actor has
@@ -158,7 +164,8 @@ class PPO:
             what is about a certain op or head leaves out the steps that have none, and is nan when
             there was none at all. What is about the value (:data:`VALUE_METRICS`) is that of the
             whole rollout before the first step; its means over the steps, which fit the value to
-            these very targets, are called ``NAME_fitted``. And ``entropy_coeff`` and ``lr``.
+            these very targets, are called ``NAME_fitted``. And ``entropy_coeff``, ``lr``, and
+            ``passes``, how many were made.
 
         Raises:
             FloatingPointError: when a loss or gradient isn't finite, whose step isn't taken; when
@@ -187,11 +194,18 @@ class PPO:
         with torch.no_grad(), self._autocast():
             before = self.loss(steps)
         taken = []
-        for _ in range(config.epochs):
-            order = torch.randperm(len(steps))
-            for rows in order.tensor_split(config.minibatches):
-                taken.append(self._step(steps[rows]))
-        return average_metrics(before, taken) | {"entropy_coeff": coefficient, "lr": lr}
+        for rows in self._minibatches(len(steps)):
+            taken.append(self._step(steps[rows]))
+            if config.target_kl is not None and taken[-1]["kl_approx"] > config.target_kl:
+                break
+        passes = len(taken) / config.minibatches
+        said = {"entropy_coeff": coefficient, "lr": lr, "passes": passes}
+        return average_metrics(before, taken) | said
+
+    def _minibatches(self, rows: int) -> Iterator[Tensor]:
+        """Indices of rows: all of them in every epoch, in another order."""
+        for _ in range(self.config.epochs):
+            yield from torch.randperm(rows).tensor_split(self.config.minibatches)
 
     def _step(self, minibatch: TensorDictBase) -> TensorDictBase:
         """One step of the optimizer; all that the loss has written, and gradient norms."""

@@ -84,6 +84,19 @@ def test_an_update_is_this(progress: float, anneal_lr: bool, lr: float) -> None:
     assert metrics["lr"] == pytest.approx(lr)
 
 
+def test_passes_end_at_the_first_step_that_shows_the_policy_too_far() -> None:
+    """The first minibatch shows no distance, for nothing is learned yet; the second one does."""
+    batch = rollout(fresh())
+    numbers = {"epochs": 3, "minibatches": 4, "lr": 1e-2}
+    usual, metrics = updated(batch, **numbers)
+    far, far_metrics = updated(batch, **numbers, target_kl=1e6)
+    near, near_metrics = updated(batch, **numbers, target_kl=1e-6)
+    assert (metrics["passes"], far_metrics["passes"], near_metrics["passes"]) == (3, 3, 2 / 4)
+    assert_same(usual, far)
+    once, _ = updated(batch, **numbers | {"epochs": 1}, target_kl=1e-6)
+    assert_same(near, once)
+
+
 def test_rows_of_workers_that_are_stacked_are_rows() -> None:
     batch = rollout(fresh())
     flat, flat_metrics = updated(batch)
