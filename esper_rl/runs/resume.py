@@ -40,7 +40,7 @@ class _Tensors(StateDictCheckpointAdapter):
         state, buffer = component.state_dict(*args, **kwargs), io.BytesIO()
         torch.save(state, buffer)
         path.mkdir(parents=True)
-        (path / self.state_torch).write_bytes(buffer.getbuffer())
+        (path / self.state_torch).write_bytes(buffer.getvalue())
         return state
 
     def load(
