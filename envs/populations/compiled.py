@@ -61,7 +61,7 @@ class CompiledPasses:
         self.criterion = _make_criterion(objective, wanted, classes)
         self.network, extremes = assemble(networks, data.inputs[:1], classes, answers)
         prepare = window_extremes if extremes else networks.host.channels_first
-        self._inputs = prepare(data.inputs).flatten(1)
+        self._inputs = prepare(data.inputs).flatten(1).contiguous()
         self._validation_inputs = prepare(data.validation_inputs()).flatten(1).T
         self._answers = _flat_targets(objective, wanted).T
         self._at_once = max(_LEAST, _PIECE // answers)
@@ -105,10 +105,9 @@ class CompiledPasses:
         """See :meth:`envs.populations.plain.PlainPasses.train`."""
         host_norm = params.new_zeros(len(params))
         seed_norm = params.new_zeros(len(params), self.networks.num_slots)
-        examined, targets = (x.to(params.dtype).numpy() for x in (self._inputs, self._targets))
-        minibatches = examples.contiguous().numpy()
-        rates = inputs.host_lr, inputs.seed_lr
-        host_lr, seed_lr = (rate.to(params.dtype).contiguous().numpy() for rate in rates)
+        given = self._inputs, self._targets, inputs.host_lr, inputs.seed_lr
+        examined, targets, host_lr, seed_lr = (_array(x.to(params.dtype)) for x in given)
+        minibatches = _array(examples)
         state = _rows(params, inputs, training=True)
 
         def train(chunk: np.ndarray) -> None:
@@ -142,7 +141,7 @@ class CompiledPasses:
         at_once = self._at_once
         examined, answers = (x.to(params.dtype) for x in (self._validation_inputs, self._answers))
         pieces = [
-            (x.contiguous().numpy(), wanted.flatten().numpy())
+            (_array(x), wanted.flatten().numpy())
             for x, wanted in zip(examined.split(at_once, 1), answers.split(at_once, 1), strict=True)
         ]
         loss = np.zeros((len(pieces), len(params)))
@@ -163,8 +162,12 @@ class CompiledPasses:
 
 def _rows(params: Tensor, inputs: SlotInputs, *, training: bool) -> Rows:
     of_slots = inputs.kind(training=training), inputs.mode, inputs.alpha.to(params.dtype)
-    # An array of another layout is of another type, for which Numba would compile all again.
-    return Rows(params.numpy(), *(entry.contiguous().numpy() for entry in of_slots))
+    return Rows(params.numpy(), *(_array(entry) for entry in of_slots))
+
+
+def _array(values: Tensor) -> np.ndarray:
+    """Contiguous: another layout is of another type, for which Numba would compile all again."""
+    return values.contiguous().numpy()
 
 
 def _flat_targets(objective: Objective, targets: Tensor) -> Tensor:
