@@ -115,8 +115,7 @@ class Arena:
         episodes: E, all played at once, a row each.
         seed: of the episodes.
         settings: another world, discount or device than the run's, such as
-            ``["task=digits_full"]``; see
-            :func:`esper_rl.config.in_another_world`.
+            ``["task=digits_full"]``; see :func:`esper_rl.config.in_another_world`.
 
     Attributes:
         folder: of the run.

@@ -161,7 +161,7 @@ def make_every_population(
     """All of :func:`every_growth`, planted; ``plain`` in PyTorch instead of compiled."""
     growth = every_growth(dtype)
     growth = SlotInputs(
-        **{k: v[:, :num_slots].contiguous() if v.dim() == 2 else v for k, v in vars(growth).items()}
+        **{k: v[:, :num_slots] if v.dim() == 2 else v for k, v in vars(growth).items()}
     )
     population = make_population(name, len(growth.stage), num_slots=num_slots, dtype=dtype)
     assert isinstance(population.passes, CompiledPasses)
