@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,9 +238,19 @@ class PPO:
         return {"network": network.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`."""
-        self.actor_critic.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on from a :meth:`state_dict`.
+
+        Raises:
+            RuntimeError, ValueError: for one of another network or optimizer; nothing changes then.
+        """
+        network = self.actor_critic.network
+        before = deepcopy(network.state_dict())
+        try:
+            network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except Exception:  # torch has loaded all weights that fit
+            network.load_state_dict(before)
+            raise
 
 
 def gradient_norms(actor_critic: ActorCritic) -> TensorDict:

@@ -149,6 +149,28 @@ def test_it_goes_on_where_another_one_was_saved() -> None:
     assert_same(weights(ac), weights(other))
 
 
+def test_what_was_saved_of_another_optimizer_changes_nothing() -> None:
+    ac, other = fresh(), fresh()
+    ppo, copy = PPO(ac, CAUSAL_RELEVANCE), PPO(other, CAUSAL_RELEVANCE)
+    ppo.update(rollout(ac))
+    state, before = deepcopy(ppo.state_dict()), weights(other)
+    state["optimizer"]["param_groups"][0]["params"].pop()
+    with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):
+        copy.load_state_dict(state)
+    assert_same(weights(other), before)
+
+
+def test_what_was_saved_of_another_network_changes_nothing() -> None:
+    ac = fresh()
+    ppo, before = PPO(ac, CAUSAL_RELEVANCE), weights(ac)
+    state = {name: deepcopy(part) for name, part in ppo.state_dict().items()}
+    for number, (name, weight) in enumerate(state["network"].items()):
+        state["network"][name] = weight[:-1] if number == 3 else weight + 1
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        ppo.load_state_dict(state)
+    assert_same(weights(ac), before)
+
+
 def test_progress_is_a_share() -> None:
     ac = fresh()
     with pytest.raises(ValueError, match="progress must be a number of at least 0 and at most 1"):
